@@ -1,0 +1,1 @@
+"""The only room that knows the device: batches, one forward pass, cached activations."""

@@ -1,0 +1,1 @@
+"""One figure per module; reads metric tables only and never makes a new number."""

@@ -1,0 +1,296 @@
+"""What every model is to the rest of the package: tokens, a stream, updates block by block, a read-out.
+
+    h_0 = embed(batch);   h_k = h_{k-1} + a_k (+ g_k) + m_k;   logits = read_out(h_n)
+
+An adapter wraps one loaded module of a well-kept library and says where these things are. Nothing outside
+``plm_depth.models`` knows which family it holds. Stepping through the blocks gives the library's own logits.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plm_depth.tables import AMINO_ACIDS
+
+
+class SequenceError(ValueError):
+    """A sequence that this model cannot read; says what was expected, what came and what to do."""
+
+
+class CheckpointError(Exception):
+    """A checkpoint that is not what its family publishes; names the file, what was expected and the mend."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One protein as one model reads it.
+
+    Attributes:
+        ids: (n_tokens,) int64, specials included.
+        residue_tokens: (n_residues,) int64, the token index of residue ``position`` (from the N terminus, whatever the
+            reading direction). Every residue has exactly one token in the track that is read out.
+        masked: (n_residues,) bool, which residues are hidden.
+        direction: "n2c", "c2n", or "none" for models without one.
+        extra: further per-token inputs by name (structure tokens, coordinates), leading axis n_tokens.
+    """
+
+    ids: np.ndarray
+    residue_tokens: np.ndarray
+    masked: np.ndarray
+    direction: str = "none"
+    extra: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded tokens of several proteins: ids (n_rows, n_tokens), valid (n_rows, n_tokens) bool, extra by name."""
+
+    ids: Tensor
+    valid: Tensor
+    extra: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What blocks need besides the stream (attention mask, rotary tables, frames); leading axis 1 or n_rows.
+
+    Values that are not tensors (or None) are passed through untouched.
+    """
+
+    values: dict[str, object]
+
+    def __getitem__(self, name: str) -> object:
+        return self.values[name]
+
+    def take(self, rows: Tensor) -> "Context":
+        """Return the context of the given batch rows (an index tensor; rows may repeat)."""
+
+        def rows_of(value: object) -> object:
+            if isinstance(value, Tensor) and value.ndim and value.shape[0] > 1:
+                return value.index_select(0, rows)
+            return value
+
+        # An axis of length 1 broadcasts over rows, whether it is shared or the batch has one row.
+        return replace(self, values={name: rows_of(value) for name, value in self.values.items()})
+
+
+@dataclass(frozen=True)
+class Updates:
+    """What one block adds to the stream, each (n_rows, n_tokens, d_model): after any scale, as added.
+
+    ``middle`` is the stream that the MLP reads before its norm: h + a (+ g), or h itself in a parallel block.
+    """
+
+    attention: Tensor
+    mlp: Tensor
+    middle: Tensor
+    geometric: Tensor | None = None
+
+    @property
+    def total(self) -> Tensor:
+        if self.geometric is None:
+            return self.attention + self.mlp
+        return self.attention + self.geometric + self.mlp
+
+
+class Adapter(ABC):
+    """One loaded model of one family.
+
+    Class attributes a family sets:
+        family: its name in the registry and in config/models.tsv.
+        objective: "ar", "mlm" or "diffusion".
+        is_parallel: whether attention and MLP of a block read the same input.
+        read_offset: token offset from a residue to the token whose logits predict it (0, or -1 when autoregressive).
+        max_residues: longest protein the family was made for; longer ones are refused, never cut.
+        directions: the reading directions, ("none",) or ("n2c", "c2n").
+
+    Instance attributes:
+        module: the library's module, in evaluation mode.
+        n_blocks, d_model: sizes.
+        residue_ids: (20,) token ids of AMINO_ACIDS in that order.
+        vocabulary: token id to its text, for the real tokens only (no padding rows), in id order.
+        mask_id: id of the mask token, or None.
+        pad_id: id of the pad token.
+    """
+
+    family: str
+    objective: str
+    is_parallel: bool = False
+    read_offset: int = 0
+    max_residues: int
+    directions: tuple[str, ...] = ("none",)
+
+    module: torch.nn.Module
+    n_blocks: int
+    d_model: int
+    residue_ids: np.ndarray
+    vocabulary: dict[int, str]
+    mask_id: int | None
+    pad_id: int
+
+    # ------------------------------------------------------------------------------------------- to be written
+
+    @abstractmethod
+    def encode(self, sequence: str, *, masked: np.ndarray | None = None, direction: str = "none") -> Tokens:
+        """Return the tokens of a protein.
+
+        Args:
+            sequence: upper-case residues; see ``check_sequence``.
+            masked: (n_residues,) bool, residues to hide; None hides nothing. Only for models with a mask token.
+            direction: one of ``directions``.
+        Raises:
+            SequenceError: a letter outside the family's alphabet, an empty or too long sequence, masks that this model
+                cannot have.
+        """
+
+    @abstractmethod
+    def embed(self, batch: Batch) -> tuple[Tensor, Context]:
+        """Return the stream that enters block 1, (n_rows, n_tokens, d_model), and the context of the blocks."""
+
+    @abstractmethod
+    def attention_update(self, block: int, stream: Tensor, context: Context) -> Tensor:
+        """Return a_k of block ``block`` (1..n_blocks) for the stream that enters it."""
+
+    @abstractmethod
+    def mlp_update(self, block: int, middle: Tensor, context: Context) -> Tensor:
+        """Return m_k for the stream that the MLP reads (before its norm): ``Updates.middle``."""
+
+    @abstractmethod
+    def read_out(self, stream: Tensor) -> Tensor:
+        """Return logits (..., n_rows_of_the_vocabulary) of a stream (..., d_model): final norm and the whole head."""
+
+    @abstractmethod
+    def library_logits(self, batch: Batch) -> Tensor:
+        """Return the logits of the library's own forward pass; the reference that stepping must reproduce."""
+
+    # ------------------------------------------------------------------------------------------- written once
+
+    def geometric_update(self, block: int, stream: Tensor, context: Context) -> Tensor | None:
+        """Return g_k for the stream h + a, or None where the block has no such branch."""
+        return None
+
+    def updates(self, block: int, stream: Tensor, context: Context) -> Updates:
+        """Return what block ``block`` (1..n_blocks) adds to the stream that enters it."""
+        attention = self.attention_update(block, stream, context)
+        if self.is_parallel:
+            return Updates(attention, self.mlp_update(block, stream, context), stream)
+        middle = stream + attention
+        geometric = self.geometric_update(block, middle, context)
+        if geometric is not None:
+            middle = middle + geometric
+        return Updates(attention, self.mlp_update(block, middle, context), middle, geometric)
+
+    def add(self, stream: Tensor, updates: Updates) -> Tensor:
+        """Return the stream after the block, added in the library's order, so that results are equal bit by bit."""
+        if self.is_parallel:
+            return stream + updates.total
+        return updates.middle + updates.mlp
+
+    def collate(self, tokens: Sequence[Tokens], device: torch.device | str = "cpu") -> Batch:
+        """Return proteins right-padded to the longest."""
+        n_tokens = max(t.n_tokens for t in tokens)
+        ids = np.full((len(tokens), n_tokens), self.pad_id, np.int64)
+        valid = np.zeros((len(tokens), n_tokens), bool)
+        for row, t in enumerate(tokens):
+            ids[row, : t.n_tokens] = t.ids
+            valid[row, : t.n_tokens] = True
+        return Batch(torch.from_numpy(ids).to(device), torch.from_numpy(valid).to(device))
+
+    def check_sequence(self, sequence: str, alphabet: str) -> None:
+        """Refuse a sequence that would be shifted, cut or misread.
+
+        Raises:
+            SequenceError: naming the position and the letter, or the length and the limit.
+        """
+        if not sequence:
+            raise SequenceError("empty sequence: nothing to read; filter it out of the data set")
+        if len(sequence) > self.max_residues:
+            raise SequenceError(
+                f"{len(sequence)} residues, but {self.family} was made for at most {self.max_residues}; "
+                "lower max_length of the data set (nothing is ever cut silently)"
+            )
+        for position, letter in enumerate(sequence):
+            if letter not in alphabet:
+                raise SequenceError(
+                    f"{letter!r} at position {position} is not in the alphabet of {self.family} ({alphabet}); "
+                    "write upper case and filter or replace the letter"
+                )
+
+    def check_masked(self, sequence: str, masked: np.ndarray | None) -> np.ndarray:
+        """Return the masks as (n_residues,) bool.
+
+        Raises:
+            SequenceError: wrong length, or a mask asked of a model without a mask token.
+        """
+        if masked is None:
+            return np.zeros(len(sequence), bool)
+        masked = np.asarray(masked, bool)
+        if masked.shape != (len(sequence),):
+            raise SequenceError(f"mask of shape {masked.shape} for {len(sequence)} residues")
+        if masked.any() and self.mask_id is None:
+            raise SequenceError(f"{self.family} has no mask token; use the autoregressive inputs")
+        return masked
+
+    def read_positions(self, sequence: str, tokens: Tokens, *, which: str) -> np.ndarray:
+        """Return the positions whose residue is predicted, in ascending order.
+
+        Args:
+            which: "masked" (hidden residues), "visible" (shown ones), or "next" (autoregressive: every residue whose
+                source token is a residue too).
+        Both the residue read and (for "next") its source must be canonical.
+        """
+        canonical = np.array([letter in AMINO_ACIDS for letter in sequence])
+        if which == "masked":
+            keep = tokens.masked & canonical
+        elif which == "visible":
+            keep = ~tokens.masked & canonical
+        else:
+            source = tokens.residue_tokens + self.read_offset
+            at = np.full(tokens.n_tokens, False)
+            at[tokens.residue_tokens[canonical]] = True
+            keep = canonical & (source >= 0) & at[np.maximum(source, 0)]
+        return np.flatnonzero(keep)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(p.numel() for p in self.module.parameters())
+
+    @torch.inference_mode()
+    def self_check(self, sequence: str = "MKTAYIAKQRQISFVKSHFSRQ") -> float:
+        """Return the largest |logits by stepping - logits of the library| on a few residues, relative to the largest.
+
+        Raises:
+            CheckpointError: above 1e-4 (float32) or 0.1 (half precision), or a value that is not finite.
+        """
+        masked = None
+        if self.mask_id is not None:
+            masked = np.zeros(len(sequence), bool)
+            masked[[2, 9]] = True
+        batch = self.collate([self.encode(sequence, masked=masked, direction=self.directions[0])], self.device)
+        expected = self.library_logits(batch).float()
+        stream, context = self.embed(batch)
+        for block in range(1, self.n_blocks + 1):
+            stream = self.add(stream, self.updates(block, stream, context))
+        logits = self.read_out(stream).float()
+        if not torch.isfinite(expected).all():
+            raise CheckpointError(f"{self.family}: logits are not finite: the checkpoint holds NaN or inf")
+        error = float((logits - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
+        limit = 1e-4 if next(self.module.parameters()).dtype == torch.float32 else 0.1
+        if not error <= limit:
+            raise CheckpointError(
+                f"{self.family}: h_0 plus the updates reads out to logits {error:.2g} (relative) away from the model's "
+                f"own, above {limit}: this adapter does not describe this checkpoint; nothing was measured"
+            )
+        return error

@@ -1,0 +1,1 @@
+"""Download, parse, filter, sample, cluster and shard protein sequences. No torch."""

@@ -1,0 +1,466 @@
+"""The files between the rooms: their columns, types and units, and the only code that reads or writes them.
+
+Two kinds of table:
+
+* ordinary tables (``write_table``, ``read_table``): typed columns, Parquet with zstd, one of the schemas below;
+* vector tables (``VectorWriter``, ``VectorTable``): ordinary key columns plus one fixed-size-binary column of
+  little-endian numbers per layer, uncompressed, a row a residue, row groups that end where a sequence ends. A reader
+  takes one layer without touching the others and gets a numpy view without a copy.
+
+Everything is written under a temporary name and renamed, so a file under its final name is whole. A file that is
+truncated, corrupt or of another schema raises ``TableError`` with its path.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"  # the order of every 20-way axis in this package
+
+
+class TableError(Exception):
+    """A table that is missing, truncated, corrupt or not what its schema says."""
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Schemas
+
+
+def _schema(description: str, **columns: tuple[pa.DataType, str]) -> pa.Schema:
+    """Return an Arrow schema whose fields carry their meaning and unit, and whose metadata says what a row is."""
+    fields = [
+        pa.field(name, kind, nullable=False, metadata={"description": meaning})
+        for name, (kind, meaning) in columns.items()
+    ]
+    return pa.schema(fields, metadata={"description": description})
+
+
+_text, _cat = pa.string(), pa.dictionary(pa.int32(), pa.string())
+_i16, _i32, _i64, _f32, _f64, _bool = pa.int16(), pa.int32(), pa.int64(), pa.float32(), pa.float64(), pa.bool_()
+
+SEQUENCES = _schema(
+    "one protein of a sample, in rank order",
+    sequence_id=(_text, "accession"),
+    sequence_hash=(_text, "SHA-256 of the residues, hexadecimal"),
+    rank=(_i32, "place in the order of the keyed hash, from 0: a sample of size k holds ranks 0..k-1"),
+    n_residues=(_i32, "residues"),
+    sequence=(_text, "residues, upper case"),
+)
+LEFT_OUT = _schema(
+    "records of a source by what became of them; counts add up to the records read",
+    reason=(_text, "sampled, not_sampled, or why the record was left out"),
+    n_records=(_i64, "records"),
+)
+CLUSTERS = _schema(
+    "similarity cluster of each protein",
+    sequence_id=(_text, "accession"),
+    cluster_id=(_text, "accession of the cluster's representative"),
+)
+LOSS = _schema(
+    "training curve of one checkpoint",
+    model_id=(_text, "model"),
+    step=(_i32, "optimiser steps done"),
+    n_residues=(_i64, "residues seen so far, repeats counted"),
+    split=(_cat, "train or valid"),
+    nats=(_f64, "mean loss per predicted residue, in nats, over the 20 canonical residues"),
+    n=(_i64, "predicted residues behind the mean"),
+    reference=(_f64, "entropy of the background composition of the same residues, nats: the loss of ignoring context"),
+)
+
+# Which measurement a row belongs to. Categories: objective ar, mlm, diffusion; null_model trained, randinit, shuffle_w,
+# shuffle_seq; condition seq, seq_struct, struct; readout seq, struct, none; direction n2c, c2n, none.
+COMMON = {
+    "model_id": (_cat, "model"),
+    "family": (_cat, "family of the model"),
+    "objective": (_cat, "ar, mlm or diffusion"),
+    "n_blocks": (_i16, "blocks of the model"),
+    "d_model": (_i32, "width of the residual stream"),
+    "dtype": (_cat, "dtype of the weights in the forward pass"),
+    "null_model": (_cat, "trained, randinit, shuffle_w or shuffle_seq"),
+    "null_seed": (_i16, "seed of the null model, -1 for trained"),
+    "condition": (_cat, "seq, seq_struct or struct"),
+    "readout": (_cat, "seq, struct or none"),
+    "direction": (_cat, "n2c or c2n for autoregressive models, else none"),
+    "noise_t": (_f32, "share of residues masked; 0 clean; NaN for autoregressive models"),
+    "mask_draw": (_i16, "which draw of the mask, -1 where nothing is masked"),
+}
+PER_SEQUENCE = {
+    "sequence_id": (_cat, "accession"),
+    "n_residues": (_i32, "residues of the protein"),
+}
+_SUMS = {
+    "n": (_i32, "values behind the sums"),
+    "n_nan": (_i32, "values left out because they are undefined"),
+    "sum": (_f64, "sum of the values"),
+    "sumsq": (_f64, "sum of their squares"),
+}
+
+CONTRIB_SEQ = _schema(
+    "residual-stream contributions (metrics A1-A4) of one protein at one layer",
+    **COMMON,
+    **PER_SEQUENCE,
+    layer=(_i16, "0..n_blocks for states (norm_h, var_h, massive), 1..n_blocks for blocks"),
+    quantity=(_cat, "see plm_depth.metrics.contributions"),
+    pos_class=(_cat, "residue, masked, unmasked or special"),
+    **_SUMS,
+    p95=(_f32, "95th percentile over positions"),
+    max=(_f32, "largest value over positions"),
+    argmax_pos=(_i32, "position of the largest value, -1 if there is none"),
+)
+LENS_SEQ = _schema(
+    "logit lens (metrics C1-C4) of one protein at one layer",
+    **COMMON,
+    **PER_SEQUENCE,
+    layer=(_i16, "0..n_blocks; -1 in settling rows, whose values are layers"),
+    lens=(_cat, "logit: read at masked or next residues; copy: read at visible residues of a clean input"),
+    vocab=(_cat, "aa20: renormalised over the canonical residues; full: all real tokens"),
+    quantity=(_cat, "see plm_depth.metrics.lens"),
+    **_SUMS,
+    max=(_f64, "largest value over positions"),
+    rank_hist=(pa.list_(_i32, 20), "positions by rank of the true residue, 1..20; zeros unless quantity is rank_true"),
+)
+PROFILE = _schema(
+    "corpus value of one quantity at one layer, with its cluster-bootstrap interval",
+    **COMMON,
+    table=(_cat, "contributions or lens"),
+    quantity=(_cat, "as in that table"),
+    pos_class=(_cat, "as in contributions; lens name for lens rows"),
+    vocab=(_cat, "aa20, full, or none"),
+    layer=(_i16, "as in that table"),
+    aggregate=(_cat, "mean (macro), micro, p95, max"),
+    value=(_f64, "corpus value"),
+    ci_lo=(_f64, "2.5th percentile of the bootstrap; NaN for max"),
+    ci_hi=(_f64, "97.5th percentile of the bootstrap; NaN for max"),
+    n_seq=(_i32, "proteins with at least one defined value"),
+    n_cluster=(_i32, "similarity clusters among them"),
+    n_boot=(_i32, "bootstrap resamples"),
+    n_nan=(_i64, "undefined values left out"),
+)
+SUMMARY = _schema(
+    "one summary statistic of one model (metrics I)",
+    **COMMON,
+    stat=(_cat, "I1 depth_score, I2 kl_depth, I3 overlap_depth, I5 cosine_depth, I7 areas, I10 settling, A4 growth"),
+    profile=(_cat, "the profile it was computed from"),
+    param=(_f64, "threshold or other parameter of the statistic, NaN if it has none"),
+    value=(_f64, "the statistic"),
+    ci_lo=(_f64, "2.5th percentile of the cluster bootstrap"),
+    ci_hi=(_f64, "97.5th percentile of the cluster bootstrap"),
+    n_seq=(_i32, "proteins"),
+    n_cluster=(_i32, "similarity clusters"),
+    n_boot=(_i32, "resamples in which the statistic was defined"),
+)
+
+# Key columns of the vector tables. A row is one token (moments) or one read position (lens logits) or one anchor (stream)
+# of one view of one protein under one null model. What is constant over a file (model, dtype, ...) is in its metadata.
+VIEW_KEYS = {
+    "sequence_id": (_cat, "accession"),
+    "n_residues": (_i32, "residues of the protein"),
+    "null_model": (_cat, "trained, randinit, shuffle_w or shuffle_seq"),
+    "null_seed": (_i16, "seed of the null model, -1 for trained"),
+    "condition": (_cat, "seq, seq_struct or struct"),
+    "direction": (_cat, "n2c or c2n for autoregressive models, else none"),
+    "noise_t": (_f32, "share of residues masked; 0 clean; NaN for autoregressive models"),
+    "mask_draw": (_i16, "which draw of the mask, -1 where nothing is masked"),
+}
+MOMENT_KEYS = _schema(
+    "inner products of stream and updates at one token",
+    **VIEW_KEYS,
+    position=(_i32, "0-based residue position; for specials -1 before the first residue, n_residues after the last"),
+    pos_class=(_cat, "masked, unmasked or special"),
+)
+LENS_KEYS = _schema(
+    "read-out of every layer at one read position",
+    **VIEW_KEYS,
+    position=(_i32, "0-based position of the residue that is predicted"),
+    true_aa=(_i16, "index of the true residue in AMINO_ACIDS"),
+    is_masked=(_bool, "whether the residue was hidden from the model (always true for autoregressive models)"),
+)
+STREAM_KEYS = _schema(
+    "residual stream at one anchor residue, or its mean over the residues of the protein",
+    **VIEW_KEYS,
+    position=(_i32, "0-based position of the anchor; -1 for the mean over all residues"),
+)
+
+# The numbers of a moments vector, in this order, float32. h is the stream entering the block (layer k - 1), mid the
+# stream the MLP reads before its norm; state values belong to layer k. At layer 0 the block values are NaN.
+MOMENTS = (
+    "hh",  # |h_k|^2
+    "sum_h",  # sum of the coordinates of h_k
+    "max_h2",  # largest squared coordinate of h_k
+    "aa",  # |a_k|^2
+    "mm",  # |m_k|^2
+    "gg",  # |g_k|^2, geometric attention update; NaN where the block has none
+    "uu",  # |u_k|^2
+    "ha",  # <h_{k-1}, a_k>
+    "hu",  # <h_{k-1}, u_k>
+    "am",  # <a_k, m_k>
+    "mid_mid",  # |mid_k|^2; mid = h + a (+ g) in sequential blocks, h in parallel ones
+    "mid_m",  # <mid_k, m_k>
+    "mid_g",  # <h + a, g>; NaN where the block has none
+    "ga_ga",  # |h + a|^2, the stream the geometric branch reads; NaN where the block has none
+    "h_next",  # <h_{k-1}, h_k>
+)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Writing and reading
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary name beside ``path``; on success it is renamed to ``path``, on any error it is removed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(text: str, path: str | Path) -> None:
+    """Write a text file whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def as_table(columns: Mapping[str, object], schema: pa.Schema) -> pa.Table:
+    """Return an Arrow table of exactly the columns of ``schema``; a scalar is repeated over the rows.
+
+    Raises:
+        TableError: a column is missing, unknown, of another length, or cannot be cast without loss.
+    """
+    missing, unknown = set(schema.names) - set(columns), set(columns) - set(schema.names)
+    if missing or unknown:
+        raise TableError(f"columns missing: {sorted(missing)}, unknown: {sorted(unknown)}; expected {schema.names}")
+    lengths = {len(v) for v in columns.values() if not np.isscalar(v)}
+    if len(lengths) > 1:
+        raise TableError(f"columns of different lengths: {sorted(lengths)}")
+    n = lengths.pop() if lengths else 1
+    arrays = []
+    for field in schema:
+        values = columns[field.name]
+        if np.isscalar(values):
+            values = pa.repeat(pa.scalar(values), n)
+        try:
+            array = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
+            if isinstance(array, pa.ChunkedArray):
+                array = array.combine_chunks()
+            if array.type != field.type:
+                array = _cast(array, field.type)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+            raise TableError(f"column {field.name!r} is not {field.type}: {error}") from error
+        if array.null_count:
+            raise TableError(f"column {field.name!r} holds {array.null_count} nulls; use NaN or -1 as its schema says")
+        arrays.append(array)
+    return pa.table(arrays, schema=schema)
+
+
+def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    if pa.types.is_dictionary(kind):
+        if pa.types.is_dictionary(array.type):
+            array = array.cast(array.type.value_type)
+        encoded = array.cast(pa.string()).dictionary_encode()
+        return pa.DictionaryArray.from_arrays(encoded.indices.cast(pa.int32()), encoded.dictionary)
+    if pa.types.is_dictionary(array.type):
+        array = array.cast(array.type.value_type)
+    if pa.types.is_floating(array.type) and pa.types.is_floating(kind):
+        return array.cast(kind, safe=False)  # rounding to float32 is meant
+    return array.cast(kind)
+
+
+def write_table(columns: Mapping[str, object] | pa.Table, schema: pa.Schema, path: str | Path, **metadata: str) -> int:
+    """Write one ordinary table (zstd Parquet) whole or not at all; return its number of rows."""
+    if isinstance(columns, pa.Table):
+        columns = {name: columns.column(name) for name in columns.column_names}
+    table = as_table(columns, schema)
+    table = table.replace_schema_metadata({**(schema.metadata or {}), **{k: str(v) for k, v in metadata.items()}})
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+    return table.num_rows
+
+
+def read_table(path: str | Path, schema: pa.Schema) -> pa.Table:
+    """Return one ordinary table, checked against its schema, dictionary columns as plain strings kept encoded.
+
+    Raises:
+        TableError: the file is missing, truncated, corrupt, or has other columns or types.
+    """
+    try:
+        table = pq.read_table(path, page_checksum_verification=True)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise TableError(f"{path}: not a readable Parquet file ({error}); delete it and run again") from error
+    _check_columns(path, table.schema, schema)
+    return table
+
+
+def _check_columns(path: str | Path, found: pa.Schema, schema: pa.Schema) -> None:
+    def plain(kind: pa.DataType) -> pa.DataType:
+        return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+    for field in schema:
+        if field.name not in found.names:
+            raise TableError(f"{path}: no column {field.name!r}; it has {found.names}. Written by another version?")
+        kind = found.field(field.name).type
+        if plain(kind) != plain(field.type):
+            raise TableError(f"{path}: column {field.name!r} is {kind}, expected {field.type}")
+
+
+class VectorWriter:
+    """Write a vector table batch by batch; nothing stands under the final name until ``close``.
+
+    Args:
+        path: the Parquet file.
+        keys: schema of the key columns (MOMENT_KEYS, LENS_KEYS, STREAM_KEYS).
+        layers: layer numbers, one vector column each.
+        width: numbers per vector.
+        dtype: numpy dtype of the stored numbers, e.g. "float16".
+        metadata: what is constant over the file (JSON values).
+        names: meaning of the ``width`` numbers, if they have names.
+
+    Use as a context manager: an exception removes the temporary file.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        keys: pa.Schema,
+        layers: Sequence[int],
+        width: int,
+        dtype: str,
+        metadata: Mapping[str, object] | None = None,
+        names: Sequence[str] | None = None,
+        rows_per_group: int = 512,
+    ):
+        self.path, self.keys, self.layers, self.width = Path(path), keys, list(layers), width
+        self.dtype = np.dtype(dtype).newbyteorder("<")
+        self.rows_per_group = rows_per_group
+        binary = pa.binary(width * self.dtype.itemsize)
+        fields = [
+            pa.field(f"layer_{layer}", binary, nullable=False, metadata={"layer": str(layer)}) for layer in self.layers
+        ]
+        about = {
+            "layers": self.layers,
+            "width": width,
+            "dtype": self.dtype.str,
+            "names": list(names) if names else None,
+            "constants": dict(metadata or {}),
+        }
+        self.schema = pa.schema(list(keys) + fields, metadata={**(keys.metadata or {}), "vectors": json.dumps(about)})
+        self.n_rows = 0
+        self._pending: list[pa.Table] = []
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> "VectorWriter":
+        temporary = self._stack.enter_context(replacing(self.path))
+        self._writer = pq.ParquetWriter(
+            temporary,
+            self.schema,
+            compression={name: "zstd" if name in self.keys.names else "none" for name in self.schema.names},
+            use_dictionary=[f.name for f in self.keys if pa.types.is_dictionary(f.type)],
+            write_statistics=list(self.keys.names),
+            write_page_checksum=True,
+        )
+        return self
+
+    def append(self, keys: Mapping[str, object], vectors: np.ndarray) -> None:
+        """Add the rows of whole sequences: ``vectors`` is (n_layers, n_rows, width), of any float type.
+
+        Raises:
+            TableError: wrong shape, or a stored number would overflow the dtype or is infinite.
+        """
+        n = vectors.shape[1]
+        if vectors.shape != (len(self.layers), n, self.width):
+            raise TableError(f"vectors {vectors.shape}, expected ({len(self.layers)}, rows, {self.width})")
+        if n == 0:
+            return
+        stored = np.ascontiguousarray(vectors, dtype=self.dtype)
+        if np.isinf(stored).any():
+            raise TableError(
+                f"{self.path}: a value is infinite or too large for {self.dtype.name}; store a wider dtype (cache.dtype)"
+            )
+        columns = as_table(keys, self.keys)
+        if columns.num_rows != n:
+            raise TableError(f"{columns.num_rows} key rows for {n} vectors")
+        binary = self.schema.field(len(self.keys)).type
+        arrays = [
+            pa.FixedSizeBinaryArray.from_buffers(binary, n, [None, pa.py_buffer(stored[i])])
+            for i in range(len(self.layers))
+        ]
+        self._pending.append(pa.table(list(columns.itercolumns()) + arrays, schema=self.schema))
+        self.n_rows += n
+        if sum(t.num_rows for t in self._pending) >= self.rows_per_group:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._pending:
+            table = pa.concat_tables(self._pending).unify_dictionaries().combine_chunks()
+            self._writer.write_table(table, row_group_size=table.num_rows)
+            self._pending = []
+
+    def __exit__(self, kind, value, trace) -> None:
+        try:
+            if kind is None:
+                self._flush()
+            self._writer.close()
+        except BaseException as error:
+            self._stack.__exit__(type(error), error, error.__traceback__)
+            raise
+        self._stack.__exit__(kind, value, trace)
+
+
+class VectorTable:
+    """Read a vector table: keys as an Arrow table, one layer at a time as a numpy array.
+
+    Attributes: layers, width, dtype, names, constants (what was constant over the file), n_rows.
+    """
+
+    def __init__(self, path: str | Path, keys: pa.Schema):
+        self.path = Path(path)
+        try:
+            self._file = pq.ParquetFile(path, page_checksum_verification=True)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise TableError(f"{path}: not a readable Parquet file ({error}); delete it and run again") from error
+        found = self._file.schema_arrow
+        about = (found.metadata or {}).get(b"vectors")
+        if about is None:
+            raise TableError(f"{path}: not a vector table")
+        _check_columns(path, found, keys)
+        about = json.loads(about)
+        self.keys_schema = keys
+        self.layers, self.width, self.names = about["layers"], about["width"], about["names"]
+        self.dtype, self.constants = np.dtype(about["dtype"]), about["constants"]
+        self.n_rows = self._file.metadata.num_rows
+
+    def keys(self) -> pa.Table:
+        """Return the key columns, a row per vector."""
+        return self._read(self.keys_schema.names)
+
+    def layer(self, layer: int) -> np.ndarray:
+        """Return the vectors of one layer, (n_rows, width), in the stored dtype, read-only."""
+        if layer not in self.layers:
+            raise TableError(f"{self.path}: no layer {layer}; it has {self.layers}")
+        column = self._read([f"layer_{layer}"]).column(0)
+        parts = [
+            np.frombuffer(chunk.buffers()[1], dtype=self.dtype).reshape(-1, self.width)[
+                chunk.offset : chunk.offset + len(chunk)
+            ]
+            for chunk in column.chunks
+            if len(chunk)
+        ]
+        if not parts:
+            return np.empty((0, self.width), self.dtype)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _read(self, columns: list[str]) -> pa.Table:
+        try:
+            return self._file.read(columns=columns)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise TableError(f"{self.path}: corrupt ({error}); delete it and run again") from error

@@ -1,0 +1,1 @@
+"""Small checkpoints of every family trained from scratch, written in the family's official layout."""
