@@ -1,0 +1,155 @@
+"""What a model is asked during training and validation, by objective: masked, diffusion, autoregressive.
+
+An example is one protein as the model reads it, with the tokens whose logits are scored. Training follows the published
+objectives; validation shows fixed views, keyed by the protein alone, so that the curves of all models compare.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from plm_depth.models.base import Adapter, Tokens
+from plm_depth.randomness import generator
+from plm_depth.training.corpus import indices_of
+from plm_depth.views import View, mask_of
+
+NOISE_LEVELS = 500  # T of the absorbing diffusion
+VALIDATION_NOISE = (0.1, 0.3, 0.5, 0.7, 0.9)
+VALIDATION_DRAWS = 2  # mask draws of a masked model
+VALIDATION_SEED = 0  # never the seed of a recipe: all models are asked the same
+
+
+@dataclass(frozen=True)
+class Example:
+    """One protein as a model reads it, and what is scored.
+
+    Attributes:
+        tokens: the input.
+        reads: (n_reads,) tokens whose logits are scored.
+        targets: (n_reads,) token ids to be predicted there.
+        weights: (n_reads,) weight of each in the training loss.
+        true_aa: (n_reads,) index of the target in AMINO_ACIDS, -1 for terminals and other letters (not reported).
+    """
+
+    tokens: Tokens
+    reads: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray
+    true_aa: np.ndarray
+
+
+def training_example(
+    adapter: Adapter, sequence: str, *, seed: int, epoch: int, sequence_id: str, mask_rate: float
+) -> Example:
+    """Return the example of a protein in one epoch, drawn from a generator keyed by (seed, epoch, sequence_id).
+
+    * "mlm": ``mask_rate`` of the residues are selected; of these 80 % are hidden, 10 % replaced by a random amino acid,
+      10 % left; all selected ones are scored.
+    * "diffusion": a level t is drawn from 1..T, every residue is hidden with probability t / T; hidden ones are scored
+      with weight (T - t + 1) / T.
+    * "ar": a reading direction is drawn; every next token is scored, terminals included.
+    """
+    rng = generator(seed, "example", epoch, sequence_id)
+    if adapter.objective == "ar":
+        direction = adapter.directions[rng.integers(len(adapter.directions))]
+        return _next_tokens(adapter, sequence, direction)
+    n_residues = len(sequence)
+    if adapter.objective == "diffusion":
+        level = int(rng.integers(1, NOISE_LEVELS + 1))
+        masked = rng.random(n_residues) < level / NOISE_LEVELS
+        return _hidden(adapter, sequence, masked, weight=diffusion_weight(level))
+    hidden, replaced, left = select_residues(n_residues, mask_rate, rng)
+    masked = np.zeros(n_residues, bool)
+    masked[hidden] = True
+    selected = np.sort(np.concatenate([hidden, replaced, left]))
+    example = _hidden(adapter, sequence, masked, selected=selected)
+    ids = example.tokens.ids.copy()
+    ids[example.tokens.residue_tokens[replaced]] = adapter.residue_ids[rng.integers(20, size=len(replaced))]
+    return replace(example, tokens=replace(example.tokens, ids=ids))
+
+
+def select_residues(
+    n_residues: int, rate: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the positions that are hidden, replaced and left: 80, 10 and 10 % of ``rate`` of all, at least one in all.
+
+    The number selected is rate * n_residues rounded up or down at random, so that its mean is exact for short proteins.
+    """
+    n_selected = min(n_residues, max(1, math.floor(rate * n_residues + rng.random())))
+    selected = rng.choice(n_residues, n_selected, replace=False)
+    fate = rng.random(n_selected)
+    return selected[fate < 0.8], selected[(fate >= 0.8) & (fate < 0.9)], selected[fate >= 0.9]
+
+
+def diffusion_weight(level: int) -> float:
+    """Return the weight (T - t + 1) / T of noise level t = 1..T: few hidden residues weigh most."""
+    return (NOISE_LEVELS - level + 1) / NOISE_LEVELS
+
+
+def validation_views(adapter: Adapter, mask_rate: float) -> list[View]:
+    """Return the views of the validation: two masks, a grid of noise levels, or every reading direction."""
+    if adapter.objective == "ar":
+        return [View(direction, math.nan, -1) for direction in adapter.directions]
+    if adapter.objective == "diffusion":
+        return [View("none", t, 0) for t in VALIDATION_NOISE]
+    return [View("none", mask_rate, draw) for draw in range(VALIDATION_DRAWS)]
+
+
+def validation_example(adapter: Adapter, sequence: str, view: View, *, sequence_id: str) -> Example:
+    """Return the example of a protein in one view; the same in every run. Hidden residues are always hidden."""
+    if adapter.objective == "ar":
+        return _next_tokens(adapter, sequence, view.direction)
+    return _hidden(adapter, sequence, mask_of(view, len(sequence), VALIDATION_SEED, sequence_id))
+
+
+def _hidden(
+    adapter: Adapter, sequence: str, masked: np.ndarray, *, selected: np.ndarray | None = None, weight: float = 1.0
+) -> Example:
+    tokens = adapter.encode(sequence, masked=masked)
+    clean = adapter.encode(sequence)
+    positions = np.flatnonzero(masked) if selected is None else selected
+    at = clean.residue_tokens[positions]
+    return Example(
+        tokens=tokens,
+        reads=tokens.residue_tokens[positions] + adapter.read_offset,
+        targets=clean.ids[at],
+        weights=np.full(len(positions), weight, np.float32),
+        true_aa=indices_of(sequence)[positions],
+    )
+
+
+def _next_tokens(adapter: Adapter, sequence: str, direction: str) -> Example:
+    tokens = adapter.encode(sequence, direction=direction)
+    true_aa = np.full(tokens.n_tokens, -1, np.int64)
+    true_aa[tokens.residue_tokens] = indices_of(sequence)
+    return Example(
+        tokens=tokens,
+        reads=np.arange(tokens.n_tokens - 1),
+        targets=tokens.ids[1:],
+        weights=np.ones(tokens.n_tokens - 1, np.float32),
+        true_aa=true_aa[1:],
+    )
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The reads of a batch, laid flat: row and token of each read, targets, weights, true_aa; as in ``Example``."""
+
+    rows: np.ndarray
+    reads: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray
+    true_aa: np.ndarray
+
+
+def scored(examples: Sequence[Example]) -> Scored:
+    """Return the reads of several examples, in the order of the batch rows."""
+    return Scored(
+        rows=np.repeat(np.arange(len(examples)), [len(e.reads) for e in examples]),
+        reads=np.concatenate([e.reads for e in examples]),
+        targets=np.concatenate([e.targets for e in examples]),
+        weights=np.concatenate([e.weights for e in examples]),
+        true_aa=np.concatenate([e.true_aa for e in examples]),
+    )
