@@ -6,9 +6,11 @@ An adapter wraps one loaded module of a well-kept library and says where these t
 ``plm_depth.models`` knows which family it holds. Stepping through the blocks gives the library's own logits.
 """
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -114,6 +116,8 @@ class Adapter(ABC):
 
     Instance attributes:
         module: the library's module, in evaluation mode.
+        dtype: name of the dtype of the matrices. Below float32 only the linear maps are stored in it; embeddings and
+            norms stay float32, so that under ``precision()`` the stream is float32 and the products are not.
         n_blocks, d_model: sizes.
         residue_ids: (20,) token ids of AMINO_ACIDS in that order.
         vocabulary: token id to its text, for the real tokens only (no padding rows), in id order.
@@ -129,6 +133,7 @@ class Adapter(ABC):
     directions: tuple[str, ...] = ("none",)
 
     module: torch.nn.Module
+    dtype: str = "float32"
     n_blocks: int
     d_model: int
     residue_ids: np.ndarray
@@ -172,6 +177,39 @@ class Adapter(ABC):
         """Return the logits of the library's own forward pass; the reference that stepping must reproduce."""
 
     # ------------------------------------------------------------------------------------------- written once
+
+    def precision(self) -> contextlib.AbstractContextManager:
+        """Return the context in which the forward pass runs: autocast for half-precision matrices, else nothing."""
+        if self.dtype in ("bfloat16", "float16"):
+            return torch.autocast(self.device.type, dtype=getattr(torch, self.dtype))
+        return contextlib.nullcontext()
+
+    def final_norm(self, stream: Tensor) -> Tensor | None:
+        """Return the stream after the norm that the head reads, or None where the family has no such norm."""
+        return None
+
+    def log_likelihood(self, logits: Tensor, batch: Batch) -> Tensor | None:
+        """Return the family's own score of each row, (n_rows,) nats per residue, or None if it publishes none."""
+        return None
+
+    def reinitialise(self, seed: int) -> None:
+        """Give the module fresh weights, drawn as its library draws them for an untrained network.
+
+        Parameters only: buffers such as the rotary frequencies keep what the checkpoint said. Equal seeds give equal
+        weights, whatever the device. Needs room for a second copy of the module in memory.
+
+        Raises:
+            NotImplementedError: this adapter has no initialisation of its own.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how its weights are initialised")
+
+    def save(self, folder: Path | str) -> None:
+        """Write the module into a folder in the layout that the family publishes; ``registry.load`` reads it back.
+
+        Raises:
+            NotImplementedError: this adapter does not write checkpoints.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not write checkpoints")
 
     def geometric_update(self, block: int, stream: Tensor, context: Context) -> Tensor | None:
         """Return g_k for the stream h + a, or None where the block has no such branch."""
@@ -279,15 +317,16 @@ class Adapter(ABC):
             masked = np.zeros(len(sequence), bool)
             masked[[2, 9]] = True
         batch = self.collate([self.encode(sequence, masked=masked, direction=self.directions[0])], self.device)
-        expected = self.library_logits(batch).float()
-        stream, context = self.embed(batch)
-        for block in range(1, self.n_blocks + 1):
-            stream = self.add(stream, self.updates(block, stream, context))
-        logits = self.read_out(stream).float()
+        with self.precision():
+            expected = self.library_logits(batch).float()
+            stream, context = self.embed(batch)
+            for block in range(1, self.n_blocks + 1):
+                stream = self.add(stream, self.updates(block, stream, context))
+            logits = self.read_out(stream).float()
         if not torch.isfinite(expected).all():
             raise CheckpointError(f"{self.family}: logits are not finite: the checkpoint holds NaN or inf")
         error = float((logits - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
-        limit = 1e-4 if next(self.module.parameters()).dtype == torch.float32 else 0.1
+        limit = 0.1 if self.dtype in ("bfloat16", "float16") else 1e-4
         if not error <= limit:
             raise CheckpointError(
                 f"{self.family}: h_0 plus the updates reads out to logits {error:.2g} (relative) away from the model's "

@@ -1,0 +1,301 @@
+"""Checkpoint files: plain JSON, safetensors and weights-only pickles in, whole files out; code is never loaded.
+
+Reading is strict. A checkpoint must hold exactly the tensors of its architecture; the few that may be there without a
+use, or be absent without a loss, are named by the adapter. A wrong shape, a NaN or an infinity names the tensor.
+"""
+
+import json
+import logging
+import pickle
+import re
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from plm_depth.models.base import CheckpointError
+from plm_depth.tables import replacing
+
+log = logging.getLogger("models.checkpoints")
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def read_json(path: Path) -> dict:
+    """Return a JSON object of a checkpoint (its ``config.json``), as plain data.
+
+    Raises:
+        CheckpointError: missing, not JSON, or not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; a checkpoint folder of this layout has one") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({error}); download it again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: a JSON object was expected, it holds {type(value).__name__}")
+    return value
+
+
+def setting(config: Mapping[str, object], path: Path, *names: str, default: object = None) -> object:
+    """Return the value of the first of ``names`` that a config has, else ``default``.
+
+    Raises:
+        CheckpointError: none of the names is there and there is no default.
+    """
+    for name in names:
+        if config.get(name) is not None:
+            return config[name]
+    if default is None:
+        raise CheckpointError(f"{path}: no {' or '.join(map(repr, names))}; it has {sorted(config)}")
+    return default
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the weight files of a folder: safetensors before pickles, shards in the order of their index.
+
+    Raises:
+        CheckpointError: there are none, or a shard of the index is not there.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder; a folder with config.json and weights was expected")
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{name}.index.json"
+        if (folder / name).is_file():
+            return [folder / name]
+        if index.is_file():
+            shards = [folder / shard for shard in sorted(set(_weight_map(index).values()))]
+            if missing := [shard.name for shard in shards if not shard.is_file()]:
+                raise CheckpointError(f"{index}: names {missing}, which are not in the folder; download them")
+            return shards
+    there = sorted(path.name for path in folder.iterdir())
+    raise CheckpointError(f"{folder}: neither model.safetensors nor pytorch_model.bin (or their shards); it has {there}")
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    found = read_json(index).get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(shard, str) for shard in found.values()):
+        raise CheckpointError(f"{index}: no 'weight_map' of tensor names to file names")
+    if outside := sorted({shard for shard in found.values() if Path(shard).name != shard}):
+        raise CheckpointError(f"{index}: {outside} are not names of files in the same folder")
+    return found
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Return all tensors of a folder by name, on the CPU, in the stored dtype, mapped from disk where possible.
+
+    Raises:
+        CheckpointError: no file, a truncated or corrupt one, a pickle that holds more than tensors, or shards that
+            disagree with their index.
+    """
+    files = weight_files(folder)
+    tensors: dict[str, Tensor] = {}
+    for path in files:
+        found = read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
+        if twice := sorted(set(found) & set(tensors)):
+            raise CheckpointError(f"{path}: {_some(twice)} stand in another shard too")
+        tensors.update(found)
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{name}.index.json"
+        if len(files) > 1 and index.is_file() and files[0].suffix == Path(name).suffix:
+            expected = set(_weight_map(index))
+            if expected != set(tensors):
+                raise CheckpointError(
+                    f"{index}: lists {len(expected)} tensors, the shards hold {len(tensors)}; only in the index: "
+                    f"{_some(expected - set(tensors))}; only in the shards: {_some(set(tensors) - expected)}"
+                )
+    return tensors
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of one safetensors file.
+
+    Raises:
+        CheckpointError: missing, truncated or corrupt.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error}); download it again") from error
+
+
+def read_pickle(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a pickled flat state dict; nothing but tensors and plain containers is ever unpickled.
+
+    Raises:
+        CheckpointError: missing, truncated, holding code or other objects (named), or not a flat dict of tensors.
+    """
+    return check_flat(unpickle(path), path)
+
+
+def unpickle(path: Path) -> object:
+    """Return what a pickle holds, provided that it is tensors and plain containers only.
+
+    Raises:
+        CheckpointError: missing, truncated, or holding anything else, which is named and not loaded.
+    """
+    try:
+        # Mapping keeps a large file out of memory; files older than the zip format cannot be mapped.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise refused_pickle(path, error) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path}: not a readable PyTorch file ({error}); download it again") from error
+
+
+def refused_pickle(path: Path, error: Exception) -> CheckpointError:
+    """Return the error for a pickle that torch refused, naming the object that it holds."""
+    named = re.search(r"GLOBAL (\S+)", str(error))
+    what = f"it holds {named.group(1)}" if named else f"torch says: {str(error).splitlines()[0]}"
+    return CheckpointError(
+        f"{path}: refused, a pickle with tensors only was expected, but {what}. Unpickling such an object can run code; "
+        "use the safetensors file of this checkpoint"
+    )
+
+
+def check_flat(state: object, path: Path) -> dict[str, Tensor]:
+    """Return a state dict, checked to be one of tensors by name.
+
+    Raises:
+        CheckpointError: it is anything else.
+    """
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"{path}: a dict of tensors was expected, it holds {type(state).__name__}")
+    if others := [str(name) for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise CheckpointError(f"{path}: a dict of tensors was expected; {_some(others)} are none")
+    return dict(state)
+
+
+# ---------------------------------------------------------------------------------------------------------- filling
+
+
+def cast_parameters(module: torch.nn.Module, dtype: str) -> None:
+    """Cast the parameters of a module in place; buffers (rotary frequencies) keep their dtype.
+
+    Below float32 only the weights and biases of linear maps are cast: embeddings and norms stay float32, so that the
+    residual stream does. A linear map that shares its matrix with an embedding stays float32 too.
+
+    Raises:
+        CheckpointError: a dtype that is not one of ``DTYPES``.
+    """
+    if dtype not in DTYPES:
+        raise CheckpointError(f"dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
+    wanted = getattr(torch, dtype)
+    if wanted in (torch.float32, torch.float64):
+        chosen = list(module.parameters())
+    else:
+        kept = {id(p) for m in module.modules() if not isinstance(m, torch.nn.Linear) for p in m.parameters(False)}
+        linear = [m for m in module.modules() if isinstance(m, torch.nn.Linear)]
+        chosen = [p for m in linear if id(m.weight) not in kept for p in m.parameters(recurse=False)]
+    for parameter in chosen:
+        parameter.data = parameter.data.to(wanted)
+
+
+@torch.no_grad()
+def fill(
+    module: torch.nn.Module,
+    tensors: Mapping[str, Tensor],
+    where: Path,
+    *,
+    ignored: Sequence[str] = (),
+    optional: Sequence[str] = (),
+) -> None:
+    """Copy tensors into a module; every one of either side must have its counterpart.
+
+    Args:
+        module: the target; tied parameters may stand under one name or under all, then with equal values.
+        tensors: names as in ``module.state_dict()``.
+        where: the file or folder named in errors.
+        ignored: regular expressions (whole names) of tensors that may be in the file and have no use.
+        optional: regular expressions (whole names) of tensors that may be absent because nothing here reads them;
+            they are set to zero.
+    Raises:
+        CheckpointError: names missing or unexpected, a wrong shape, NaN or inf, tied tensors that differ; all are told
+            in one message.
+    """
+    target = dict(module.state_dict(keep_vars=True))
+    used = {name: tensor for name, tensor in tensors.items() if not _matches(name, ignored)}
+    problems = []
+    aliases: dict[int, list[str]] = {}
+    for name, value in target.items():
+        aliases.setdefault(id(value), []).append(name)
+    absent = [names for names in aliases.values() if not any(name in used for name in names)]
+    missing = [names[0] for names in absent if not _matches(names[0], optional)]
+    if missing:
+        problems.append(f"missing: {_some(missing)}")
+    if unexpected := sorted(set(used) - set(target)):
+        problems.append(f"unexpected: {_some(unexpected)}")
+    for name in sorted(set(used) & set(target)):
+        if used[name].shape != target[name].shape:
+            problems.append(f"{name} has shape {tuple(used[name].shape)}, expected {tuple(target[name].shape)}")
+        elif not torch.isfinite(used[name]).all():
+            problems.append(f"{name} holds NaN or inf")
+    for names in aliases.values():
+        given = [name for name in names if name in used]
+        if any(not torch.equal(used[given[0]], used[name]) for name in given[1:]):
+            problems.append(f"{' and '.join(given)} are one matrix in this architecture, but differ")
+    if problems:
+        raise CheckpointError(
+            f"{where}: not a checkpoint of this architecture. " + "; ".join(problems[:12]) + ". Was it meant for "
+            "another family, or was the download cut?"
+        )
+    for names in absent:
+        target[names[0]].zero_()
+    for name in set(used) & set(target):
+        target[name].copy_(used[name])
+
+
+def one_copy(tensors: dict[str, Tensor], pattern: str, where: Path) -> Tensor | None:
+    """Remove all tensors whose whole name matches ``pattern`` and return the one value they share, or None.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    names = sorted(name for name in tensors if _matches(name, [pattern]))
+    values = [tensors.pop(name) for name in names]
+    if any(not torch.equal(values[0], value) for value in values[1:]):
+        raise CheckpointError(f"{where}: {_some(names)} should be copies of one tensor, but differ")
+    return values[0] if values else None
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
+
+
+def _some(names: Iterable[str], most: int = 8) -> str:
+    names = sorted(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+# ---------------------------------------------------------------------------------------------------------- writing
+
+
+def write_json(value: Mapping[str, object], path: Path) -> None:
+    """Write a JSON object, sorted and indented as the hub does, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def write_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors as safetensors, whole or not at all; equal tensors give equal bytes."""
+    with replacing(path) as temporary:
+        save_file(_plain(tensors), temporary, metadata={"format": "pt"})
+
+
+def write_pickle(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a flat state dict with ``torch.save``, whole or not at all; equal tensors give equal bytes."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        torch.save(_plain(tensors), file)  # to an open file: the archive must not carry the temporary name
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
