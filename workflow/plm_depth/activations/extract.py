@@ -1,0 +1,640 @@
+"""One pass over the proteins of a shard: what the metrics need of every layer, and no more.
+
+    python -m plm_depth.activations.extract --card P --sequences P --nulls JSON --inputs JSON --seed N
+        --moments P --lens P --stream P
+
+For each null model and each view, every protein goes through the model once, block by block. After each block its state
+and updates are reduced on the device to a few inner products a token (``tables.MOMENTS``), the read-out at the read
+positions and the stream at a few anchors; the reduced numbers go to the machine's memory and the vectors are forgotten,
+so that memory grows neither with the blocks nor with the proteins.
+
+Rows. Within a (null model, view) the proteins come in the order of their batches (longest first), each protein whole
+and by ascending position; readers go by the keys, never by the order.
+
+* moments: every token. ``pos_class`` is masked or unmasked for canonical residues, special for every other token: those
+  that are no residues, at positions -1, -2, ... before the first residue and n_residues, n_residues + 1, ... after the
+  last, counted outwards along the protein (not the reading direction), and letters outside the 20 at their own place.
+* lens: the positions that the view reads (``Adapter.read_positions``); columns are the real tokens in id order.
+* stream: clean and autoregressive views of the models in STREAM_NULLS: position -1 is the mean over all residues, then
+  the anchors, canonical residues drawn per protein by (seed, "anchors", sequence_id), the same for every model. The
+  shuffled nulls have no rows: geometry compares the trained network with an untrained one, on real proteins.
+"""
+
+import argparse
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from plm_depth.activations import VERSION
+from plm_depth.activations.batches import BatchError, plan, run_halving
+from plm_depth.activations.nulls import Null, NullError, applied, parse_nulls, shuffle_sequence
+from plm_depth.models.base import Adapter, CheckpointError, SequenceError, Tokens, Updates
+from plm_depth.progress import Progress, start_log
+from plm_depth.randomness import generator
+from plm_depth.tables import (
+    AMINO_ACIDS,
+    LENS_KEYS,
+    MOMENT_KEYS,
+    MOMENTS,
+    SEQUENCES,
+    STREAM_KEYS,
+    TableError,
+    VectorWriter,
+    read_table,
+)
+from plm_depth.views import View, mask_of, views_of
+
+STREAM_NULLS = ("trained", "randinit")
+MEAN_POSITION = -1
+_INDEX_OF = {letter: index for index, letter in enumerate(AMINO_ACIDS)}
+_CLASSES = pa.array(["masked", "unmasked", "special"])
+_MASKED, _UNMASKED, _SPECIAL = range(3)
+
+
+class ExtractionError(ValueError):
+    """Something that cannot be measured; says what was expected, what came, where, and the mend."""
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# One protein under one view
+
+
+@dataclass(frozen=True)
+class Item:
+    """One protein as it is measured.
+
+    Attributes:
+        sequence_id, sequence: the protein; under "shuffle_seq" the sequence is the permuted one.
+        tokens: as the model reads it.
+        token_order: (n_tokens,) token indices by ascending position.
+        positions: (n_tokens,) position of each of those; see the module for tokens that are no residues.
+        classes: (n_tokens,) int, index into masked, unmasked, special.
+        reads: (n_reads,) positions that are read out, ascending.
+        anchors: (n_anchors,) positions whose stream is kept, ascending; None where the view keeps no stream.
+    """
+
+    sequence_id: str
+    sequence: str
+    tokens: Tokens
+    token_order: np.ndarray
+    positions: np.ndarray
+    classes: np.ndarray
+    reads: np.ndarray
+    anchors: np.ndarray | None
+
+
+def item_of(
+    adapter: Adapter, sequence_id: str, sequence: str, view: View, *, seed: int, n_anchors: int | None = None
+) -> Item:
+    """Return a protein as one view shows it to one model.
+
+    Args:
+        seed: of masks and anchors.
+        n_anchors: anchors per protein (fewer where it has fewer canonical residues); None keeps no stream.
+    Raises:
+        SequenceError: the model cannot read this protein; names it.
+    """
+    masked = mask_of(view, len(sequence), seed, sequence_id)
+    try:
+        tokens = adapter.encode(sequence, masked=masked if masked.any() else None, direction=view.direction)
+    except SequenceError as error:
+        raise SequenceError(f"protein {sequence_id}: {error}") from error
+    positions = token_positions(tokens)
+    order = np.argsort(positions, kind="stable")
+    canonical = np.array([letter in _INDEX_OF for letter in sequence])
+    by_position = np.where(tokens.masked, _MASKED, _UNMASKED)
+    by_position[~canonical] = _SPECIAL
+    classes = np.full(tokens.n_tokens, _SPECIAL)
+    classes[tokens.residue_tokens] = by_position
+    anchors = None
+    if n_anchors is not None:
+        choice = np.flatnonzero(canonical)
+        draw = generator(seed, "anchors", sequence_id)
+        anchors = np.sort(draw.choice(choice, size=min(n_anchors, len(choice)), replace=False))
+    reads = adapter.read_positions(sequence, tokens, which=view.reads)
+    return Item(sequence_id, sequence, tokens, order, positions[order], classes[order], reads, anchors)
+
+
+def token_positions(tokens: Tokens) -> np.ndarray:
+    """Return the position of each token, (n_tokens,) int64, all different.
+
+    A residue has its own; other tokens count outwards from the ends of the protein: -1, -2, ... on the side of
+    residue 0 and n_residues, n_residues + 1, ... on the other side.
+
+    Raises:
+        SequenceError: a token between residues that is no residue: it has no position.
+    """
+    n = len(tokens.residue_tokens)
+    index = np.arange(tokens.n_tokens)
+    first, last = tokens.residue_tokens[0], tokens.residue_tokens[-1]
+    if first <= last:
+        positions = np.where(index < first, index - first, n + index - last - 1)
+    else:  # read from the C terminus
+        positions = np.where(index > first, first - index, n + last - index - 1)
+    low, high = min(first, last), max(first, last)
+    positions[low : high + 1] = np.iinfo(np.int64).min
+    positions[tokens.residue_tokens] = np.arange(n)
+    if positions.min() == np.iinfo(np.int64).min:
+        raise SequenceError("a token between the residues stands for none of them; expected specials at the ends only")
+    return positions
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# One batch
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The numbers of one batch, proteins one after another, layers first.
+
+    Attributes:
+        moments: (n_blocks + 1, n_tokens, len(MOMENTS)), NaN where a quantity does not exist.
+        logits: (n_blocks + 1, n_reads, n_real_tokens).
+        stream: (n_blocks + 1, n_rows, d_model): per protein its mean, then its anchors; no rows without anchors.
+    """
+
+    moments: np.ndarray
+    logits: np.ndarray
+    stream: np.ndarray
+
+
+def state_moments(stream: Tensor) -> dict[str, Tensor]:
+    """Return the moments of a state (..., d_model) by name, each (...)."""
+    return {
+        "hh": torch.linalg.vecdot(stream, stream),
+        "sum_h": stream.sum(-1),
+        "max_h2": torch.linalg.vector_norm(stream, ord=torch.inf, dim=-1).square(),
+    }
+
+
+def block_moments(before: Tensor, updates: Updates, after: Tensor) -> dict[str, Tensor]:
+    """Return the moments of one block by name, each (...), from the updates as added.
+
+    Args:
+        before, after: the stream that enters and leaves the block, (..., d_model).
+        updates: what the block adds. No update is ever taken as a difference of states.
+    """
+    dot = torch.linalg.vecdot
+    a, m, mid = (x.to(before.dtype) for x in (updates.attention, updates.mlp, updates.middle))
+    u = updates.total.to(before.dtype)
+    moments = {
+        "aa": dot(a, a),
+        "mm": dot(m, m),
+        "uu": dot(u, u),
+        "ha": dot(before, a),
+        "hu": dot(before, u),
+        "am": dot(a, m),
+        "mid_mid": dot(mid, mid),
+        "mid_m": dot(mid, m),
+        "h_next": dot(before, after),
+    }
+    if updates.geometric is not None:
+        g = updates.geometric.to(before.dtype)
+        moments |= {"gg": dot(g, g), "mid_g": dot(before + a, g), "ga_ga": dot(before + a, before + a)}
+    return moments
+
+
+@torch.inference_mode()
+def measure(adapter: Adapter, items: Sequence[Item]) -> Measured:
+    """Return the numbers of one batch of proteins, from one walk over the blocks.
+
+    The stream is float32 (float64 in a float64 model); half-precision weights work under autocast, and the reductions
+    are outside of it.
+
+    Raises:
+        ExtractionError: a number that is not finite; names protein and layer.
+    """
+    device = adapter.device
+    batch = adapter.collate([item.tokens for item in items], device)
+    n_columns = batch.ids.shape[1]
+    starts = np.arange(len(items)) * n_columns
+
+    def on_device(parts: list[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.concatenate(parts)).to(device)
+
+    # Indices into the (rows x columns) tokens of the batch.
+    tokens = on_device([start + item.token_order for start, item in zip(starts, items)])
+    reads = on_device(
+        [start + item.tokens.residue_tokens[item.reads] + adapter.read_offset for start, item in zip(starts, items)]
+    )
+    columns = torch.tensor(list(adapter.vocabulary), device=device)
+    anchors = [item.tokens.residue_tokens[item.anchors] for item in items if item.anchors is not None]
+    pooling = _pooling(items, anchors, n_columns, device) if anchors else None
+
+    with adapter.precision():
+        stream, context = adapter.embed(batch)
+    kept = torch.float64 if stream.dtype == torch.float64 else torch.float32
+    stream = stream.to(kept)
+    layers = adapter.n_blocks + 1
+    n_stream = sum(1 + len(part) for part in anchors)
+    host = {"pin_memory": device.type == "cuda"}
+    out_moments = torch.full((layers, len(tokens), len(MOMENTS)), torch.nan, dtype=kept, **host)
+    out_logits = torch.empty((layers, len(reads), len(columns)), dtype=kept, **host)
+    out_stream = torch.empty((layers, n_stream, adapter.d_model), dtype=kept, **host)
+
+    def keep(layer: int, stream: Tensor, moments: Mapping[str, Tensor], logits: Tensor) -> None:
+        """Start copying the reduced numbers of one layer to the machine's memory."""
+        nan = torch.full_like(moments["hh"], torch.nan)
+        rows = torch.stack([moments.get(name, nan) for name in MOMENTS], -1).flatten(0, 1)[tokens]
+        out_moments[layer].copy_(rows, non_blocking=True)
+        out_logits[layer].copy_(logits[:, columns], non_blocking=True)
+        if pooling is not None:
+            out_stream[layer].copy_(_pooled(stream, pooling), non_blocking=True)
+
+    for layer in range(layers):
+        moments: dict[str, Tensor] = {}
+        if layer:
+            with adapter.precision():
+                updates = adapter.updates(layer, stream, context)
+                after = adapter.add(stream, updates).to(kept)
+            moments = block_moments(stream, updates, after)
+            stream = after
+            del updates, after
+        moments |= state_moments(stream)
+        with adapter.precision():
+            logits = adapter.read_out(stream.flatten(0, 1)[reads])
+        keep(layer, stream, moments, logits)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    measured = Measured(out_moments.numpy(), out_logits.numpy(), out_stream.numpy())
+    _check_finite(measured, items)
+    return measured
+
+
+def _pooling(
+    items: Sequence[Item], anchors: list[np.ndarray], n_columns: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return (indices of residue tokens, their protein, residues per protein, rows of the result)."""
+    residues = np.concatenate([row * n_columns + item.tokens.residue_tokens for row, item in enumerate(items)])
+    owner = np.concatenate([np.full(len(item.tokens.residue_tokens), row) for row, item in enumerate(items)])
+    counts = np.array([len(item.tokens.residue_tokens) for item in items])
+    anchor = np.concatenate([row * n_columns + part for row, part in enumerate(anchors)])
+    # The result takes rows of [means; anchors]: each protein's mean, then its anchors.
+    sizes = np.array([len(part) for part in anchors])
+    ends = np.cumsum(sizes)
+    rows = np.concatenate(
+        [
+            np.concatenate([[row], len(items) + np.arange(end - size, end)])
+            for row, (size, end) in enumerate(zip(sizes, ends))
+        ]
+    )
+    return tuple(torch.from_numpy(x).to(device) for x in (residues, owner, counts, anchor, rows))
+
+
+def _pooled(stream: Tensor, pooling: tuple[Tensor, ...]) -> Tensor:
+    residues, owner, counts, anchor, rows = pooling
+    flat = stream.flatten(0, 1)
+    sums = torch.zeros(len(counts), flat.shape[-1], dtype=torch.float64, device=flat.device)
+    sums.index_add_(0, owner, flat[residues].double())
+    means = (sums / counts[:, None]).to(flat.dtype)
+    return torch.cat([means, flat[anchor]])[rows]
+
+
+def _check_finite(measured: Measured, items: Sequence[Item]) -> None:
+    """Refuse NaN and inf; where a block has no such quantity (all its tokens are NaN) there is nothing to check."""
+    state = [MOMENTS.index(name) for name in ("hh", "sum_h", "max_h2")]
+    always = [index for index, name in enumerate(MOMENTS) if name not in ("gg", "mid_g", "ga_ga")]
+    bad_tokens = ~np.isfinite(measured.moments[:, :, state]).all(-1)
+    bad_tokens[1:] |= ~np.isfinite(measured.moments[1:, :, always]).all(-1)
+    owners = {
+        "activations": (bad_tokens, np.repeat(range(len(items)), [len(item.positions) for item in items])),
+        "logits": (
+            ~np.isfinite(measured.logits).all(-1),
+            np.repeat(range(len(items)), [len(item.reads) for item in items]),
+        ),
+    }
+    for what, (bad, owner) in owners.items():
+        if bad.any():
+            layer, row = np.argwhere(bad)[0]
+            raise ExtractionError(
+                f"{what} of protein {items[owner[row]].sequence_id} at layer {layer} are NaN or infinite "
+                f"({bad[layer].sum()} of {bad.shape[1]} values' tokens at that layer); check the weights "
+                "(the card's digests) or use a wider dtype; nothing was written"
+            )
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# A shard
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where the three tables go."""
+
+    moments: Path
+    lens: Path
+    stream: Path
+
+
+def extract(
+    adapter: Adapter,
+    sequences: Sequence[tuple[str, str]],
+    *,
+    files: Files,
+    model_id: str,
+    nulls: Sequence[Null],
+    views: Sequence[View],
+    seed: int,
+    n_anchors: int = 8,
+    token_budget: int = 4096,
+    stream_dtype: str = "float16",
+    log: logging.Logger,
+) -> dict[str, int]:
+    """Measure every (sequence_id, sequence) under every null model and view, and write the three tables.
+
+    Args:
+        seed: of masks and anchors.
+        n_anchors: anchors per protein in the stream table, >= 0.
+        token_budget: largest rows x padded length of a batch; changes speed and memory only.
+        stream_dtype: numpy dtype of the stored stream.
+    Returns:
+        Rows written, by table name.
+    Raises:
+        ExtractionError, SequenceError, BatchError, TableError: nothing stands under the final names.
+    """
+    check_sequences(sequences)
+    n_tokens = [item_of(adapter, *pair, views[0], seed=seed).tokens.n_tokens for pair in sequences]
+    batches = plan(n_tokens, token_budget=token_budget, log=log)
+    padded = sum(len(batch) * n_tokens[batch[0]] for batch in batches)
+    log.info(
+        f"{len(sequences)} proteins, {sum(n_tokens)} tokens in {len(batches)} batches "
+        f"({1 - sum(n_tokens) / padded:.1%} padding); {len(nulls)} null models x {len(views)} views"
+    )
+    layers = range(adapter.n_blocks + 1)
+    about = constants_of(adapter, model_id=model_id, seed=seed)
+    columns = list(adapter.vocabulary.values())
+    progress = Progress(log, total=len(nulls) * len(views) * len(sequences), unit="proteins")
+    started = time.monotonic()
+    with (
+        VectorWriter(files.moments, MOMENT_KEYS, layers, len(MOMENTS), "float32", about, MOMENTS) as moments,
+        VectorWriter(files.lens, LENS_KEYS, layers, len(columns), "float32", about, columns) as lens,
+        VectorWriter(files.stream, STREAM_KEYS, layers, adapter.d_model, stream_dtype, about) as stream,
+    ):
+        for null in nulls:
+            with applied(adapter, null):
+                for view, items, measured in _measured(
+                    adapter, sequences, null, views, batches, seed=seed, n_anchors=n_anchors, log=log
+                ):
+                    moments.append(moment_keys(items, null, view), measured.moments)
+                    lens.append(lens_keys(items, null, view), measured.logits)
+                    if items[0].anchors is not None:
+                        _check_range(items, measured.stream, stream_dtype, model_id, null)
+                        stream.append(stream_keys(items, null, view), measured.stream)
+                    progress.advance(len(items))
+    progress.finish()
+    rate = len(nulls) * len(views) * sum(n_tokens) / max(time.monotonic() - started, 1e-9)
+    counts = {"moments": moments.n_rows, "lens": lens.n_rows, "stream": stream.n_rows}
+    log.info(f"{rate:.0f} tokens/s; rows: " + ", ".join(f"{name} {n}" for name, n in counts.items()))
+    return counts
+
+
+def _measured(
+    adapter: Adapter,
+    sequences: Sequence[tuple[str, str]],
+    null: Null,
+    views: Sequence[View],
+    batches: Sequence[Sequence[int]],
+    *,
+    seed: int,
+    n_anchors: int,
+    log: logging.Logger,
+) -> Iterator[tuple[View, list[Item], Measured]]:
+    """Yield the measured batches of one null model."""
+    for view in views:
+        keeps_stream = null.null_model in STREAM_NULLS and view.reads != "masked"
+        for batch in batches:
+            items = []
+            for index in batch:
+                sequence_id, sequence = sequences[index]
+                if null.null_model == "shuffle_seq":
+                    sequence = shuffle_sequence(sequence, null.seed, sequence_id)
+                wanted = n_anchors if keeps_stream else None
+                items.append(item_of(adapter, sequence_id, sequence, view, seed=seed, n_anchors=wanted))
+            try:
+                parts = run_halving(
+                    items, lambda part: measure(adapter, part), log=log, name=lambda item: item.sequence_id
+                )
+                for part, measured in parts:
+                    yield view, part, measured
+            except ExtractionError as error:
+                raise ExtractionError(f"{null}: {error}") from error
+
+
+def check_sequences(sequences: Sequence[tuple[str, str]]) -> None:
+    """Refuse an empty shard and a protein that stands there twice.
+
+    Raises:
+        ExtractionError
+    """
+    if not sequences:
+        raise ExtractionError("the shard holds no proteins; expected at least one: check first and last of the shard")
+    seen: set[str] = set()
+    for sequence_id, _ in sequences:
+        if sequence_id in seen:
+            raise ExtractionError(f"protein {sequence_id} stands twice in the shard; every accession may occur once")
+        seen.add(sequence_id)
+
+
+def constants_of(adapter: Adapter, *, model_id: str, seed: int) -> dict[str, object]:
+    """Return what is constant over the tables of one model: JSON values."""
+    return {
+        "model_id": model_id,
+        "family": adapter.family,
+        "objective": adapter.objective,
+        "n_blocks": adapter.n_blocks,
+        "d_model": adapter.d_model,
+        "dtype": adapter.dtype,
+        "readout": "seq",
+        "seed": seed,
+        "version": VERSION,
+        # The names of the lens columns of AMINO_ACIDS, in that order.
+        "amino_acid_columns": [adapter.vocabulary[int(token)] for token in adapter.residue_ids],
+    }
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Keys of the rows
+
+
+def _common_keys(items: Sequence[Item], null: Null, view: View, n_rows: Sequence[int]) -> dict[str, object]:
+    ids = pa.array([item.sequence_id for item in items])
+    owner = np.repeat(np.arange(len(items), dtype=np.int32), n_rows)
+    return {
+        "sequence_id": pa.DictionaryArray.from_arrays(pa.array(owner), ids),
+        "n_residues": np.array([len(item.sequence) for item in items], np.int32)[owner],
+        "null_model": null.null_model,
+        "null_seed": null.seed,
+        "condition": "seq",
+        "direction": view.direction,
+        "noise_t": view.noise_t,
+        "mask_draw": view.mask_draw,
+    }
+
+
+def moment_keys(items: Sequence[Item], null: Null, view: View) -> dict[str, object]:
+    """Return the key columns of the moments of a batch."""
+    classes = np.concatenate([item.classes for item in items]).astype(np.int32)
+    return _common_keys(items, null, view, [len(item.positions) for item in items]) | {
+        "position": np.concatenate([item.positions for item in items]),
+        "pos_class": pa.DictionaryArray.from_arrays(pa.array(classes), _CLASSES),
+    }
+
+
+def lens_keys(items: Sequence[Item], null: Null, view: View) -> dict[str, object]:
+    """Return the key columns of the lens logits of a batch."""
+    hidden = [item.tokens.masked[item.reads] for item in items]
+    if view.reads == "next":  # nothing is masked, but the residue that is read stands after all that was seen
+        hidden = [np.ones_like(part) for part in hidden]
+    true = [np.array([_INDEX_OF[item.sequence[p]] for p in item.reads], np.int16) for item in items]
+    return _common_keys(items, null, view, [len(item.reads) for item in items]) | {
+        "position": np.concatenate([item.reads for item in items]),
+        "true_aa": np.concatenate(true),
+        "is_masked": np.concatenate(hidden),
+    }
+
+
+def stream_keys(items: Sequence[Item], null: Null, view: View) -> dict[str, object]:
+    """Return the key columns of the stream of a batch: per protein its mean, then its anchors."""
+    return _common_keys(items, null, view, [1 + len(item.anchors) for item in items]) | {
+        "position": np.concatenate([np.append(MEAN_POSITION, item.anchors) for item in items]),
+    }
+
+
+def _check_range(items: Sequence[Item], stream: np.ndarray, dtype: str, model_id: str, null: Null) -> None:
+    largest = np.abs(stream).max((1, 2))
+    limit = float(np.finfo(dtype).max)
+    if largest.max() > limit:
+        layer = int(np.argmax(largest > limit))
+        proteins = [item.sequence_id for item in items]
+        owner = np.repeat(range(len(items)), [1 + len(item.anchors) for item in items])
+        row = int(np.abs(stream[layer]).max(-1).argmax())
+        raise ExtractionError(
+            f"the stream of {model_id} ({null}) reaches {largest[layer]:.3g} at layer {layer} "
+            f"(protein {proteins[owner[row]]}), above the largest {dtype} ({limit:.6g}); use --stream-dtype float32"
+        )
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# The stage
+
+
+def resolve_device(name: str) -> str:
+    """Return the device to use: the given one, or for "auto" cuda where there is one, else cpu.
+
+    Raises:
+        ExtractionError: a device this machine does not have.
+    """
+    has_cuda = torch.cuda.is_available()
+    if name == "auto":
+        return "cuda" if has_cuda else "cpu"
+    if name.startswith("cuda") and not has_cuda:
+        raise ExtractionError(f"--device {name}: this machine offers no CUDA device; use --device auto or cpu")
+    return name
+
+
+def full_precision(threads: int | None = None) -> None:
+    """Switch TF32 off, so that float32 means float32 on every device, and set the number of threads."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def read_shard(path: str | Path) -> list[tuple[str, str]]:
+    """Return (sequence_id, sequence) of a shard, in rank order.
+
+    Raises:
+        TableError: not a SEQUENCES table, or a row whose length is not what it says.
+    """
+    table = read_table(path, SEQUENCES)
+    rows = zip(*(table.column(name).to_pylist() for name in ("rank", "sequence_id", "sequence", "n_residues")))
+    pairs = []
+    for _, sequence_id, sequence, n_residues in sorted(rows):
+        if len(sequence) != n_residues:
+            raise TableError(
+                f"{path}: {sequence_id} has {len(sequence)} residues, its row says {n_residues}; "
+                "delete the file and run again"
+            )
+        pairs.append((sequence_id, sequence))
+    return pairs
+
+
+def views_for(adapter: Adapter, inputs: str) -> list[View]:
+    """Return the views of the adapter's objective from the JSON text of the config's ``inputs`` section.
+
+    Raises:
+        ExtractionError: not JSON, no section for the objective, no view, or a direction the model cannot read.
+    """
+    try:
+        views = views_of(adapter.objective, json.loads(inputs))
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise ExtractionError(
+            f"--inputs: expected a JSON object with the inputs of objective {adapter.objective!r} "
+            f"(ar: directions; mlm and diffusion: noise, draws, clean), got {inputs!r} ({error!r})"
+        ) from error
+    unknown = {view.direction for view in views} - set(adapter.directions)
+    if not views or unknown:
+        raise ExtractionError(
+            f"--inputs: {len(views)} views, directions {sorted(unknown)} that {adapter.family} cannot read; "
+            f"expected at least one view with directions among {adapter.directions}"
+        )
+    return views
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the stage from the command line; see the module."""
+    parser = argparse.ArgumentParser(prog="python -m plm_depth.activations.extract", description=__doc__.split("\n")[0])
+    parser.add_argument("--card", type=Path, required=True, help="card of the checkpoint (models.describe)")
+    parser.add_argument("--sequences", type=Path, required=True, help="shard (SEQUENCES table)")
+    parser.add_argument("--nulls", required=True, help="JSON list of {null_model, seed}")
+    parser.add_argument("--inputs", required=True, help="JSON: the inputs section of the config")
+    parser.add_argument("--anchors", type=int, default=8, help="anchor residues per protein in the stream table")
+    parser.add_argument("--seed", type=int, required=True, help="of masks and anchors")
+    parser.add_argument("--token-budget", type=int, default=4096, help="largest rows x padded length of a batch")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--threads", type=int, help="CPU threads of torch")
+    parser.add_argument("--stream-dtype", default="float16", choices=("float16", "float32"), help="of the stream table")
+    parser.add_argument("--moments", type=Path, required=True)
+    parser.add_argument("--lens", type=Path, required=True)
+    parser.add_argument("--stream", type=Path, required=True)
+    options = parser.parse_args(argv)
+    log = start_log("activations.extract")
+    from plm_depth.models.describe import load_from_card, read_card
+
+    try:
+        if options.anchors < 0:
+            raise ExtractionError(f"--anchors {options.anchors}: expected 0 or more")
+        nulls = parse_nulls(options.nulls)
+        sequences = read_shard(options.sequences)
+        device = resolve_device(options.device)
+        full_precision(options.threads)
+        card = read_card(options.card)
+        adapter = load_from_card(options.card, device)
+        log.info(f"{card['model_id']} ({adapter.family}, {adapter.n_blocks} blocks) on {device}, {card['dtype']}")
+        extract(
+            adapter,
+            sequences,
+            files=Files(options.moments, options.lens, options.stream),
+            model_id=card["model_id"],
+            nulls=nulls,
+            views=views_for(adapter, options.inputs),
+            seed=options.seed,
+            n_anchors=options.anchors,
+            token_budget=options.token_budget,
+            stream_dtype=options.stream_dtype,
+            log=log,
+        )
+    except (BatchError, CheckpointError, ExtractionError, NullError, SequenceError, TableError) as error:
+        raise SystemExit(f"activations.extract: {error}") from error
+
+
+if __name__ == "__main__":
+    main()
