@@ -262,6 +262,15 @@ class Adapter(ABC):
                     "write upper case and filter or replace the letter"
                 )
 
+    def check_direction(self, direction: str) -> None:
+        """Refuse a reading direction that this model does not have.
+
+        Raises:
+            SequenceError: naming the directions that it has.
+        """
+        if direction not in self.directions:
+            raise SequenceError(f"direction {direction!r}; {self.family} reads {' or '.join(self.directions)}")
+
     def check_masked(self, sequence: str, masked: np.ndarray | None) -> np.ndarray:
         """Return the masks as (n_residues,) bool.
 

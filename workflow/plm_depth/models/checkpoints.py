@@ -77,7 +77,9 @@ def weight_files(folder: Path) -> list[Path]:
                 raise CheckpointError(f"{index}: names {missing}, which are not in the folder; download them")
             return shards
     there = sorted(path.name for path in folder.iterdir())
-    raise CheckpointError(f"{folder}: neither model.safetensors nor pytorch_model.bin (or their shards); it has {there}")
+    raise CheckpointError(
+        f"{folder}: neither model.safetensors nor pytorch_model.bin (or their shards); it has {there}"
+    )
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -157,8 +159,8 @@ def refused_pickle(path: Path, error: Exception) -> CheckpointError:
     named = re.search(r"GLOBAL (\S+)", str(error))
     what = f"it holds {named.group(1)}" if named else f"torch says: {str(error).splitlines()[0]}"
     return CheckpointError(
-        f"{path}: refused, a pickle with tensors only was expected, but {what}. Unpickling such an object can run code; "
-        "use the safetensors file of this checkpoint"
+        f"{path}: refused, a pickle with tensors only was expected, but {what}. Unpickling such an object can run "
+        "code; use the safetensors file of this checkpoint"
     )
 
 
@@ -265,6 +267,25 @@ def one_copy(tensors: dict[str, Tensor], pattern: str, where: Path) -> Tensor | 
     if any(not torch.equal(values[0], value) for value in values[1:]):
         raise CheckpointError(f"{where}: {_some(names)} should be copies of one tensor, but differ")
     return values[0] if values else None
+
+
+def shape_of(tensors: Mapping[str, Tensor], name: str, n_axes: int, where: Path) -> tuple[int, ...]:
+    """Return the shape of a tensor from which a size is read.
+
+    Raises:
+        CheckpointError: it is absent or has another number of axes.
+    """
+    if name not in tensors:
+        raise CheckpointError(f"{where}: no tensor {name!r}; is this a checkpoint of another family?")
+    if tensors[name].ndim != n_axes:
+        raise CheckpointError(f"{where}: {name} has shape {tuple(tensors[name].shape)}, expected {n_axes} axes")
+    return tuple(tensors[name].shape)
+
+
+def count_layers(tensors: Iterable[str], pattern: str) -> int:
+    """Return one more than the largest number that ``pattern`` finds at the start of the names, 0 if none."""
+    found = (re.match(pattern, name) for name in tensors)
+    return max((int(match[1]) + 1 for match in found if match), default=0)
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

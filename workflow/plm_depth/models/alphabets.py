@@ -1,0 +1,43 @@
+"""Residues to token ids by our own tables: no tokenizer of a hub is asked, none can merge or drop a letter."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+# Token texts of ESM-2 in id order, shared by ESM-1b, ESM-1v and DPLM.
+ESM_TOKENS = (
+    "<cls>", "<pad>", "<eos>", "<unk>",
+    *"LAGVSERTIDPKQNFYMHWC", *"XBUZO", ".", "-", "<null_1>", "<mask>",
+)  # fmt: skip
+PROGEN2_TOKENS = ("<|pad|>", "<|bos|>", "<|eos|>", "1", "2", *"ABCDEFGHIKLMNOPQRSTUVWXYZ")
+
+ESM_RESIDUES = "LAGVSERTIDPKQNFYMHWCXBUZO"
+PROGEN2_RESIDUES = "ABCDEFGHIKLMNOPQRSTUVWXYZ"  # no J
+
+
+class Alphabet:
+    """Ids of the residues that a family can read.
+
+    Args:
+        tokens: token texts in id order.
+        residues: those of one letter that may stand in a sequence.
+    """
+
+    def __init__(self, tokens: Sequence[str], residues: str):
+        self.tokens, self.residues = tuple(tokens), residues
+        ids: Mapping[str, int] = {text: number for number, text in enumerate(tokens)}
+        self.id_of = ids
+        self._table = np.full(128, -1, np.int64)
+        for letter in residues:
+            self._table[ord(letter)] = ids[letter]
+
+    def encode(self, sequence: str) -> np.ndarray:
+        """Return one id a residue, (n_residues,) int64, of a sequence whose letters were checked.
+
+        Raises:
+            ValueError: a letter that is not in ``residues``, so that no position can ever shift.
+        """
+        ids = self._table[np.frombuffer(sequence.encode("ascii"), np.uint8)]
+        if len(ids) != len(sequence) or (ids < 0).any():
+            raise ValueError(f"a letter of {sequence!r} is not one of {self.residues}; check the sequence first")
+        return ids

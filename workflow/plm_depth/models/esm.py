@@ -1,0 +1,479 @@
+"""The families that are an ``EsmForMaskedLM``: same blocks, same head; they differ in objective, tokens and files."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plm_depth.models import checkpoints
+from plm_depth.models.alphabets import ESM_RESIDUES, ESM_TOKENS, Alphabet
+from plm_depth.models.base import Adapter, Batch, CheckpointError, Context, Tokens
+from plm_depth.randomness import key_of
+from plm_depth.tables import AMINO_ACIDS, write_text
+
+log = logging.getLogger("models.esm")
+
+LAYER_INV_FREQ = r"esm\.encoder\.layer\.\d+\.attention\.self\.rotary_embeddings\.inv_freq"
+SHARED_INV_FREQ = "esm.rotary_embeddings.inv_freq"
+# Settings that a checkpoint may have otherwise than the family's template.
+CHOSEN = (
+    "attention_probs_dropout_prob",
+    "emb_layer_norm_before",
+    "initializer_range",
+    "layer_norm_eps",
+    "max_position_embeddings",
+    "token_dropout",
+)
+CONTACT_HEAD = r"esm\.contact_head\.regression\.(weight|bias)"  # reads attention maps; no logit depends on it
+
+
+class Esm(Adapter):
+    """Common part of the families on ``transformers.EsmForMaskedLM``.
+
+    Class attributes beyond those of ``Adapter``:
+        alphabet: ids of the residues.
+        architecture, extra_config, weights_name, stores_tied_decoder: how the family writes its own checkpoints.
+        dropout: hidden dropout of the published config (off in evaluation mode).
+        position_embeddings: "rotary" or "absolute".
+    """
+
+    alphabet: ClassVar[Alphabet] = Alphabet(ESM_TOKENS, ESM_RESIDUES)
+    architecture: ClassVar[str] = "EsmForMaskedLM"
+    extra_config: ClassVar[Mapping[str, object]] = {}
+    weights_name: ClassVar[str] = "model.safetensors"
+    stores_tied_decoder: ClassVar[bool] = False
+    dropout: ClassVar[float] = 0.0
+    position_embeddings: ClassVar[str] = "rotary"
+    max_residues = 1022
+
+    def __init__(self, module: torch.nn.Module, dtype: str = "float32"):
+        self.module, self.dtype = module.eval(), dtype
+        config = module.config
+        self.n_blocks, self.d_model = config.num_hidden_layers, config.hidden_size
+        self.mask_id, self.pad_id = config.mask_token_id, config.pad_token_id
+        self.residue_ids = np.array([self.alphabet.id_of[letter] for letter in AMINO_ACIDS])
+        self.vocabulary = dict(enumerate(self.alphabet.tokens))
+
+    # ------------------------------------------------------------------------------------------------- tokens
+
+    def encode(self, sequence: str, *, masked: np.ndarray | None = None, direction: str = "none") -> Tokens:
+        """Return ``<cls>`` residues ``<eos>``; see ``Adapter.encode``."""
+        self.check_direction(direction)
+        self.check_sequence(sequence, self.alphabet.residues)
+        masked = self.check_masked(sequence, masked)
+        residues = self.alphabet.encode(sequence)
+        residues[masked] = self.mask_id
+        ids = np.concatenate([[self.alphabet.id_of["<cls>"]], residues, [self.alphabet.id_of["<eos>"]]])
+        assert len(ids) == len(sequence) + 2
+        return Tokens(ids, np.arange(1, len(sequence) + 1), masked, direction)
+
+    # --------------------------------------------------------------------------------------------------- walk
+
+    def embed(self, batch: Batch) -> tuple[Tensor, Context]:
+        """Return h_0 (with the library's token dropout scale), key-padding mask and rotary tables."""
+        from transformers.masking_utils import create_bidirectional_mask
+
+        esm, valid = self.module.esm, batch.valid.long()
+        stream = esm.embeddings(input_ids=batch.ids, attention_mask=valid)
+        mask = create_bidirectional_mask(config=self.module.config, inputs_embeds=stream, attention_mask=valid)
+        cos = sin = None
+        if esm.rotary_embeddings is not None:
+            positions = torch.arange(batch.ids.shape[1], device=stream.device)[None]
+            cos, sin = esm.rotary_embeddings(stream, positions)
+        return stream, Context({"mask": mask, "cos": cos, "sin": sin})
+
+    def attention_update(self, block: int, stream: Tensor, context: Context) -> Tensor:
+        """Return the output projection of self-attention: ``EsmSelfOutput`` as a whole would add the stream again."""
+        attention = self.module.esm.encoder.layer[block - 1].attention
+        rotary = None if context["cos"] is None else (context["cos"], context["sin"])
+        mixed, _ = attention.self(
+            attention.LayerNorm(stream), attention_mask=context["mask"], position_embeddings=rotary
+        )
+        return attention.output.dropout(attention.output.dense(mixed))
+
+    def mlp_update(self, block: int, middle: Tensor, context: Context) -> Tensor:
+        """Return the second linear map of the MLP: ``EsmOutput`` as a whole would add the stream again."""
+        layer = self.module.esm.encoder.layer[block - 1]
+        return layer.output.dropout(layer.output.dense(layer.intermediate(layer.LayerNorm(middle))))
+
+    def final_norm(self, stream: Tensor) -> Tensor:
+        return self.module.esm.encoder.emb_layer_norm_after(stream)
+
+    def read_out(self, stream: Tensor) -> Tensor:
+        return self.module.lm_head(self.final_norm(stream))
+
+    def library_logits(self, batch: Batch) -> Tensor:
+        return self.module(input_ids=batch.ids, attention_mask=batch.valid.long()).logits
+
+    def reinitialise(self, seed: int) -> None:
+        fresh = _untrained(self.module.config, seed)
+        with torch.no_grad():
+            for mine, new in zip(self.module.parameters(), fresh.parameters(), strict=True):
+                mine.copy_(new)
+
+    # -------------------------------------------------------------------------------------------------- files
+
+    @classmethod
+    def load(cls, folder: Path | str, *, dtype: str = "float32") -> Self:
+        """Return the adapter of a checkpoint folder: the hub's layout, or a fair-esm ``.pt`` file.
+
+        Raises:
+            CheckpointError: see ``plm_depth.models.checkpoints``.
+        """
+        folder = Path(folder)
+        path = folder / "config.json"
+        if not path.is_file() and (pickles := _fair_esm_files(folder)):
+            config, tensors, path = cls.from_fair_esm(pickles)
+        else:
+            config = checkpoints.read_json(path)
+            tensors = checkpoints.read_weights(folder)
+        cls.check_config(config, path)
+        return cls._of(cls._config(config, path), tensors, dtype, path)
+
+    @classmethod
+    def check_config(cls, config: Mapping[str, object], path: Path) -> None:
+        """Refuse a config of another architecture or family.
+
+        Raises:
+            CheckpointError: naming the key, its value and what this family has.
+        """
+        expected = {
+            "model_type": ("esm",),
+            "vocab_size": (len(cls.alphabet.tokens),),
+            "mask_token_id": (cls.alphabet.id_of["<mask>"],),
+            "pad_token_id": (cls.alphabet.id_of["<pad>"],),
+            "position_embedding_type": (cls.position_embeddings,),
+            "hidden_act": ("gelu", None),
+            "is_decoder": (False, None),
+            "is_folding_model": (False, None),
+            "add_cross_attention": (False, None),
+        }
+        for key, allowed in expected.items():
+            if config.get(key) not in allowed:
+                raise CheckpointError(
+                    f"{path}: {key} is {config.get(key)!r}, but {cls.family} has {allowed[0]!r}; is this a checkpoint "
+                    "of another family?"
+                )
+
+    @classmethod
+    def _config(cls, config: Mapping[str, object], path: Path):
+        from transformers.models.esm.configuration_esm import EsmConfig
+
+        def of(name: str, default: object = None) -> object:
+            return checkpoints.setting(config, path, name, default=default)
+
+        return EsmConfig(
+            vocab_size=of("vocab_size"),
+            hidden_size=of("hidden_size"),
+            num_hidden_layers=of("num_hidden_layers"),
+            num_attention_heads=of("num_attention_heads"),
+            intermediate_size=of("intermediate_size"),
+            layer_norm_eps=of("layer_norm_eps"),
+            mask_token_id=of("mask_token_id"),
+            pad_token_id=of("pad_token_id"),
+            position_embedding_type=of("position_embedding_type"),
+            max_position_embeddings=of("max_position_embeddings"),
+            emb_layer_norm_before=of("emb_layer_norm_before", False),
+            token_dropout=of("token_dropout"),
+            hidden_dropout_prob=of("hidden_dropout_prob", 0.0),
+            attention_probs_dropout_prob=of("attention_probs_dropout_prob", 0.0),
+            initializer_range=of("initializer_range", 0.02),
+            tie_word_embeddings=of("tie_word_embeddings", True),
+            attn_implementation="sdpa",
+        )
+
+    @classmethod
+    def _of(cls, config, tensors: dict[str, Tensor], dtype: str, where: Path) -> Self:
+        """Return the adapter of a config and a complete set of tensors under the hub's names."""
+        module = _untrained(config, seed=None)
+        ignored = [r"esm\.embeddings\.position_ids"]
+        if config.position_embedding_type == "rotary":
+            ignored.append(r"esm\.embeddings\.position_embeddings\.weight")  # a table that rotary models never read
+            per_layer = checkpoints.one_copy(tensors, LAYER_INV_FREQ, where)
+            if per_layer is not None:
+                tensors[SHARED_INV_FREQ] = per_layer
+            if SHARED_INV_FREQ not in tensors:
+                log.warning("%s: no rotary frequencies in the file; computed from the config", where)
+                tensors[SHARED_INV_FREQ] = module.esm.rotary_embeddings.inv_freq.clone()
+        checkpoints.cast_parameters(module, dtype)
+        checkpoints.fill(module, tensors, where, ignored=ignored, optional=[CONTACT_HEAD])
+        module.requires_grad_(False)
+        return cls(module, dtype)
+
+    @classmethod
+    def from_fair_esm(cls, files: list[Path]) -> tuple[dict[str, object], dict[str, Tensor], Path]:
+        """Return config, tensors under the hub's names and path of a ``.pt`` that fair-esm wrote.
+
+        Raises:
+            CheckpointError: this family is not published in that layout.
+        """
+        raise CheckpointError(f"{files[0]}: {cls.family} is not published as a fair-esm file; use its hub folder")
+
+    @classmethod
+    def build(
+        cls,
+        *,
+        n_blocks: int,
+        d_model: int,
+        n_heads: int,
+        d_mlp: int | None = None,
+        dropout: float | None = None,
+        seed: int,
+    ) -> Self:
+        """Return an untrained model of this family.
+
+        Args:
+            n_blocks, d_model, n_heads: sizes; d_model a multiple of 2 n_heads.
+            d_mlp: width of the MLP, 4 d_model by default.
+            dropout: hidden dropout in training mode, by default that of the published config.
+            seed: of the library's random initialisation.
+        Raises:
+            ValueError: sizes that do not fit.
+        """
+        if d_model % (2 * n_heads):
+            raise ValueError(f"d_model {d_model} is not a multiple of 2 n_heads = {2 * n_heads} (rotary needs pairs)")
+        raw = {
+            **cls.template(),
+            "hidden_size": d_model,
+            "num_hidden_layers": n_blocks,
+            "num_attention_heads": n_heads,
+            "intermediate_size": d_mlp or 4 * d_model,
+            "hidden_dropout_prob": cls.dropout if dropout is None else dropout,
+        }
+        return cls(_untrained(cls._config(raw, Path("sizes")), seed))
+
+    @classmethod
+    def template(cls) -> dict[str, object]:
+        """Return what all published configs of the family have in common."""
+        return {
+            "architectures": [cls.architecture],
+            "attention_probs_dropout_prob": 0.0,
+            "classifier_dropout": None,
+            "emb_layer_norm_before": False,
+            "esmfold_config": None,
+            "initializer_range": 0.02,
+            "is_folding_model": False,
+            "layer_norm_eps": 1e-05,
+            "mask_token_id": cls.alphabet.id_of["<mask>"],
+            "max_position_embeddings": 1026,
+            "model_type": "esm",
+            "pad_token_id": cls.alphabet.id_of["<pad>"],
+            "position_embedding_type": cls.position_embeddings,
+            "token_dropout": True,
+            "torch_dtype": "float32",
+            "use_cache": True,
+            "vocab_list": None,
+            "vocab_size": len(cls.alphabet.tokens),
+            **cls.extra_config,
+        }
+
+    def save(self, folder: Path | str) -> None:
+        """Write config, weights and vocabulary as the family publishes them.
+
+        Raises:
+            ValueError: weights that are not float32, the dtype of every published file of these families.
+        """
+        if self.dtype != "float32":
+            raise ValueError(f"{self.family} is published in float32, this model is {self.dtype}; load it in float32")
+        folder, config = Path(folder), self.module.config
+        folder.mkdir(parents=True, exist_ok=True)
+        raw = self.template()
+        raw.update(
+            {name: getattr(config, name) for name in CHOSEN},
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            intermediate_size=config.intermediate_size,
+            hidden_dropout_prob=config.hidden_dropout_prob,
+        )
+        checkpoints.write_json(raw, folder / "config.json")
+        tensors = self.published_tensors()
+        if self.weights_name.endswith(".safetensors"):
+            checkpoints.write_safetensors(tensors, folder / self.weights_name)
+        else:
+            checkpoints.write_pickle(tensors, folder / self.weights_name)
+        write_text("\n".join(self.alphabet.tokens) + "\n", folder / "vocab.txt")
+        write_text(json.dumps({"tokenizer_class": "EsmTokenizer"}) + "\n", folder / "tokenizer_config.json")
+        special = {f"{name}_token": f"<{name}>" for name in ("cls", "eos", "mask", "pad", "unk")}
+        write_text(json.dumps(special, indent=1) + "\n", folder / "special_tokens_map.json")
+
+    def published_tensors(self) -> dict[str, Tensor]:
+        """Return the state dict under the published names: one copy of the rotary frequencies per layer."""
+        tensors = dict(self.module.state_dict())
+        tied = self.module.lm_head.decoder.weight is self.module.esm.embeddings.word_embeddings.weight
+        if tied and not self.stores_tied_decoder:
+            del tensors["lm_head.decoder.weight"]
+        config = self.module.config
+        if config.position_embedding_type == "rotary":
+            inv_freq = tensors.pop(SHARED_INV_FREQ)
+            for block in range(self.n_blocks):
+                name = f"esm.encoder.layer.{block}.attention.self.rotary_embeddings.inv_freq"
+                tensors[name] = inv_freq
+            # The published files carry a position table that no rotary model reads.
+            unused = torch.zeros(config.max_position_embeddings, self.d_model)
+            tensors["esm.embeddings.position_embeddings.weight"] = unused
+        if self.weights_name.endswith(".safetensors"):
+            positions = torch.arange(config.max_position_embeddings)[None]
+            tensors["esm.embeddings.position_ids"] = positions
+        return tensors
+
+
+def _untrained(config, seed: int | None) -> torch.nn.Module:
+    """Return a fresh module: initialised by the library under ``seed``, or with unset weights if that is None."""
+    from transformers.initialization import no_init_weights
+    from transformers.models.esm.modeling_esm import EsmForMaskedLM
+
+    if seed is None:
+        with no_init_weights():
+            module = EsmForMaskedLM(config)
+        module.tie_weights()  # part of the initialisation that was left out
+        return module
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key_of(seed, "initialisation") % 2**63)
+        return EsmForMaskedLM(config)
+
+
+def _fair_esm_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.pt") if not path.stem.endswith("-contact-regression"))
+
+
+# Sub-modules of a fair-esm layer and their names in the hub's layout.
+FAIR_ESM_LAYER = {
+    "self_attn_layer_norm": "attention.LayerNorm",
+    "self_attn.q_proj": "attention.self.query",
+    "self_attn.k_proj": "attention.self.key",
+    "self_attn.v_proj": "attention.self.value",
+    "self_attn.out_proj": "attention.output.dense",
+    "self_attn.rot_emb": "attention.self.rotary_embeddings",
+    "final_layer_norm": "LayerNorm",
+    "fc1": "intermediate.dense",
+    "fc2": "output.dense",
+}
+FAIR_ESM_TOP = {
+    "embed_tokens": "esm.embeddings.word_embeddings",
+    "embed_positions": "esm.embeddings.position_embeddings",
+    "emb_layer_norm_before": "esm.embeddings.layer_norm",
+    "emb_layer_norm_after": "esm.encoder.emb_layer_norm_after",
+    "contact_head.regression": "esm.contact_head.regression",
+    "lm_head.dense": "lm_head.dense",
+    "lm_head.layer_norm": "lm_head.layer_norm",
+}
+
+
+def hub_name(name: str, where: Path) -> str:
+    """Return the hub's name of a fair-esm tensor.
+
+    Raises:
+        CheckpointError: a name that this architecture does not have.
+    """
+    if name == "lm_head.bias":
+        return name
+    if name == "lm_head.weight":
+        return "lm_head.decoder.weight"
+    owner, _, kind = name.rpartition(".")
+    if owner in FAIR_ESM_TOP:
+        return f"{FAIR_ESM_TOP[owner]}.{kind}"
+    if owner.startswith("layers."):
+        _, number, part = owner.split(".", 2)
+        if part in FAIR_ESM_LAYER:
+            return f"esm.encoder.layer.{number}.{FAIR_ESM_LAYER[part]}.{kind}"
+    raise CheckpointError(f"{where}: {name} is not a tensor of this architecture")
+
+
+def read_fair_esm(path: Path) -> tuple[torch.nn.Module, dict[str, Tensor]]:
+    """Return fair-esm's own model of a ``.pt`` file, and its tensors under the hub's names.
+
+    The pickle holds an ``argparse.Namespace`` beside tensors; that and nothing else is let through.
+
+    Raises:
+        CheckpointError: fair-esm is not installed or cannot read the file, or it holds other objects.
+    """
+    import argparse
+    import pickle
+    import warnings
+
+    try:
+        from esm import pretrained
+    except ImportError as error:
+        raise CheckpointError(f"{path}: reading a .pt file needs the package fair-esm; install it") from error
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Regression weights not found")
+            model, _ = pretrained.load_model_and_alphabet_local(path)
+    except pickle.UnpicklingError as error:
+        raise checkpoints.refused_pickle(path, error) from error
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: fair-esm needs {error.filename} beside it; download both") from error
+    except (OSError, RuntimeError, EOFError, KeyError, AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: fair-esm cannot read it ({type(error).__name__}: {error}); keep the published file name, "
+            "fair-esm chooses the architecture by it"
+        ) from error
+    return model, {hub_name(name, path): value for name, value in model.state_dict().items()}
+
+
+class Esm2(Esm):
+    """ESM-2: rotary, masked language modelling; hub folders and fair-esm's ``esm2_*.pt``."""
+
+    family = "esm2"
+    objective = "mlm"
+
+    @classmethod
+    def check_config(cls, config: Mapping[str, object], path: Path) -> None:
+        if "dplm_type" in config:
+            raise CheckpointError(f"{path}: dplm_type is {config['dplm_type']!r}: this is a checkpoint of family dplm")
+        super().check_config(config, path)
+
+    @classmethod
+    def from_fair_esm(cls, files: list[Path]) -> tuple[dict[str, object], dict[str, Tensor], Path]:
+        path = one_file(files)
+        model, tensors = read_fair_esm(path)
+        config = {
+            **cls.template(),
+            "hidden_size": model.embed_dim,
+            "num_hidden_layers": model.num_layers,
+            "num_attention_heads": model.attention_heads,
+            "intermediate_size": model.layers[0].fc1.out_features,
+            "token_dropout": bool(model.token_dropout),
+            "hidden_dropout_prob": 0.0,
+        }
+        return config, tensors, path
+
+
+def one_file(files: list[Path]) -> Path:
+    """Return the only one of the files.
+
+    Raises:
+        CheckpointError: there are several.
+    """
+    if len(files) > 1:
+        names = [path.name for path in files]
+        raise CheckpointError(f"{files[0].parent}: several checkpoints, {names}; give each a folder of its own")
+    return files[0]
+
+
+class Dplm(Esm):
+    """DPLM: the network of ESM-2 trained by absorbing diffusion; it gets no time step."""
+
+    family = "dplm"
+    objective = "diffusion"
+    architecture = "EsmForDPLM"
+    extra_config: ClassVar[Mapping[str, object]] = {"dplm_type": "dplm_esm"}
+    weights_name = "pytorch_model.bin"
+    stores_tied_decoder = True
+    dropout = 0.1
+
+    @classmethod
+    def check_config(cls, config: Mapping[str, object], path: Path) -> None:
+        kind, architectures = config.get("dplm_type"), config.get("architectures") or []
+        if kind != "dplm_esm" and not (kind is None and cls.architecture in architectures):
+            raise CheckpointError(
+                f"{path}: dplm_type is {kind!r} and architectures {architectures}, but a published DPLM has 'dplm_esm'; "
+                "is this a checkpoint of another family (esm2, dplm2)?"
+            )
+        super().check_config(config, path)

@@ -1,0 +1,80 @@
+"""Which families there are, and the doors through which every model comes in: ``load``, ``build``, ``save``.
+
+A family is one line here and one class; nothing of torch or transformers is imported before a model is asked for.
+"""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from plm_depth.models.base import Adapter
+
+FAMILIES = {
+    "esm2": "plm_depth.models.esm:Esm2",
+    "dplm": "plm_depth.models.esm:Dplm",
+    "progen2": "plm_depth.models.gptj:ProGen2",
+}
+
+
+def adapter_class(family: str) -> "type[Adapter]":
+    """Return the class of a family.
+
+    Raises:
+        ValueError: an unknown name; the known ones are listed.
+    """
+    if family not in FAMILIES:
+        near = difflib.get_close_matches(str(family), FAMILIES, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"unknown family {family!r}; {hint}known: {', '.join(sorted(FAMILIES))}")
+    module, name = FAMILIES[family].split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def load(family: str, folder: Path | str, dtype: str = "float32", device: str = "cpu") -> "Adapter":
+    """Return the adapter of a checkpoint, in evaluation mode, after its self-check.
+
+    Args:
+        family: a key of ``FAMILIES``.
+        folder: the checkpoint in one of the layouts that the family publishes.
+        dtype: of the matrices: float32, float64, bfloat16 or float16; see ``Adapter.dtype``.
+        device: "cpu", "cuda", "cuda:0", ...
+    Raises:
+        ValueError: an unknown family.
+        CheckpointError: the checkpoint is not what the family publishes, or stepping does not give its logits.
+    """
+    adapter = adapter_class(family).load(Path(folder), dtype=dtype)
+    adapter.module.to(device)
+    adapter.self_check()
+    return adapter
+
+
+def build(family: str, sizes: Mapping[str, object], seed: int = 0) -> "Adapter":
+    """Return an untrained model of a family, in evaluation mode, its weights as its library draws them.
+
+    Args:
+        family: a key of ``FAMILIES``.
+        sizes: keyword arguments of the family's ``build``: n_blocks, d_model, n_heads, ...
+        seed: of the initialisation; equal seeds give equal weights.
+    Raises:
+        ValueError: an unknown family, an unknown or missing size, or sizes that do not fit.
+    """
+    maker = adapter_class(family).build
+    known = [name for name in inspect.signature(maker).parameters if name != "seed"]
+    for name in sizes:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"unknown size {name!r} of {family}; {hint}known: {', '.join(known)}")
+    parameters = inspect.signature(maker).parameters
+    if missing := [name for name in known if parameters[name].default is inspect.Parameter.empty and name not in sizes]:
+        raise ValueError(f"{family} needs {', '.join(missing)}; given: {', '.join(sizes) or 'nothing'}")
+    return maker(**sizes, seed=seed)
+
+
+def save(adapter: "Adapter", folder: Path | str) -> None:
+    """Write a model into a folder in the layout that its family publishes, so that ``load`` reads the same model."""
+    adapter.save(Path(folder))
