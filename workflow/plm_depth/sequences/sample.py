@@ -1,0 +1,239 @@
+"""Sample proteins from FASTA of any size: the K records with the smallest keyed hash of their accession.
+
+    python -m plm_depth.sequences.sample --fasta F... --size K --seed N --min-length A --max-length B \\
+        --sample sample.parquet --left-out left_out.parquet
+
+Whether a protein is in depends on (seed, accession) alone. So the sample is the same for every order of the records and
+every split of the source into files, it can be drawn from a stream that is read once, and the sample of size K is the
+first K proteins of the sample of size 2K.
+
+Records are filtered first, in this order: ``non_canonical``, ``too_short``, ``too_long`` (nothing is ever cropped; odd
+letters: ``plm_depth.sequences.fasta``). Every record read is counted under exactly one reason.
+"""
+
+import argparse
+import hashlib
+import heapq
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from plm_depth.progress import start_log
+from plm_depth.sequences import SourceError
+from plm_depth.sequences.fasta import CANONICAL, clean, raw_accession, raw_batches
+from plm_depth.sequences.megabytes import Megabytes
+from plm_depth.tables import LEFT_OUT, SEQUENCES, write_table
+
+REASONS = ("sampled", "not_sampled", "non_canonical", "too_short", "too_long")
+_RESIDUES_AND_LINE_ENDS = CANONICAL + b"\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What was drawn from a source.
+
+    Attributes:
+        columns: the columns of ``tables.SEQUENCES``, in rank order.
+        counts: records by reason, in the order of ``REASONS``; they add up to the records read.
+        upper_cased: records in which lower-case letters were upper-cased, whatever became of them.
+        stop_dropped: records whose ``*`` at the end was dropped, whatever became of them.
+    """
+
+    columns: dict[str, list]
+    counts: dict[str, int]
+    upper_cased: int
+    stop_dropped: int
+
+
+@dataclass(slots=True)
+class _Candidate:
+    accession: bytes
+    residues: bytes
+    place: str
+    second_place: str = ""  # where the accession came again, if it did
+
+
+class _Smallest:
+    """The ``size`` smallest digests offered so far, with what belongs to them.
+
+    ``limit``: only a digest up to this one can change anything.
+    """
+
+    def __init__(self, size: int):
+        self.size = size
+        self.kept: dict[bytes, _Candidate] = {}
+        self.limit = b"\xff" * 16
+        self._heap: list[int] = []  # negated digests, so that the largest is at the top
+
+    def offer(self, digest: bytes, accession: bytes, body: bytes, place: str) -> None:
+        if digest in self.kept:
+            self.kept[digest].second_place = place
+            return
+        self.kept[digest] = _Candidate(accession, body.replace(b"\n", b""), place)
+        heapq.heappush(self._heap, -int.from_bytes(digest, "big"))
+        if len(self._heap) > self.size:
+            del self.kept[(-heapq.heappop(self._heap)).to_bytes(16, "big")]
+        if len(self._heap) == self.size:
+            self.limit = (-self._heap[0]).to_bytes(16, "big")
+
+    def in_order(self) -> list[_Candidate]:
+        return [self.kept[digest] for digest in sorted(self.kept)]
+
+
+def draw(
+    fastas: Sequence[str | Path],
+    *,
+    size: int,
+    seed: int,
+    min_length: int,
+    max_length: int,
+    log: logging.Logger | None = None,
+) -> Sample:
+    """Return the ``size`` proteins with the smallest keyed hash among the records that pass the filters.
+
+    Memory grows with ``size`` and not with the source. An accession that passes twice is an error if it belongs to the
+    sample: equal accessions have equal hashes, so its records reach the sample together or not at all. Duplicates that
+    do not reach the sample are not looked for, as they cannot change it.
+
+    Args:
+        fastas: parts of the source, in any order.
+        size: proteins wanted, at least 1.
+        seed: key of the hash.
+        min_length, max_length: residues allowed, both included.
+        log: where progress goes.
+
+    Raises:
+        SourceError: a source that cannot be used, an accession twice in the sample, too few records, or bad options.
+    """
+    _check_options(fastas, size, min_length, max_length)
+    log = log or logging.getLogger(__name__)
+    progress = Megabytes(log, sum(Path(path).stat().st_size for path in fastas if Path(path).is_file()), "MB of files")
+    started = time.monotonic()
+    keyed = hashlib.blake2b(digest_size=16, key=str(seed).encode(), person=b"plm-depth sample")
+    smallest = _Smallest(size)
+    n_read = n_text = non_canonical = too_short = too_long = upper_cased = stop_dropped = 0
+
+    for path in fastas:
+        number = 0
+        for batch in raw_batches(path, progress.add):
+            n_text += sum(map(len, batch))
+            try:
+                for raw in batch:
+                    number += 1
+                    header, _, body = raw.partition(b"\n")
+                    accession = raw_accession(header)
+                    if body.translate(None, _RESIDUES_AND_LINE_ENDS):  # rare: the policies for odd letters
+                        residues = clean(body)
+                        upper_cased += residues.upper_cased
+                        stop_dropped += residues.stop_dropped
+                        if not residues.canonical:
+                            non_canonical += 1
+                            continue
+                        body = residues.text
+                    length = len(body) - body.count(b"\n")
+                    if length < min_length:
+                        if not length:
+                            raise SourceError("no residues")
+                        too_short += 1
+                        continue
+                    if length > max_length:
+                        too_long += 1
+                        continue
+                    hasher = keyed.copy()
+                    hasher.update(accession)
+                    digest = hasher.digest()
+                    if digest <= smallest.limit:
+                        smallest.offer(digest, accession, body, f"{path}, record {number}")
+            except SourceError as error:
+                raise SourceError(f"{path}, record {number}: {error}") from error
+        n_read += number
+    progress.finish()
+    seconds = max(time.monotonic() - started, 1e-9)
+    log.info("read %d records, %.1f MB of text, %.0f MB/s", n_read, n_text / 1e6, n_text / 1e6 / seconds)
+
+    n_passed = n_read - non_canonical - too_short - too_long
+    chosen = smallest.in_order()
+    if len(chosen) < size:
+        raise SourceError(
+            f"{', '.join(map(str, fastas))}: {len(chosen)} of {n_read} records pass the filters, expected at least "
+            f"{size} (non_canonical {non_canonical}, too_short {too_short}, too_long {too_long}); lower --size, or "
+            f"widen --min-length {min_length} and --max-length {max_length}"
+        )
+    _check_unique(chosen)
+    counts = (size, n_passed - size, non_canonical, too_short, too_long)
+    return Sample(_columns(chosen), dict(zip(REASONS, counts, strict=True)), upper_cased, stop_dropped)
+
+
+def _check_options(fastas: Sequence[str | Path], size: int, min_length: int, max_length: int) -> None:
+    if not fastas:
+        raise SourceError("--fasta: no file, expected at least one")
+    if size < 1:
+        raise SourceError(f"--size {size}: expected at least 1 protein")
+    if not 1 <= min_length <= max_length:
+        raise SourceError(f"--min-length {min_length} --max-length {max_length}: expected 1 <= min <= max")
+
+
+def _check_unique(chosen: Iterable[_Candidate]) -> None:
+    twice = [candidate for candidate in chosen if candidate.second_place]
+    if twice:
+        first = twice[0]
+        raise SourceError(
+            f"accession {first.accession.decode()} comes twice: {first.place}, and {first.second_place} "
+            f"({len(twice)} such accession(s) in the sample); expected every accession once: was a file given twice?"
+        )
+
+
+def _columns(chosen: Sequence[_Candidate]) -> dict[str, list]:
+    return {
+        "sequence_id": [c.accession.decode() for c in chosen],
+        "sequence_hash": [hashlib.sha256(c.residues).hexdigest() for c in chosen],
+        "rank": list(range(len(chosen))),
+        "n_residues": [len(c.residues) for c in chosen],
+        "sequence": [c.residues.decode() for c in chosen],
+    }
+
+
+def sample(
+    *,
+    fastas: Sequence[str | Path],
+    size: int,
+    seed: int,
+    min_length: int,
+    max_length: int,
+    sample: str | Path,
+    left_out: str | Path,
+    log: logging.Logger,
+) -> None:
+    """Draw a sample (``draw``) and write it (SEQUENCES) and the records by what became of them (LEFT_OUT)."""
+    drawn = draw(fastas, size=size, seed=seed, min_length=min_length, max_length=max_length, log=log)
+    log.info(", ".join(f"{reason} {n}" for reason, n in drawn.counts.items()))
+    log.info("upper-cased %d records, dropped the stop of %d", drawn.upper_cased, drawn.stop_dropped)
+    n_distinct = len(set(drawn.columns["sequence_hash"]))
+    if n_distinct < size:
+        log.info("%d sampled proteins have the sequence of another one", size - n_distinct)
+    write_table({"reason": list(drawn.counts), "n_records": list(drawn.counts.values())}, LEFT_OUT, left_out)
+    settings = {"seed": seed, "min_length": min_length, "max_length": max_length}
+    write_table(drawn.columns, SEQUENCES, sample, **settings)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m plm_depth.sequences.sample", description=__doc__.split("\n")[0])
+    parser.add_argument("--fasta", nargs="+", required=True, help="parts of the source, compressed or not")
+    parser.add_argument("--size", type=int, required=True, help="proteins to sample")
+    parser.add_argument("--seed", type=int, required=True, help="key of the hash that orders the accessions")
+    parser.add_argument("--min-length", type=int, required=True, help="fewest residues, included")
+    parser.add_argument("--max-length", type=int, required=True, help="most residues, included")
+    parser.add_argument("--sample", required=True, help="table of the sampled proteins (SEQUENCES)")
+    parser.add_argument("--left-out", required=True, help="table of records by what became of them (LEFT_OUT)")
+    options = vars(parser.parse_args(argv))
+    log = start_log("sample")
+    try:
+        sample(fastas=options.pop("fasta"), log=log, **options)
+    except (SourceError, OSError) as error:
+        raise SystemExit(f"sample: {error}") from error
+
+
+if __name__ == "__main__":
+    main()
