@@ -8,15 +8,23 @@ import importlib
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from plm_depth.models.base import Adapter
 
+
+class Entry(NamedTuple):
+    """Where the class of a family stands, and its objective (so that a config is checked without loading torch)."""
+
+    where: str
+    objective: str
+
+
 FAMILIES = {
-    "esm2": "plm_depth.models.esm:Esm2",
-    "dplm": "plm_depth.models.esm:Dplm",
-    "progen2": "plm_depth.models.gptj:ProGen2",
+    "esm2": Entry("plm_depth.models.esm:Esm2", "mlm"),
+    "dplm": Entry("plm_depth.models.esm:Dplm", "diffusion"),
+    "progen2": Entry("plm_depth.models.gptj:ProGen2", "ar"),
 }
 
 
@@ -30,7 +38,7 @@ def adapter_class(family: str) -> "type[Adapter]":
         near = difflib.get_close_matches(str(family), FAMILIES, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"unknown family {family!r}; {hint}known: {', '.join(sorted(FAMILIES))}")
-    module, name = FAMILIES[family].split(":")
+    module, name = FAMILIES[family].where.split(":")
     return getattr(importlib.import_module(module), name)
 
 
