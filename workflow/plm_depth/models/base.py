@@ -83,6 +83,14 @@ class Context:
         # An axis of length 1 broadcasts over rows, whether it is shared or the batch has one row.
         return replace(self, values={name: rows_of(value) for name, value in self.values.items()})
 
+    def first(self, n_rows: int) -> "Context":
+        """Return the context of the first rows, without copying."""
+
+        def head(value: object) -> object:
+            return value[:n_rows] if isinstance(value, Tensor) and value.ndim and value.shape[0] > 1 else value
+
+        return replace(self, values={name: head(value) for name, value in self.values.items()})
+
 
 @dataclass(frozen=True)
 class Updates:
