@@ -156,7 +156,7 @@ SUMMARY = _schema(
     n_boot=(_i32, "resamples in which the statistic was defined"),
 )
 
-# Key columns of the vector tables. A row is one token (moments) or one read position (lens logits) or one anchor (stream)
+# Key columns of the vector tables. A row is one token (moments), one read position (lens logits) or one anchor (stream)
 # of one view of one protein under one null model. What is constant over a file (model, dtype, ...) is in its metadata.
 VIEW_KEYS = {
     "sequence_id": (_cat, "accession"),
@@ -287,6 +287,49 @@ def write_table(columns: Mapping[str, object] | pa.Table, schema: pa.Schema, pat
     return table.num_rows
 
 
+class TableWriter:
+    """Write one ordinary table (zstd Parquet) part by part; nothing stands under the final name until the end.
+
+    For tables that are larger than what a stage wants to hold. Use as a context manager: an exception removes the
+    temporary file. ``iterate_table`` reads the parts back.
+    """
+
+    def __init__(self, path: str | Path, schema: pa.Schema, **metadata: str):
+        self.path = Path(path)
+        self.schema = schema.with_metadata({**(schema.metadata or {}), **{k: str(v) for k, v in metadata.items()}})
+        self.n_rows = 0
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> "TableWriter":
+        temporary = self._stack.enter_context(replacing(self.path))
+        self._writer = pq.ParquetWriter(
+            temporary,
+            self.schema,
+            compression="zstd",
+            # Counts and names repeat; a dictionary of floating sums would be built only to be thrown away.
+            use_dictionary=[f.name for f in self.schema if not pa.types.is_float64(f.type)],
+            write_page_checksum=True,
+        )
+        return self
+
+    def append(self, columns: Mapping[str, object] | pa.Table) -> None:
+        """Add rows: columns as in ``as_table``."""
+        if isinstance(columns, pa.Table):
+            columns = {name: columns.column(name) for name in columns.column_names}
+        table = as_table(columns, self.schema)
+        if table.num_rows:
+            self._writer.write_table(table)
+            self.n_rows += table.num_rows
+
+    def __exit__(self, kind, value, trace) -> None:
+        try:
+            self._writer.close()
+        except BaseException as error:
+            self._stack.__exit__(type(error), error, error.__traceback__)
+            raise
+        self._stack.__exit__(kind, value, trace)
+
+
 def read_table(path: str | Path, schema: pa.Schema) -> pa.Table:
     """Return one ordinary table, checked against its schema, dictionary columns as plain strings kept encoded.
 
@@ -299,6 +342,30 @@ def read_table(path: str | Path, schema: pa.Schema) -> pa.Table:
         raise TableError(f"{path}: not a readable Parquet file ({error}); delete it and run again") from error
     _check_columns(path, table.schema, schema)
     return table
+
+
+def iterate_table(path: str | Path, schema: pa.Schema) -> Iterator[pa.Table]:
+    """Yield one ordinary table in parts (its row groups), in order, checked as by ``read_table``."""
+    try:
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        _check_columns(path, file.schema_arrow, schema)
+        for part in range(file.num_row_groups):
+            yield file.read_row_group(part, columns=schema.names)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise TableError(f"{path}: not a readable Parquet file ({error}); delete it and run again") from error
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """Return what was written beside the columns of an ordinary table: the keywords of its writer.
+
+    Raises:
+        TableError: the file is missing, truncated or not a Parquet file.
+    """
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (OSError, pa.ArrowInvalid) as error:
+        raise TableError(f"{path}: not a readable Parquet file ({error}); delete it and run again") from error
+    return {k.decode(): v.decode() for k, v in metadata.items() if not k.startswith(b"ARROW:")}
 
 
 def _check_columns(path: str | Path, found: pa.Schema, schema: pa.Schema) -> None:
@@ -384,7 +451,8 @@ class VectorWriter:
         stored = np.ascontiguousarray(vectors, dtype=self.dtype)
         if np.isinf(stored).any():
             raise TableError(
-                f"{self.path}: a value is infinite or too large for {self.dtype.name}; store a wider dtype (cache.dtype)"
+                f"{self.path}: a value is infinite or too large for {self.dtype.name}; "
+                "store a wider dtype (cache.dtype)"
             )
         columns = as_table(keys, self.keys)
         if columns.num_rows != n:

@@ -3,8 +3,8 @@
     moments ----> contributions ----+
     lens logits --> lens ----------+--> profile, summary
 
-Per-sequence tables keep ``n``, ``sum`` and ``sumsq`` in float64, so that every corpus number is derived and any sharding
-merges exactly.
+Per-sequence tables keep ``n``, ``sum`` and ``sumsq`` in float64, so that every corpus number is derived and any
+sharding merges exactly.
 
 ``contributions`` (table CONTRIB_SEQ), quantities by name, after Csordas, Manning and Potts 2025 (arXiv 2505.13898):
 
@@ -23,8 +23,8 @@ merges exactly.
 
 norm_g and rel_g stand only where a block has a geometric attention branch.
 
-``lens`` (LENS_SEQ), p_k the read-out of layer k, p_n that of the last layer, layers 0..n_blocks, once over the canonical
-residues (vocab aa20) and once over all real tokens (full):
+``lens`` (LENS_SEQ), p_k the read-out of layer k, p_n that of the last layer, layers 0..n_blocks, once over the
+canonical residues (vocab aa20) and once over all real tokens (full):
 
     kl_lf, kl_fl, js     KL(p_k || p_n), KL(p_n || p_k), Jensen-Shannon divergence; nats
     ov1, ov5             shared part of the 1 and 5 most probable tokens
@@ -36,14 +36,14 @@ residues (vocab aa20) and once over all real tokens (full):
 
 The mean of ``settled_x`` over positions is the distribution function of ``settle_x``.
 
-``profile`` (PROFILE) holds corpus values and intervals of all of these, and the overlaps less what chance gives, (O - k/V)
-/ (1 - k/V) for k of V tokens, as ``ov1_cc`` and ``ov5_cc``.
+``profile`` (PROFILE) holds corpus values and intervals of all of these, and the overlaps less what chance gives,
+(O - k/V) / (1 - k/V) for k of V tokens, as ``ov1_cc`` and ``ov5_cc``.
 
 ``summary`` (SUMMARY) holds, as ``stat`` (``profile``; ``param``), on relative depth:
 
     depth_score (rel_u | norm_u)                 centre of mass of a block profile, (block - 1/2) / n_blocks
-    kl_depth (kl_lf/kl_0 | kl_lf/max; fraction)  first layer from which kl_lf stays at or below that fraction of its value
-                                                 at layer 0, or of its largest value
+    kl_depth (kl_lf/kl_0 | kl_lf/max; fraction)  first layer from which kl_lf stays at or below that fraction of its
+                                                 value at layer 0, or of its largest value
     kl_depth_crossing (the same)                 first layer at or below it, even if later layers rise again
     overlap_depth (ov5_cc; threshold)            first layer from which the overlap stays at or above the threshold
     cosine_depth (cos_amu)                       last block where the mean of cos_a, cos_m, cos_u turns from negative
