@@ -59,8 +59,12 @@ def setting(config: Mapping[str, object], path: Path, *names: str, default: obje
     return default
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """Return the weight files of a folder: safetensors before pickles, shards in the order of their index.
+def weight_files(folder: Path, *, with_index: bool = False) -> list[Path]:
+    """Return the weight files of a folder: safetensors before pickles, shards in the order of their names.
+
+    Args:
+        folder: the checkpoint.
+        with_index: whether the index of sharded weights is returned too, first.
 
     Raises:
         CheckpointError: there are none, or a shard of the index is not there.
@@ -75,7 +79,7 @@ def weight_files(folder: Path) -> list[Path]:
             shards = [folder / shard for shard in sorted(set(_weight_map(index).values()))]
             if missing := [shard.name for shard in shards if not shard.is_file()]:
                 raise CheckpointError(f"{index}: names {missing}, which are not in the folder; download them")
-            return shards
+            return [index, *shards] if with_index else shards
     there = sorted(path.name for path in folder.iterdir())
     raise CheckpointError(
         f"{folder}: neither model.safetensors nor pytorch_model.bin (or their shards); it has {there}"

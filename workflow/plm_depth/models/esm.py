@@ -136,6 +136,13 @@ class Esm(Adapter):
         return cls._of(cls._config(config, path), tensors, dtype, path)
 
     @classmethod
+    def files(cls, folder: Path) -> list[Path]:
+        """Return the files that ``load`` reads."""
+        if not (folder / "config.json").is_file() and (pickles := _fair_esm_files(folder)):
+            return sorted(folder.glob(f"{one_file(pickles).stem}*.pt"))
+        return [folder / "config.json", *checkpoints.weight_files(folder, with_index=True)]
+
+    @classmethod
     def check_config(cls, config: Mapping[str, object], path: Path) -> None:
         """Refuse a config of another architecture or family.
 
@@ -473,7 +480,7 @@ class Dplm(Esm):
         kind, architectures = config.get("dplm_type"), config.get("architectures") or []
         if kind != "dplm_esm" and not (kind is None and cls.architecture in architectures):
             raise CheckpointError(
-                f"{path}: dplm_type is {kind!r} and architectures {architectures}, but a published DPLM has 'dplm_esm'; "
-                "is this a checkpoint of another family (esm2, dplm2)?"
+                f"{path}: dplm_type is {kind!r} and architectures {architectures}, but a published DPLM has "
+                "'dplm_esm'; is this a checkpoint of another family (esm2, dplm2)?"
             )
         super().check_config(config, path)

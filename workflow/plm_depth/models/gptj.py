@@ -146,6 +146,11 @@ class ProGen2(Adapter):
         return cls(module, dtype)
 
     @classmethod
+    def files(cls, folder: Path) -> list[Path]:
+        """Return the files that ``load`` reads."""
+        return [folder / "config.json", *checkpoints.weight_files(folder, with_index=True)]
+
+    @classmethod
     def _config(cls, raw: Mapping[str, object], tensors: Mapping[str, Tensor], path: Path):
         from transformers.models.gptj.configuration_gptj import GPTJConfig
 

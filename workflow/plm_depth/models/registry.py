@@ -1,6 +1,8 @@
 """Which families there are, and the doors through which every model comes in: ``load``, ``build``, ``save``.
 
 A family is one line here and one class; nothing of torch or transformers is imported before a model is asked for.
+Beside the methods of ``Adapter`` a class has ``load(folder, *, dtype)``, ``build(*, seed, **sizes)`` and
+``files(folder)``, the files that ``load`` reads.
 """
 
 import difflib
