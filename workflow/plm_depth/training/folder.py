@@ -35,7 +35,7 @@ def model_card(about: Mapping[str, object]) -> str:
 
 A toy model: {recipe["family"]} with {recipe["n_blocks"]} blocks of width {recipe["d_model"]}, trained from scratch on a
 handful of proteins ({about["n_train_proteins"]} proteins, {about["n_train_residues"]} residues) for {recipe["steps"]}
-steps, {about["n_residues_seen"]} residues with repeats. The published models of this family saw many millions of proteins.
+steps, {about["n_residues_seen"]} residues with repeats. Published models of this family saw many millions of proteins.
 
 It shows that a workflow runs. It is no evidence about real protein language models: not about this family, its
 training objective, or its depth. It shares no weight with any published model.

@@ -152,23 +152,30 @@ def train(
     reference is the cross-entropy of the training composition on the same residues.
 
     Raises:
-        TrainingError: the loss is not finite.
+        RecipeError: an unknown family, or sizes that it cannot have.
         CorpusError: a protein is on both sides, or does not fit a batch.
         SequenceError: a protein that the family cannot read, named.
-        registry's own errors: an unknown family, sizes that it cannot have.
+        TrainingError: the loss is not finite.
     """
     log = log or logging.getLogger(STAGE)
     device = torch.device(device)
     check_disjoint(train_proteins, valid_proteins)
     with torch.random.fork_rng(), _deterministic(device):
-        torch.manual_seed(key_of(recipe.seed, "weights") % 2**63)
-        adapter = registry.build(recipe.family, recipe.model_sizes)
-        adapter.module.to(device)
+        adapter = _untrained(recipe, device)
         longest = min(adapter.max_residues, recipe.crop or adapter.max_residues)
         n_tokens = _token_counts(adapter, train_proteins, longest, "training", log)
         _token_counts(adapter, valid_proteins, longest, "validation", log)
         torch.manual_seed(key_of(recipe.seed, "dropout") % 2**63)
         return _train(recipe, adapter, train_proteins, n_tokens, valid_proteins, longest, log)
+
+
+def _untrained(recipe: Recipe, device: torch.device) -> Adapter:
+    try:
+        adapter = registry.build(recipe.family, recipe.model_sizes, seed=recipe.seed)
+    except ValueError as error:
+        raise RecipeError(f"recipe of {recipe.model}: {error}") from error
+    adapter.module.to(device).requires_grad_(True)
+    return adapter
 
 
 def _train(
@@ -181,7 +188,7 @@ def _train(
     log: logging.Logger,
 ) -> Trained:
     device, ignorant = adapter.device, background(proteins)
-    parameters = [p for p in adapter.module.parameters() if p.requires_grad]
+    parameters = list(adapter.module.parameters())
     optimiser = torch.optim.AdamW(
         [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": recipe.weight_decay},
@@ -244,6 +251,7 @@ def _train(
             tally = Tally()
             validate(step + 1)
     progress.finish()
+    adapter.module.requires_grad_(False)
     return result
 
 
@@ -400,6 +408,7 @@ def run(
     where = device_of(device)
     log.info(f"{wanted.model}: {wanted.steps} steps on {where}, {torch.get_num_threads()} threads")
     result = train(wanted, train_proteins, valid_proteins, device=where, log=log)
+    result.adapter.module.cpu()
     with replacing_folder(checkpoint) as temporary:
         registry.save(result.adapter, temporary)
         write_notes(notes(wanted, result, train_proteins, valid_proteins), temporary)
