@@ -1,0 +1,447 @@
+"""The engine: many altered runs of one protein carried through the blocks together.
+
+Rows of one batch: the clean run first (row 0), then one row a lane. A lane enters the batch at its first intervention,
+with a copy of the clean stream that is altered there, so that
+
+* nothing before the intervention is computed again (prefix reuse: the identity with a whole run is exact);
+* each block's weights are touched once for all lanes, ``n (n + 1) / 2`` block evaluations for all ``n`` sources;
+* clean and altered runs go through the same products of the same shape, so that their difference is no rounding.
+
+All rows of one protein are equally long: nothing is padded. Several proteins go side by side where the token budget
+allows. Norms are taken block by block; no stream but that of the current block is kept.
+"""
+
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plm_depth.activations import batches
+from plm_depth.activations.interventions import Intervention, InterventionError, Itself, Lane, Resample
+from plm_depth.models.base import Adapter, Context, Tokens, Updates
+
+OUTPUTS = ("l2", "kl_fo", "tv", "flip1", "dnll")  # the five quantities of the output change
+VOCABULARIES = ("aa20", "full")
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """One protein in one view, the lanes to run on it, and where its output is read.
+
+    Attributes:
+        name: sequence_id, for messages.
+        tokens: the protein as the model reads it.
+        lanes: altered runs, any number and order.
+        reads: (n_reads,) int64, tokens whose read-out is compared.
+        true: (n_reads,) int64, token id of the residue that each read predicts; -1 where there is none.
+    """
+
+    name: str
+    tokens: Tokens
+    lanes: tuple[Lane, ...]
+    reads: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    true: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What the lanes of one protein did.
+
+    Attributes:
+        size: (n_blocks, n_tokens), norm of each clean update |u_j|.
+        change: (n_lanes, n_blocks, n_tokens), |u_j - u*_j|; 0 before the first intervention.
+        output: per vocabulary (n_lanes, 5, n_reads) float64, the quantities of ``OUTPUTS`` in that order; NaN in local
+            lanes (nothing travels to their output), and dnll NaN where no residue is predicted.
+    """
+
+    size: np.ndarray
+    change: np.ndarray
+    output: Mapping[str, np.ndarray]
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Planning
+
+
+def sweep(
+    adapter: Adapter, works: Sequence[Work], *, token_budget: int, max_padding: float, log: logging.Logger
+) -> Iterator[tuple[int, Outcome]]:
+    """Run all lanes of all works; yield (index into ``works``, outcome), longest proteins first.
+
+    Args:
+        token_budget: largest rows x tokens carried through a block at once. A protein whose lanes do not fit is cut into
+            groups of lanes, ascending in their first block; later groups start from the kept clean stream.
+        max_padding: share of padding allowed when proteins go side by side; 0: only proteins of equal length.
+    Running out of memory halves what runs together (first proteins, then lanes) and goes on, logged.
+
+    Raises:
+        BatchError: one lane of one protein does not fit into memory.
+        InterventionError: a lane that this model cannot have.
+    """
+    by_shape: dict[tuple, list[int]] = {}
+    for index, work in enumerate(works):
+        by_shape.setdefault(tuple(lane.shape for lane in work.lanes), []).append(index)
+    for shape, indices in by_shape.items():
+        rows = 1 + len(shape)
+        tokens = [rows * works[i].tokens.n_tokens for i in indices]
+        for batch in batches.plan(tokens, token_budget=token_budget, max_padding=max_padding):
+            members = [indices[i] for i in batch]
+            # A single protein that does not fit is halved along its lanes inside; only then is it an error.
+            for part, outcomes in batches.run_halving(
+                members,
+                lambda part: _run_groups(adapter, [works[i] for i in part], token_budget, log),
+                log=log,
+                name=lambda i: works[i].name,
+            ):
+                yield from zip(part, outcomes)
+
+
+def _run_groups(adapter: Adapter, works: Sequence[Work], token_budget: int, log: logging.Logger) -> list[Outcome]:
+    """Run works of one shape side by side, their lanes in groups that keep to the budget."""
+    n_lanes = len(works[0].lanes)
+    order = sorted(range(n_lanes), key=lambda k: works[0].lanes[k].first)
+    tokens = len(works) * max(work.tokens.n_tokens for work in works)
+    capacity = max(1, token_budget // tokens - 1)
+    groups = [order[at : at + capacity] for at in range(0, n_lanes, capacity)] or [[]]
+    kept: dict[int, Tensor] = {}
+    parts: list[tuple[list[int], list[Outcome]]] = []
+    while groups:
+        group = groups.pop(0)
+        wanted = {works[0].lanes[g[0]].first - 1 for g in groups}
+        start = works[0].lanes[group[0]].first - 1 if parts else 0
+        problem = None
+        try:
+            chosen = [Work(w.name, w.tokens, tuple(w.lanes[k] for k in group), w.reads, w.true) for w in works]
+            outcomes = run_lanes(adapter, chosen, start=kept.get(start), start_layer=start, keep=wanted, kept=kept)
+        except (RuntimeError, MemoryError) as error:
+            if len(works) > 1 or len(group) < 2 or not batches.is_out_of_memory(error):
+                raise  # the caller halves the proteins, or says that one does not fit
+            problem = str(error)
+        if problem is not None:
+            batches.release_memory()
+            middle = (len(group) + 1) // 2
+            log.warning(f"out of memory with {len(group)} lanes of {works[0].name}: going on with {middle} at a time")
+            groups[:0] = [group[:middle], group[middle:]]
+            continue
+        parts.append((group, outcomes))
+    return [_joined([(group, outcomes[w]) for group, outcomes in parts], n_lanes) for w in range(len(works))]
+
+
+def _joined(parts: list[tuple[list[int], Outcome]], n_lanes: int) -> Outcome:
+    if len(parts) == 1 and parts[0][0] == list(range(n_lanes)):
+        return parts[0][1]
+    first = parts[0][1]
+    change = np.empty((n_lanes, *first.change.shape[1:]), first.change.dtype)
+    output = {name: np.empty((n_lanes, *values.shape[1:])) for name, values in first.output.items()}
+    for group, outcome in parts:
+        change[group] = outcome.change
+        for name, values in outcome.output.items():
+            output[name][group] = values
+    return Outcome(first.size, change, output)  # the first group passes all blocks
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# The growing batch
+
+
+@torch.inference_mode()
+def run_lanes(
+    adapter: Adapter,
+    works: Sequence[Work],
+    *,
+    start: Tensor | None = None,
+    start_layer: int = 0,
+    keep: Collection[int] = (),
+    kept: dict[int, Tensor] | None = None,
+) -> list[Outcome]:
+    """Run lanes of one shape (``Lane.shape``) on proteins side by side; one outcome a protein.
+
+    Rows are lane-major: row ``(1 + lane) * n_works + work``, the clean runs first, so that the active rows are always the
+    head of one buffer.
+
+    Args:
+        start, start_layer: clean stream (n_works, n_tokens, d_model) at a layer before every lane's first intervention;
+            by default the embedding. Sizes and changes of skipped blocks are left 0.
+        keep, kept: layers whose clean stream is put into ``kept``.
+    """
+    n_works, lanes = len(works), works[0].lanes
+    order = sorted(range(len(lanes)), key=lambda k: lanes[k].first)
+    batch = adapter.collate([work.tokens for work in works], adapter.device)
+    with adapter.precision():
+        embedded, context = adapter.embed(batch)
+        clean = embedded if start is None else start
+        n_tokens = clean.shape[1]
+        carried = _Lanes(adapter, works, order, clean, context)
+        size = clean.new_zeros(adapter.n_blocks, n_works, n_tokens)
+        change = clean.new_zeros(adapter.n_blocks, len(lanes), n_works, n_tokens)
+        for block in range(start_layer + 1, adapter.n_blocks + 1):
+            if block - 1 in keep and kept is not None:
+                kept[block - 1] = carried.clean.clone()
+            carried.step(block, size[block - 1], change[block - 1])
+        read = _read_out(adapter, works, carried)
+    place = np.argsort(order)
+    size, change = size.cpu().numpy(), change.cpu().numpy()
+    return [
+        Outcome(
+            size[:, w, : work.tokens.n_tokens],
+            change[:, place, w, : work.tokens.n_tokens].swapaxes(0, 1),
+            {name: values[place, w, :, : len(work.reads)] for name, values in read.items()},
+        )
+        for w, work in enumerate(works)
+    ]
+
+
+class _Lanes:
+    """The streams of all runs at one layer, and how they pass a block."""
+
+    def __init__(
+        self, adapter: Adapter, works: Sequence[Work], order: Sequence[int], clean: Tensor, context: Context
+    ):
+        self.adapter, self.n_works, self.context = adapter, len(works), context
+        self.lanes = [[work.lanes[k] for work in works] for k in order]  # lane by lane, protein by protein
+        self.n_active = 0
+        self.streams = clean.new_empty(((1 + len(self.lanes)) * self.n_works, *clean.shape[1:]))
+        self.streams[: self.n_works] = clean
+        self.taken = {k: clean.new_empty(0) for k, lane in enumerate(self.lanes) if lane[0].local}
+        self._wide: Context | None = None
+        last = max((edit.source for lane in self.lanes for edit in lane[0].edits), default=0)
+        if last > adapter.n_blocks or (self.lanes and self.lanes[0][0].first < 1):
+            raise InterventionError(f"block {last}: {adapter.family} has blocks 1..{adapter.n_blocks}")
+
+    @property
+    def clean(self) -> Tensor:
+        return self.streams[: self.n_works]
+
+    def rows(self, lane: int) -> slice:
+        return slice((1 + lane) * self.n_works, (2 + lane) * self.n_works)
+
+    def contexts(self, n_rows: int) -> Context:
+        """Return the context of the first ``n_rows`` rows (rows of one protein share theirs)."""
+        if self.n_works == 1:
+            return self.context
+        if self._wide is None:
+            total = torch.arange(len(self.streams), device=self.streams.device)
+            self._wide = self.context.take(total % self.n_works)
+        return self._wide.first(n_rows)
+
+    def step(self, block: int, size: Tensor, change: Tensor) -> None:
+        """Take all runs through a block; write |u| (n_works, n_tokens) and |u - u*| (n_lanes, n_works, n_tokens)."""
+        adapter, n = self.adapter, self.n_works
+        active = self.n_active
+        rows = self.streams[: (1 + active) * n]
+        for k, taken in self.taken.items():
+            if k < active:
+                torch.add(self.clean, taken, out=self.streams[self.rows(k)])
+        updates = adapter.updates(block, rows, self.contexts(len(rows)))
+        total = _total(updates)
+        after = adapter.add(rows, updates)
+        size.copy_(torch.linalg.vector_norm(total[:n], dim=-1))
+        if active:
+            moved = total[n:].unflatten(0, (active, n)) - total[:n]
+            change[:active] = torch.linalg.vector_norm(moved, dim=-1)
+
+        entering = [k for k in range(active, len(self.lanes)) if self.lanes[k][0].first == block]
+        again = [k for k in range(active) if any(edit.source == block for edit in self.lanes[k][0].edits[1:])]
+        altered = []
+        for k in (*again, *entering):
+            at = slice(0, n) if k in entering else self.rows(k)
+            edits = [next(edit for edit in lane.edits if edit.source == block) for lane in self.lanes[k]]
+            altered.append((k, at, edits))
+        for k, (new_after, new_total) in self._altered(block, altered, rows, updates, total, after):
+            if k in self.taken:
+                self.taken[k] = new_after
+                continue
+            change[k] = torch.linalg.vector_norm(new_total - total[:n], dim=-1)
+            if k < active:
+                after[self.rows(k)] = new_after
+            else:
+                self.streams[self.rows(k)] = new_after
+        rows.copy_(after)
+        self.n_active = active + len(entering)
+
+    def _altered(
+        self,
+        block: int,
+        altered: Sequence[tuple[int, slice, list[Intervention]]],
+        rows: Tensor,
+        updates: Updates,
+        total: Tensor,
+        after: Tensor,
+    ) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
+        """Yield, lane by lane, (stream after the block, update) under the interventions at this block.
+
+        A local lane gets (what is added to the clean input of later blocks, nothing).
+        """
+        again: list[tuple[int, slice, Updates, Tensor]] = []  # lanes whose later branches must be computed anew
+        for k, at, edits in altered:
+            here = Updates(
+                updates.attention[at],
+                updates.mlp[at],
+                updates.middle[at],
+                None if updates.geometric is None else updates.geometric[at],
+            )
+            part = edits[0].part
+            original = {"layer": total[at], "attn": here.attention, "mlp": here.mlp, "geom": here.geometric}[part]
+            if original is None:
+                raise InterventionError(f"block {block} of {self.adapter.family} has no geometric branch; leave out geom")
+            mask = self._mask(edits)
+            by = torch.stack([_replacement(edit, original[w]) for w, edit in enumerate(edits)])
+            if k in self.taken:
+                yield k, (torch.where(mask, by - original, 0).to(rows.dtype), total[:0])
+            elif part == "layer":
+                same = isinstance(edits[0].by, Itself)
+                replaced = after[at] if same else rows[at] + by
+                yield k, (torch.where(mask, replaced, after[at]), torch.where(mask, by, total[at]))
+            else:
+                by = torch.where(mask, by, original)
+                if part == "mlp" or (part == "attn" and self.adapter.is_parallel):
+                    changed = (
+                        Updates(by, here.mlp, here.middle) if part == "attn" else _with_mlp(here, by)
+                    )
+                    moved = self.adapter.add(rows[at], changed)
+                    yield k, (torch.where(mask, moved, after[at]), torch.where(mask, _total(changed), total[at]))
+                else:
+                    again.append((k, at, _with_branch(here, part, by), mask))
+        if again:
+            yield from self._with_later_branches(block, again, rows, updates, total, after)
+
+    def _with_later_branches(
+        self,
+        block: int,
+        again: Sequence[tuple[int, slice, Updates, Tensor]],
+        rows: Tensor,
+        updates: Updates,
+        total: Tensor,
+        after: Tensor,
+    ) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
+        """Compute geometric branch and MLP anew for all lanes at once, from their changed streams."""
+        adapter, n = self.adapter, self.n_works
+        stream = torch.cat([rows[at] for _, at, _, _ in again])
+        attention = torch.cat([changed.attention for _, _, changed, _ in again])
+        context = self.contexts(len(stream))
+        middle = stream + attention
+        geometric = None
+        if updates.geometric is not None:
+            geometric = adapter.geometric_update(block, middle, context)
+            for place, (_, _, changed, _) in enumerate(again):
+                if changed.geometric is not None:  # this branch is the one that was replaced
+                    geometric[place * n : (place + 1) * n] = changed.geometric
+            middle = middle + geometric
+        changed = Updates(attention, adapter.mlp_update(block, middle, context), middle, geometric)
+        moved, moved_total = adapter.add(stream, changed), _total(changed)
+        for place, (k, at, _, mask) in enumerate(again):
+            new, new_total = moved[place * n : (place + 1) * n], moved_total[place * n : (place + 1) * n]
+            if again[place][2].geometric is None and updates.geometric is not None:
+                yield k, (new, new_total)  # a changed attention reaches other positions through the geometric branch
+            else:
+                yield k, (torch.where(mask, new, after[at]), torch.where(mask, new_total, total[at]))
+
+    def _mask(self, edits: Sequence[Intervention]) -> Tensor:
+        mask = np.zeros((self.n_works, self.streams.shape[1], 1), bool)
+        for w, edit in enumerate(edits):
+            mask[w, : len(edit.at), 0] = edit.at
+        return torch.from_numpy(mask).to(self.streams.device)
+
+
+def _replacement(edit: Intervention, update: Tensor) -> Tensor:
+    return edit.by.of(update)
+
+
+def _with_mlp(updates: Updates, mlp: Tensor) -> Updates:
+    return Updates(updates.attention, mlp, updates.middle, updates.geometric)
+
+
+def _with_branch(updates: Updates, part: str, by: Tensor) -> Updates:
+    """Return updates of which only the replaced branch and those before it are meant; the rest is computed anew."""
+    if part == "attn":
+        return Updates(by, updates.mlp, updates.middle)
+    return Updates(updates.attention, updates.mlp, updates.middle, by)
+
+
+def _total(updates: Updates) -> Tensor:
+    """Return the whole update, never rounded to half precision."""
+    if updates.attention.dtype in (torch.bfloat16, torch.float16):
+        geometric = None if updates.geometric is None else updates.geometric.float()
+        updates = Updates(updates.attention.float(), updates.mlp.float(), updates.middle, geometric)
+    return updates.total
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# What comes out
+
+
+def _read_out(adapter: Adapter, works: Sequence[Work], carried: _Lanes) -> dict[str, np.ndarray]:
+    """Return per vocabulary (n_lanes, n_works, 5, n_reads): the head runs at read tokens only, a lane at a time."""
+    n_works, n_reads = len(works), max(len(work.reads) for work in works)
+    result = {
+        name: np.full((len(carried.lanes), n_works, len(OUTPUTS), n_reads), np.nan) for name in VOCABULARIES
+    }
+    if not n_reads:
+        return result
+    device = carried.streams.device
+    reads = np.zeros((n_works, n_reads), np.int64)
+    true = np.full((n_works, n_reads), -1, np.int64)
+    for w, work in enumerate(works):
+        reads[w, : len(work.reads)], true[w, : len(work.true)] = work.reads, work.true
+    at = torch.from_numpy(reads).to(device)
+    columns = {
+        "aa20": torch.as_tensor(adapter.residue_ids, device=device),
+        "full": torch.as_tensor(sorted(adapter.vocabulary), device=device),
+    }
+    rows = torch.arange(n_works, device=device)[:, None]
+
+    def logits(part: slice) -> Tensor:
+        return adapter.read_out(carried.streams[part][rows, at]).double()
+
+    clean = logits(slice(0, n_works))
+    before = {name: clean[..., column].log_softmax(-1) for name, column in columns.items()}
+    targets = {name: _place_of(true, column.cpu().numpy()) for name, column in columns.items()}
+    for lane in range(len(carried.lanes)):
+        if lane in carried.taken:
+            continue
+        altered = logits(carried.rows(lane))
+        for name, column in columns.items():
+            changes = output_changes(
+                before[name], altered[..., column].log_softmax(-1), torch.from_numpy(targets[name]).to(device)
+            )
+            result[name][lane] = changes.cpu().numpy()
+    return result
+
+
+def _place_of(true: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Return the column of each token id, -1 where it has none."""
+    place = np.searchsorted(np.sort(columns), true)
+    order = np.argsort(columns)
+    found = np.isin(true, columns)
+    return np.where(found, order[np.minimum(place, len(columns) - 1)], -1)
+
+
+def output_changes(before: Tensor, after: Tensor, true: Tensor) -> Tensor:
+    """Return how the output changed, the quantities of ``OUTPUTS`` on the axis before the last.
+
+    l2 is the norm of the difference of the probabilities, in [0, sqrt 2]; kl_fo KL(before || after) in nats; tv the total
+    variation, in [0, 1]; flip1 whether the likeliest token changed, 0 or 1; dnll the growth of the negative
+    log-likelihood of the true residue in nats.
+
+    Args:
+        before, after: log-probabilities (..., n_reads, n_columns).
+        true: (..., n_reads) column of the true residue, -1 where there is none (dnll NaN).
+    Raises:
+        ValueError: a KL divergence below -1e-6, which no rounding explains.
+    """
+    p, q = before.exp(), after.exp()
+    kl = torch.where(p > 0, p * (before - after), 0).sum(-1)
+    if bool((kl < -1e-6).any()):
+        raise ValueError(f"KL divergence {float(kl.min()):.3g} below 0: the log-probabilities are not normalised")
+    likelihood = [x.gather(-1, true.clamp(min=0)[..., None])[..., 0] for x in (before, after)]
+    changes = (
+        torch.linalg.vector_norm(p - q, dim=-1),
+        kl.clamp(min=0),
+        (p - q).abs().sum(-1) / 2,
+        (before.argmax(-1) != after.argmax(-1)).to(p.dtype),
+        torch.where(true >= 0, likelihood[0] - likelihood[1], torch.nan),
+    )
+    return torch.stack(changes, dim=-2)
