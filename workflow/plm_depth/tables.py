@@ -156,6 +156,91 @@ SUMMARY = _schema(
     n_boot=(_i32, "resamples in which the statistic was defined"),
 )
 
+# Skip effects (metrics B). Which run a row belongs to, and what is kept of the positions at which it is read.
+SKIP_KEYS = {
+    "part": (_cat, "what is silenced in the source block: layer, attn, mlp or geom"),
+    "pos_set": (_cat, "where: all, prefix, other, ctx2mask or tokens; see plm_depth.activations.interventions"),
+    "local": (_bool, "whether only the source's own contribution is taken out of each target's clean input"),
+    "ablation": (_cat, "what stands in its place: zero, mean or resample"),
+    "draw": (_i16, "draw of a random position set, -1 where the set is not random"),
+    "src": (_i16, "source block, 1..n_blocks"),
+}
+SKIP_SEQ = _schema(
+    "effect of silencing one block of one protein on the update of every block; lists of length n_blocks, one value a "
+    "target block 1..n_blocks",
+    **COMMON,
+    **PER_SEQUENCE,
+    **SKIP_KEYS,
+    n=(pa.list_(_i32), "positions read, with a defined ratio"),
+    n_nan=(pa.list_(_i32), "positions read whose clean update is (nearly) zero"),
+    sum=(pa.list_(_f64), "sum over positions of |u - u*| / |u|"),
+    sumsq=(pa.list_(_f64), "sum of the squared ratios"),
+    num=(pa.list_(_f64), "sum of |u - u*| over all positions read, activation units"),
+    den=(pa.list_(_f64), "sum of |u| over all positions read, activation units"),
+    p95=(pa.list_(_f32), "95th percentile of the ratios, NaN if there is none"),
+    max=(pa.list_(_f32), "largest ratio, NaN if there is none"),
+    below_floor=(pa.list_(_bool), "whether the mean ratio is below three times the noise floor of model and dtype"),
+)
+SKIP_OUT_SEQ = _schema(
+    "effect of silencing one block of one protein on its output",
+    **COMMON,
+    **PER_SEQUENCE,
+    **SKIP_KEYS,
+    vocab=(_cat, "aa20: renormalised over the canonical residues; full: all real tokens"),
+    quantity=(_cat, "l2, kl_fo (nats), tv, flip1, dnll (nats)"),
+    n=(_i32, "read-outs with a defined value"),
+    n_nan=(_i32, "read-outs without one"),
+    sum=(_f64, "sum over read-outs"),
+    sumsq=(_f64, "sum of squares"),
+    p95=(_f32, "95th percentile, NaN if there is no value"),
+    max=(_f32, "largest value, NaN if there is none"),
+    below_floor=(_bool, "whether the mean is below three times the noise floor of model and dtype"),
+)
+SKIP = _schema(
+    "corpus value of one skip effect, with its cluster-bootstrap interval",
+    **COMMON,
+    part=(_cat, "as in the sequence tables"),
+    pos_set=(_cat, "as in the sequence tables; locality rows: the set of the numerator"),
+    local=(_bool, "as in the sequence tables"),
+    ablation=(_cat, "as in the sequence tables"),
+    vocab=(_cat, "aa20 or full for output changes, else none"),
+    quantity=(
+        _cat,
+        "effect (D), influence (s), dependence (c), EE, LL, EL, LL/EE; l2, kl_fo, tv, flip1, dnll (output change); "
+        "locality (of l2)",
+    ),
+    src=(_i16, "source block, 1..n_blocks; -1 in reductions over sources"),
+    tgt=(_i16, "target block, 1..n_blocks; -1 for output changes and in reductions over targets"),
+    agg=(_cat, "mean (macro), ratio (of sums), p95, max"),
+    value=(_f64, "corpus value"),
+    ci_lo=(_f64, "2.5th percentile of the bootstrap; NaN for max"),
+    ci_hi=(_f64, "97.5th percentile of the bootstrap; NaN for max"),
+    n_seq=(_i32, "proteins with at least one defined value"),
+    n_cluster=(_i32, "similarity clusters among them"),
+    n_boot=(_i32, "bootstrap resamples"),
+    n_nan=(_i64, "undefined values left out"),
+    below_floor=(_f64, "share of proteins whose mean is below three times the noise floor"),
+)
+VERDICT = _schema(
+    "one statistic of one claim, beside its margin and its null, and what follows",
+    claim=(_cat, "K1, K2, K3 or K4"),
+    scope=(_text, "model, family, objective, or all"),
+    statistic=(_text, "what was computed; the claim itself in its summary row"),
+    role=(_cat, "decides: the verdict rests on it; supports: shown beside it; claim: the summary row"),
+    value=(_f64, "the statistic"),
+    ci_lo=(_f64, "2.5th percentile of the paired cluster bootstrap"),
+    ci_hi=(_f64, "97.5th percentile of the paired cluster bootstrap"),
+    null_value=(_f64, "mean of the untrained networks of the same architecture, NaN if there is none"),
+    null_lo=(_f64, "lower end of what another untrained network would give (95 %), NaN if fewer than two"),
+    null_hi=(_f64, "upper end of the same"),
+    max_value=(_f64, "the statistic on maxima over positions instead of means, NaN where there is none"),
+    margin=(_f64, "fixed beforehand in the config; NaN where there is none"),
+    verdict=(_cat, "pass, pass_descriptive, fail or inconclusive; shown in supporting rows"),
+    reason=(_text, "in words"),
+    n_seq=(_i32, "proteins"),
+    n_cluster=(_i32, "similarity clusters"),
+)
+
 # Key columns of the vector tables. A row is one token (moments), one read position (lens logits) or one anchor (stream)
 # of one view of one protein under one null model. What is constant over a file (model, dtype, ...) is in its metadata.
 VIEW_KEYS = {
