@@ -1,0 +1,248 @@
+"""Invented metric tables of a whole study: realistic in shape and range, exact in nothing, the same on every call.
+
+A profile has the real table's rows: all inputs, positions, read-outs, aggregates and null models, so that a figure that
+selects the wrong ones shows other numbers.
+"""
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from plm_depth.randomness import generator
+from plm_depth.tables import LOSS, PROFILE, SUMMARY, write_table
+
+NULLS = (("trained", -1), ("randinit", 0), ("randinit", 1), ("randinit", 2), ("shuffle_w", 0), ("shuffle_seq", 0))
+INPUTS = {  # (direction, noise_t)
+    "ar": (("n2c", np.nan), ("c2n", np.nan)),
+    "mlm": (("none", 0.0), ("none", 0.1), ("none", 0.15), ("none", 0.3)),
+    "diffusion": (("none", 0.1), ("none", 0.5), ("none", 0.9), ("none", -1.0)),
+}
+BLOCK_QUANTITIES = ("norm_a", "norm_m", "norm_u", "rel_a", "rel_m", "rel_u", "cos_a", "cos_m", "cos_u", "cos_io")
+STATE_QUANTITIES = ("norm_h", "var_h", "massive")
+LENS_QUANTITIES = ("kl_lf", "ov5_cc", "entropy", "nll")
+STATISTICS = (
+    ("depth_score", "rel_u", np.nan),
+    ("depth_score", "norm_u", np.nan),
+    ("kl_depth", "kl_0", 0.5),
+    ("kl_depth", "kl_0", 0.1),
+    ("kl_depth_first", "kl_0", 0.5),
+    ("overlap_depth", "ov5_cc", 0.3),
+    ("cosine_depth", "cos", np.nan),
+    ("kl_area", "kl_lf", np.nan),
+    ("overlap_area", "ov5_cc", np.nan),
+    ("settling", "kl_lf", 0.5),
+    ("settling", "kl_lf", 0.1),
+    ("growth_beta", "var_h", np.nan),
+    ("growth_gamma", "var_h", np.nan),
+    ("growth_delta_aicc", "var_h", np.nan),
+)
+CHANNELS = ("value", "ci_lo", "ci_hi")
+
+
+@dataclass(frozen=True)
+class Invented:
+    """One model of an invented study."""
+
+    model: str
+    display_name: str
+    family: str
+    objective: str
+    n_blocks: int
+    d_model: int = 64
+    toy: bool = True
+
+
+MINI = (
+    Invented("esm2_l4", "toy ESM-2", "esm2", "mlm", 4),
+    Invented("esm2_l8", "toy ESM-2", "esm2", "mlm", 8),
+    Invented("progen2_l4", "toy ProGen2", "progen2", "ar", 4),
+    Invented("progen2_l8", "toy ProGen2", "progen2", "ar", 8),
+    Invented("dplm_l4", "toy DPLM", "dplm", "diffusion", 4),
+    Invented("dplm_l8", "toy DPLM", "dplm", "diffusion", 8),
+)
+LARGE = tuple(
+    Invented(f"{family}_{number}", name, family, objective, n_blocks, d_model, toy=False)
+    for family, objective, sizes in (
+        (
+            "esm2",
+            "mlm",
+            (
+                ("ESM-2 8M", 6, 320),
+                ("ESM-2 35M", 12, 480),
+                ("ESM-2 150M", 30, 640),
+                ("ESM-2 650M", 33, 1280),
+                ("ESM-2 3B", 36, 2560),
+                ("ESM-2 15B", 48, 5120),
+            ),
+        ),
+        ("esmc", "mlm", (("ESM C 300M", 30, 960), ("ESM C 600M", 36, 1152), ("ESM C 6B", 80, 2560))),
+        ("esm3", "mlm", (("ESM3-open 1.4B, sequence track only", 48, 1536),)),
+        (
+            "progen2",
+            "ar",
+            (
+                ("ProGen2-small", 12, 1024),
+                ("ProGen2-medium", 27, 1536),
+                ("ProGen2-BFD90_with_a_long_suffix", 32, 2560),
+                ("ProGen2-xlarge", 32, 4096),
+            ),
+        ),
+        ("dplm", "diffusion", (("DPLM 150M", 30, 640), ("DPLM 650M", 33, 1280), ("DPLM 3B", 36, 2560))),
+        ("dplm2", "diffusion", (("DPLM-2 150M", 30, 640), ("DPLM-2 650M", 33, 1280), ("DPLM-2 3B", 36, 2560))),
+    )
+    for number, (name, n_blocks, d_model) in enumerate(sizes)
+)
+
+
+def models_json(models: Sequence[Invented], path: Path) -> Path:
+    """Write the file that ``--models`` wants."""
+    path.write_text(json.dumps([vars(model) for model in models]), encoding="utf-8")
+    return path
+
+
+def write_profile(model: Invented, path: Path, *, nulls: Sequence[tuple[str, int]] = NULLS) -> Path:
+    """Write a PROFILE table of one model."""
+    rows = []
+    for (null, seed), (direction, noise) in itertools.product(nulls, INPUTS[model.objective]):
+        for quantity, pos_class in itertools.product(BLOCK_QUANTITIES + STATE_QUANTITIES, ("residue", "special")):
+            first = 0 if quantity in STATE_QUANTITIES else 1
+            for aggregate in ("mean", "micro", "p95", "max"):
+                rows += _profile(model, null, seed, direction, noise, "contributions", quantity, pos_class, "none",
+                                 aggregate, first)  # fmt: skip
+        lens = "copy" if noise == 0 else "logit"
+        for quantity, vocab in itertools.product(LENS_QUANTITIES, ("aa20", "full")):
+            for aggregate in ("mean", "micro"):
+                rows += _profile(model, null, seed, direction, noise, "lens", quantity, lens, vocab, aggregate, 0)
+    return _write(model, rows, PROFILE, path)
+
+
+def _profile(model, null, seed, direction, noise, table, quantity, pos_class, vocab, aggregate, first) -> list[dict]:
+    layers = np.arange(first, model.n_blocks + 1)
+    depth = np.clip((layers - (0.5 if first else 0)) / model.n_blocks, 0, 1)
+    # The view, position and aggregate shift the curve: a wrong selection is a wrong picture.
+    key = (model.model, null, seed, direction, noise, quantity, pos_class, vocab, aggregate)
+    rng = generator(0, *key)
+    value = shape(model, quantity, depth, trained=null == "trained") * np.exp(rng.normal(0, 0.04, len(depth)))
+    if quantity == "kl_lf":
+        value[-1] = 0.0
+    if quantity == "ov5_cc":
+        value = np.minimum(value, 1.0)
+        value[-1] = 1.0
+    if aggregate == "max":
+        value = value + np.abs(value) * rng.uniform(1.5, 3)
+    half = np.full(len(value), np.nan) if aggregate == "max" else np.abs(value) * 0.06 + 1e-3
+    return [
+        {
+            **_common(model, null, seed, direction, noise),
+            "table": table,
+            "quantity": quantity,
+            "pos_class": pos_class,
+            "vocab": vocab,
+            "layer": int(layer),
+            "aggregate": aggregate,
+            "value": value[i],
+            "ci_lo": value[i] - half[i],
+            "ci_hi": value[i] + half[i],
+            "n_seq": 40,
+            "n_cluster": 38,
+            "n_boot": 0 if aggregate == "max" else 2000,
+            "n_nan": 0,
+        }
+        for i, layer in enumerate(layers)
+    ]
+
+
+def shape(model: Invented, quantity: str, depth: np.ndarray, *, trained: bool) -> np.ndarray:
+    """Return what a quantity roughly looks like against relative depth."""
+    size = np.sqrt(model.d_model / 64)
+    early, late = np.exp(-3 * depth), 1 / (1 + np.exp(-12 * (depth - 0.7)))
+    if not trained:
+        flat = {"kl_lf": 0.25 * (1 - depth), "ov5_cc": 0.15 + 0.85 * depth**3, "entropy": 2.9 - 0.05 * depth,
+                "nll": 3.05 - 0.02 * depth, "var_h": 0.4 * (1 + 6 * depth), "norm_h": 3 * size * np.sqrt(1 + 6 * depth),
+                "massive": 0.2 + 0 * depth, "cos_io": 0.85 + 0.1 * depth}  # fmt: skip
+        if quantity in flat:
+            return flat[quantity]
+        if quantity.startswith("cos"):
+            return 0.03 * (1 - depth) + 0.001
+        return {"norm": 2.0 * size, "rel_": 1.2 / (1 + 5 * depth)}[quantity[:4]] + 0 * depth
+    shapes = {
+        "norm_h": 4 * size * np.exp(2.2 * depth), "norm_a": 2 * size * np.exp(1.1 * depth),
+        "norm_m": 2.6 * size * np.exp(1.5 * depth), "norm_u": 3 * size * np.exp(1.4 * depth),
+        "rel_a": 0.9 * early + 0.08, "rel_m": 1.1 * early + 0.15, "rel_u": 1.4 * early + 0.18,
+        "cos_a": -0.1 + 0.3 * late, "cos_m": -0.25 + 0.6 * late, "cos_u": -0.2 + 0.55 * late,
+        "cos_io": 0.75 + 0.2 * depth, "var_h": 0.3 * np.exp(4 * depth), "massive": 0.15 + 0.4 * depth,
+        "kl_lf": 1.6 * (1 - late) + 0.02, "ov5_cc": 0.05 + 0.9 * late, "entropy": 2.6 - 0.4 * late,
+        "nll": 3.1 - 0.5 * late,
+    }  # fmt: skip
+    return shapes[quantity]
+
+
+def write_summary(model: Invented, path: Path, *, nulls: Sequence[tuple[str, int]] = NULLS) -> Path:
+    """Write a SUMMARY table of one model."""
+    rows = []
+    for (null, seed), (direction, noise) in itertools.product(nulls, INPUTS[model.objective]):
+        for stat, profile, param in STATISTICS:
+            rng = generator(1, model.model, null, seed, direction, noise, stat, profile, param)
+            value = rng.uniform(0.2, 0.55) if null != "trained" else rng.uniform(0.45, 0.9)
+            rows.append(
+                {
+                    **_common(model, null, seed, direction, noise),
+                    "stat": stat,
+                    "profile": profile,
+                    "param": param,
+                    "value": value,
+                    "ci_lo": value - 0.04,
+                    "ci_hi": value + 0.03,
+                    "n_seq": 40,
+                    "n_cluster": 38,
+                    "n_boot": 2000,
+                }
+            )
+    return _write(model, rows, SUMMARY, path)
+
+
+def write_loss(model: Invented, path: Path, *, end: float = 2.80, reference: float = 2.88) -> Path:
+    """Write a LOSS table that falls from ln 20 to about ``end`` (held out)."""
+    steps = np.arange(0, 401, 40)
+    fall = 1 - np.exp(-steps / 90)
+    rows = []
+    for split, last in (("train", end - 0.06), ("valid", end)):
+        nats = np.log(20) + (last - np.log(20)) * fall / fall[-1]
+        rows += [
+            {"model_id": model.model, "step": int(step), "n_residues": int(step) * 2048, "split": split,
+             "nats": nats[i], "n": 9211, "reference": reference}
+            for i, step in enumerate(steps)
+        ]  # fmt: skip
+    write_table({name: [row[name] for row in rows] for name in LOSS.names}, LOSS, path)
+    return path
+
+
+def _common(model: Invented, null: str, seed: int, direction: str, noise: float) -> dict:
+    return {
+        "model_id": model.model, "family": model.family, "objective": model.objective, "n_blocks": model.n_blocks,
+        "d_model": model.d_model, "dtype": "float32", "null_model": null, "null_seed": seed, "condition": "seq",
+        "readout": "seq", "direction": direction, "noise_t": noise, "mask_draw": -1,
+    }  # fmt: skip
+
+
+def _write(model: Invented, rows: list[dict], schema, path: Path) -> Path:
+    write_table({name: [row[name] for row in rows] for name in schema.names}, schema, path)
+    return path
+
+
+def write_study(models: Sequence[Invented], folder: Path, *, nulls: Sequence[tuple[str, int]] = NULLS) -> list[str]:
+    """Write all tables of a study; return the options of a figure's command that name them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    options = {"--profiles": [], "--summaries": [], "--losses": []}
+    for model in models:
+        options["--profiles"].append(write_profile(model, folder / f"{model.model}.profile.parquet", nulls=nulls))
+        options["--summaries"].append(write_summary(model, folder / f"{model.model}.summary.parquet", nulls=nulls))
+        options["--losses"].append(write_loss(model, folder / f"{model.model}.loss.parquet"))
+    arguments = ["--models", str(models_json(models, folder / "models.json"))]
+    for option, paths in options.items():
+        arguments += [option, *map(str, paths)]
+    return arguments

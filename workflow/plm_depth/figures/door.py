@@ -1,0 +1,155 @@
+"""The door of every figure: options, tables read and checked, the picture and its numbers written together.
+
+    python -m plm_depth.figures.<figure> --profiles P... --summaries P... --losses P... --models JSON
+        --svg P --csv P --html P
+
+Every figure takes all options and reads only what it needs.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import polars as pl
+import pyarrow as pa
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from plm_depth.figures.number_table import as_csv, as_html
+from plm_depth.figures.select import FigureError, Model, Study, models_of, primary_rows
+from plm_depth.figures.style import RC
+from plm_depth.progress import start_log
+from plm_depth.tables import LOSS, PROFILE, SUMMARY, TableError, read_table, replacing
+
+
+@dataclass(frozen=True)
+class FigureStage:
+    """What one figure is.
+
+    Attributes:
+        name: of the module, the files and the caption.
+        title: one line, above the figure and its table.
+        reads: the tables it needs, of "profiles", "summaries", "losses".
+        numbers: from a study to everything that is drawn: ``select.NUMBERS``, or at least model, quantity and value.
+        draw: from these numbers and the models to the picture; it sees nothing else.
+    """
+
+    name: str
+    title: str
+    reads: Sequence[str]
+    numbers: Callable[[Study], pl.DataFrame]
+    draw: Callable[[pl.DataFrame, Sequence[Model]], Figure]
+
+
+def run(stage: FigureStage, argv: Sequence[str] | None = None) -> None:
+    """Read the options of a figure's command, make its three files.
+
+    Raises:
+        SystemExit: with one message, where options or tables do not allow the figure.
+    """
+    options = _parser(stage).parse_args(argv)
+    log = start_log(f"figures.{stage.name}")
+    try:
+        study = read_study(
+            stage.reads,
+            models=options.models,
+            profiles=options.profiles,
+            summaries=options.summaries,
+            losses=options.losses,
+        )
+        numbers = stage.numbers(study)
+        log_counts(numbers, study.models, log)
+        write(stage, numbers, study.models, svg=options.svg, csv=options.csv, html=options.html)
+    except (FigureError, TableError, OSError) as error:
+        raise SystemExit(f"figures.{stage.name}: {error}") from error
+    log.info("wrote %s, %s, %s", options.svg, options.csv, options.html)
+
+
+def _parser(stage: FigureStage) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"python -m plm_depth.figures.{stage.name}", description=stage.title)
+    for name in ("profiles", "summaries", "losses"):
+        used = "needed" if name in stage.reads else "not read by this figure"
+        parser.add_argument(f"--{name}", nargs="*", type=Path, default=[], metavar="P", help=f"tables; {used}")
+    parser.add_argument("--models", type=Path, required=True, metavar="JSON", help="the models: order, names, depth")
+    parser.add_argument("--svg", type=Path, required=True, metavar="P", help="the picture")
+    parser.add_argument("--csv", type=Path, required=True, metavar="P", help="its numbers")
+    parser.add_argument("--html", type=Path, required=True, metavar="P", help="its numbers as a page")
+    return parser
+
+
+def read_study(
+    reads: Sequence[str],
+    *,
+    models: Path,
+    profiles: Sequence[Path] = (),
+    summaries: Sequence[Path] = (),
+    losses: Sequence[Path] = (),
+) -> Study:
+    """Return the models and those tables that a figure needs, at primary inputs.
+
+    Raises:
+        FigureError: the file of models is not what it should be, a needed table was not given, or a table holds a
+            model that is not listed.
+        TableError: a table is missing, corrupt or of another schema.
+    """
+    try:
+        listed = models_of(json.loads(models.read_text(encoding="utf-8")))
+    except json.JSONDecodeError as error:
+        raise FigureError(f"{models}: not JSON ({error}); expected a list of models") from error
+    given = {"profiles": (profiles, PROFILE), "summaries": (summaries, SUMMARY), "losses": (losses, LOSS)}
+    tables = {}
+    for name in reads:
+        paths, schema = given[name]
+        if not paths:
+            raise FigureError(f"--{name} is empty, but this figure is drawn from them; give one table per model")
+        tables[name] = pl.concat([_read(path, schema, listed) for path in paths])
+    return Study(models=listed, **tables)
+
+
+def _read(path: Path, schema: pa.Schema, models: Sequence[Model]) -> pl.DataFrame:
+    """Return one table with plain strings, only the rows that figures show."""
+    table = pl.from_arrow(read_table(path, schema).select(schema.names))
+    table = table.with_columns(pl.col(pl.Categorical).cast(pl.String))
+    unknown = set(table["model_id"].unique()) - {model.model for model in models}
+    if unknown:
+        raise FigureError(f"{path}: rows of {sorted(unknown)}, which --models does not list; list them or leave it out")
+    return table if schema is LOSS else primary_rows(table)
+
+
+def log_counts(numbers: pl.DataFrame, models: Sequence[Model], log: logging.Logger) -> None:
+    """Say how many numbers are drawn, how many are undefined, and which models lack an untrained network."""
+    log.info("%d numbers of %d models", numbers.height, numbers["model"].n_unique())
+    undefined = numbers.filter(pl.col("value").is_nan())
+    if undefined.height:
+        log.info("%d of them are undefined: %s", undefined.height, ", ".join(undefined["quantity"].unique().sort()))
+    if "network" in numbers.columns:
+        untrained = set(numbers.filter(pl.col("network") == "untrained")["model"])
+        missing = [model.model for model in models if model.model not in untrained]
+        if missing:
+            log.info("no untrained network beside %s", ", ".join(missing))
+
+
+def write(
+    stage: FigureStage, numbers: pl.DataFrame, models: Sequence[Model], *, svg: Path, csv: Path, html: Path
+) -> None:
+    """Write picture, CSV and page, all three or none."""
+    texts = {svg: as_svg(stage, numbers, models), csv: as_csv(numbers), html: as_html(numbers, title=stage.title)}
+    with contextlib.ExitStack() as stack:
+        for path, text in texts.items():
+            stack.enter_context(replacing(path)).write_text(text, encoding="utf-8")
+
+
+def as_svg(stage: FigureStage, numbers: pl.DataFrame, models: Sequence[Model]) -> str:
+    """Return the picture as SVG; equal numbers give equal bytes: no date, no random names."""
+    with matplotlib.rc_context(RC):
+        figure = stage.draw(numbers, models)
+        text = io.StringIO()
+        about = {"Title": stage.title, "Date": None, "Creator": "plm-depth"}
+        FigureCanvasSVG(figure).print_svg(text, metadata=about)
+    return text.getvalue()

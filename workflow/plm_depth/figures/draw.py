@@ -1,0 +1,408 @@
+"""How numbers become a picture: profiles against relative depth, and statistics side by side, one way each."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from plm_depth.figures.select import Model
+from plm_depth.figures.sheet import LINE, Key, Sheet, count_notes, lines_of, toy_warning
+from plm_depth.figures.style import (
+    FONT_SIZE,
+    GREY,
+    LIGHT_GREY,
+    WIDTH,
+    by_depth,
+    darker,
+    family_colours,
+    lighter,
+    model_looks,
+    objective_words,
+    text_width,
+    wrapped,
+)
+
+DASHED, DOTTED = (0, (4, 2)), (0, (1, 1.2))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One quantity, drawn as a row of panels with a common axis.
+
+    Attributes:
+        quantity, aggregate: which numbers.
+        label: of the axis, with the unit; may have two lines.
+        is_log: whether the axis is logarithmic.
+        also: a second aggregate, drawn as a thin dotted line without a band.
+        references: (value, label) of level lines.
+        limits: what the axis must at least show.
+    """
+
+    quantity: str
+    label: str
+    aggregate: str = "mean"
+    is_log: bool = False
+    also: str | None = None
+    references: Sequence[tuple[float, str]] = ()
+    limits: tuple[float, float] | None = None
+
+
+def columns_of(models: Sequence[Model]) -> dict[str, list[Model]]:
+    """Return the models of each family: families in order of appearance, models from shallow to deep."""
+    families = dict.fromkeys(model.family for model in models)
+    return {family: by_depth([model for model in models if model.family == family]) for family in families}
+
+
+def name_of(model: Model) -> str:
+    """Return how a model is called in a legend: its name and its blocks."""
+    return f"{model.display_name}, {model.n_blocks} block{'s' if model.n_blocks > 1 else ''}"
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Profiles against relative depth
+
+
+def profile_figure(
+    numbers: pl.DataFrame,
+    models: Sequence[Model],
+    *,
+    title: str,
+    rows: Sequence[Row],
+    notes: Sequence[str] = (),
+    remarks: Mapping[str, str] | None = None,
+) -> Figure:
+    """Return profiles against relative depth: a column of panels a family, a row a quantity, a line a model.
+
+    Args:
+        numbers: ``select.NUMBERS``; everything drawn comes from it.
+        models: in the order of the study.
+        title: one line at the top.
+        rows: quantities from top to bottom.
+        notes: sentences for the foot of the figure.
+        remarks: further text about a model in its legend.
+    """
+    hidden = _not_on_log_axis(numbers, rows)
+    if hidden:
+        notes = [*notes, f"{hidden} values of 0 or less are not on the logarithmic axis, but in the table."]
+    grid = FamilyGrid(
+        models,
+        labels=[row.label for row in rows],
+        x_label="relative depth",
+        title=title,
+        key=_profile_key(numbers, rows),
+        notes=[*count_notes(numbers, models), *notes],
+        headings={family: _objective_of(numbers, family) for family in columns_of(models)},
+        remarks=remarks or {},
+    )
+    for (r, family), axes in grid.panels.items():
+        _draw_profiles(axes, numbers, grid.columns[family], grid.looks, rows[r])
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
+    for r, row in enumerate(rows):
+        panels = [axes for (at, _), axes in grid.panels.items() if at == r]
+        finish_value_axis(panels[0], is_log=row.is_log, limits=row.limits)
+        for value, label in row.references:
+            name_reference(panels[-1], value, label)
+    return grid.sheet.figure
+
+
+class FamilyGrid:
+    """Panels of a figure with a column a family: headings above, axes with common scales, a legend below each column.
+
+    A single row of panels is folded into two beyond four families. Attributes: sheet; columns (models by family);
+    looks (colour and marker by model); panels (axes by row and family).
+    """
+
+    def __init__(
+        self,
+        models: Sequence[Model],
+        *,
+        labels: Sequence[str],
+        x_label: str,
+        title: str,
+        key: Sequence[Key],
+        notes: Sequence[str],
+        headings: Mapping[str, str],
+        remarks: Mapping[str, str],
+    ):
+        self.columns, self.looks = columns_of(models), model_looks(models)
+        self.panels: dict[tuple[int, str], Axes] = {}
+        colours, families = family_colours(models), list(self.columns)
+        is_folded = len(labels) == 1 and len(families) > 4
+        n_columns = (len(families) + 1) // 2 if is_folded else len(families)
+
+        left, right, gap_x, gap_y = 0.95, 0.2, 0.2, 0.18
+        panel_width = (WIDTH - left - right - (n_columns - 1) * gap_x) / n_columns
+        panel_width = min(max(panel_width, 1.4), 5.2)
+        panel_height = {1: 2.1 if is_folded else 2.7, 2: 1.9, 3: 1.55}.get(len(labels), 1.3)
+        width = left + right + n_columns * panel_width + (n_columns - 1) * gap_x
+
+        headings = {family: wrapped(text, panel_width) for family, text in headings.items()}
+        legends = {m.model: wrapped(name_of(m) + remarks.get(m.model, ""), panel_width - 0.36) for m in models}
+        heading_height = LINE * (1 + max(map(lines_of, headings.values()))) + 0.07
+        legend_height = max(
+            sum(lines_of(legends[model.model]) * LINE + 0.03 for model in members) for members in self.columns.values()
+        )
+        panels_height = len(labels) * panel_height + (len(labels) - 1) * gap_y
+        fold_height = heading_height + panels_height + 0.5 + legend_height + 0.08
+        self.sheet = Sheet(
+            width=width,
+            body=fold_height * (2 if is_folded else 1),
+            title=title,
+            key=key,
+            notes=notes,
+            warning=toy_warning(models),
+        )
+        for place, family in enumerate(families):
+            column, fold = place % n_columns, place // n_columns
+            x, y = left + column * (panel_width + gap_x), self.sheet.top + fold * fold_height
+            self.sheet.text(x, y, family, va="top", color=darker(colours[family], 0.15), fontweight="bold")
+            self.sheet.text(x, y + LINE, headings[family], va="top", color=GREY)
+            y += heading_height
+            for r, label in enumerate(labels):
+                shared = self.panels.get((r, families[0]))
+                axes = self.sheet.axes(x, y, panel_width, panel_height, sharey=shared)
+                self.panels[r, family] = axes
+                is_bottom = r == len(labels) - 1
+                axes.tick_params(labelbottom=is_bottom, labelleft=column == 0)
+                if is_bottom:
+                    axes.set_xlabel(x_label, labelpad=2)
+                if column == 0:
+                    self.sheet.text(0.27, y + panel_height / 2, label, va="center", ha="center", rotation=90)
+                y += panel_height + gap_y
+            y += 0.5 - gap_y
+            for model in self.columns[family]:
+                colour, marker = self.looks[model.model]
+                self.sheet.line(
+                    [x, x + 0.14, x + 0.28], y + LINE / 2, color=colour, linewidth=1.7, marker=marker,
+                    markersize=4.5, markevery=[1], markeredgecolor="white", markeredgewidth=0.5,
+                )  # fmt: skip
+                self.sheet.text(x + 0.36, y, legends[model.model], va="top")
+                y += lines_of(legends[model.model]) * LINE + 0.03
+
+
+def _draw_profiles(
+    axes: Axes, numbers: pl.DataFrame, members: Sequence[Model], looks: Mapping[str, tuple[str, str]], row: Row
+) -> None:
+    for value, _ in row.references:
+        axes.axhline(value, color=GREY, linewidth=0.8, linestyle=DOTTED, zorder=1)
+    for model in members:
+        colour, marker = looks[model.model]
+        own = numbers.filter((pl.col("quantity") == row.quantity) & (pl.col("model") == model.model))
+        untrained = _line_of(own, "untrained", row.aggregate)
+        if len(untrained):
+            depth, value, lo, hi = untrained
+            axes.fill_between(depth, lo, hi, color=colour, alpha=0.10, linewidth=0, zorder=2)
+            axes.plot(depth, value, color=lighter(colour, 0.25), linewidth=1.1, linestyle=DASHED, zorder=3)
+        depth, value, lo, hi = _line_of(own, "trained", row.aggregate)
+        axes.fill_between(depth, lo, hi, color=colour, alpha=0.22, linewidth=0, zorder=4)
+        axes.plot(
+            depth, value, color=colour, linewidth=1.7, marker=marker, markersize=4.5, zorder=5,
+            markevery=max(1, round(len(depth) / 9)), markeredgecolor="white", markeredgewidth=0.5,
+        )  # fmt: skip
+        if row.also:
+            depth, value, _, _ = _line_of(own, "trained", row.also)
+            axes.plot(depth, value, color=colour, linewidth=1.2, linestyle=DOTTED, zorder=4)
+
+
+def _line_of(numbers: pl.DataFrame, network: str, aggregate: str) -> tuple[np.ndarray, ...]:
+    """Return relative depth, value, lo and hi of one line, or an empty tuple where there is none."""
+    line = numbers.filter((pl.col("network") == network) & (pl.col("aggregate") == aggregate)).sort("relative_depth")
+    if line.is_empty():
+        return ()
+    return tuple(line[column].to_numpy() for column in ("relative_depth", "value", "lo", "hi"))
+
+
+def finish_value_axis(axes: Axes, *, is_log: bool = False, limits: tuple[float, float] | None = None) -> None:
+    """Give a value axis, which all panels of a row share, its scale, the limits it must at least show, and ticks."""
+    if is_log:
+        axes.set_yscale("log", nonpositive="mask")
+        axes.autoscale_view(scalex=False)
+    if limits:
+        lo, hi = axes.get_ylim()
+        axes.set_ylim(min(lo, limits[0]), max(hi, limits[1]))
+    if is_log:
+        lo, hi = axes.get_ylim()
+        decades = np.log10(hi / lo)
+        steps = (1.0,) if decades > 2.5 else (1.0, 3.0) if decades > 0.9 else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
+        axes.yaxis.set_major_locator(LogLocator(subs=steps, numticks=6 if decades > 2.5 else 12))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+
+
+def plain(value: float) -> str:
+    """Return the text of a tick: plain from 0.001 to 9999, in powers of ten beyond."""
+    if value == 0 or 0.001 <= abs(value) < 10_000:
+        return f"{value:.6g}".replace("-", "\N{MINUS SIGN}")
+    mantissa, exponent = f"{value:.3g}".split("e") if "e" in f"{value:.3g}" else f"{value:.2e}".split("e")
+    factor = "" if float(mantissa) == 1 else rf"{float(mantissa):g}\cdot"
+    return rf"$\mathdefault{{{factor}10^{{{int(exponent)}}}}}$"
+
+
+def name_reference(axes: Axes, value: float, label: str) -> None:
+    """Write the name of a level line above its right end."""
+    axes.annotate(
+        label, (1.0, value), xycoords=("axes fraction", "data"), xytext=(-1, 1.5), textcoords="offset points",
+        ha="right", va="bottom", color=GREY, fontsize=FONT_SIZE, zorder=6,
+    )  # fmt: skip
+
+
+def _not_on_log_axis(numbers: pl.DataFrame, rows: Sequence[Row]) -> int:
+    return numbers.filter(
+        pl.col("quantity").is_in([row.quantity for row in rows if row.is_log]) & (pl.col("value") <= 0)
+    ).height
+
+
+def _objective_of(numbers: pl.DataFrame, family: str) -> str:
+    own = numbers.filter(pl.col("family") == family)
+    return objective_words(own["objective"][0], own["noise_t"][0])
+
+
+def _profile_key(numbers: pl.DataFrame, rows: Sequence[Row]) -> list[Key]:
+    key = [Key("trained, 95 % interval", is_band=True, marker="o")]
+    also = next((row.also for row in rows if row.also), None)
+    if also:
+        key.append(Key(f"trained, {'largest over all positions' if also == 'max' else also}", DOTTED, 1.2))
+    if "untrained" in numbers["network"]:
+        key.append(Key("untrained, range over seeds", DASHED, 1.1, is_band=True))
+    return key
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Statistics side by side
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """One panel of a dot figure.
+
+    Attributes:
+        quantity, parameter: which numbers; parameter None for a statistic without one.
+        label: heading of the panel.
+        x_label: of the axis, with the unit.
+        is_share: whether the axis runs from 0 to 1.
+    """
+
+    quantity: str
+    parameter: float | None
+    label: str
+    x_label: str
+    is_share: bool = True
+
+
+def dot_figure(
+    numbers: pl.DataFrame,
+    models: Sequence[Model],
+    *,
+    title: str,
+    statistics: Sequence[Statistic],
+    notes: Sequence[str] = (),
+) -> Figure:
+    """Return statistics side by side: a panel a statistic, a line a model, the untrained network below the trained.
+
+    Args:
+        numbers: ``select.NUMBERS``; everything drawn comes from it.
+        models: in the order of the study; families stand together, shallow models above deep ones.
+        title: one line at the top.
+        statistics: panels from left to right, folded beyond five.
+        notes: sentences for the foot of the figure.
+    """
+    columns, looks, colours = columns_of(models), model_looks(models), family_colours(models)
+    names = {model.model: name_of(model) for model in models}
+    left_width = min(max([1.5, *(text_width(name) for name in names.values())]), 2.4)
+    names = {model: wrapped(name, left_width) for model, name in names.items()}
+    step = max(lines_of(name) for name in names.values()) * LINE + 0.07
+
+    places, family_places, y = {}, {}, 0.5
+    for family, members in columns.items():
+        family_places[family] = y
+        for model in members:
+            y += 1
+            places[model.model] = y
+        y += 1.2
+    panel_height = (y - 0.5) * step
+
+    n_columns = min(len(statistics), 4 if len(statistics) > 5 else 5)
+    n_folds = -(-len(statistics) // n_columns)
+    left, right, gap_x = 0.15 + left_width + 0.12, 0.2, 0.25
+    panel_width = min(max((WIDTH - left - right - (n_columns - 1) * gap_x) / n_columns, 1.2), 2.8)
+    width = max(left + right + n_columns * panel_width + (n_columns - 1) * gap_x, 6.5)
+    headings = [wrapped(statistic.label, panel_width) for statistic in statistics]
+    heading_height = max(map(lines_of, headings)) * LINE + 0.08
+    fold_height = heading_height + panel_height + 0.55
+
+    undefined = numbers.filter(pl.col("value").is_nan()).height
+    if undefined:
+        notes = [*notes, f"{undefined} statistics are undefined and have no point."]
+    sheet = Sheet(
+        width=width,
+        body=n_folds * fold_height,
+        title=title,
+        key=_dot_key(numbers),
+        notes=[*count_notes(numbers, models), *notes],
+        warning=toy_warning(models),
+    )
+    for place, statistic in enumerate(statistics):
+        column, fold = place % n_columns, place // n_columns
+        x = left + column * (panel_width + gap_x)
+        y_top = sheet.top + fold * fold_height
+        sheet.text(x, y_top + heading_height - 0.07, headings[place], va="bottom")
+        y_top += heading_height
+        axes = sheet.axes(x, y_top, panel_width, panel_height)
+        axes.set_ylim(y, 0.5)
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        _draw_dots(axes, numbers, places, looks, statistic)
+        axes.set_xlabel(statistic.x_label, labelpad=2)
+        if column == 0:
+            for family, at in family_places.items():
+                text_y = y_top + at * step - 0.5 * step
+                sheet.text(0.15, text_y, family, va="center", color=darker(colours[family], 0.15), fontweight="bold")
+            for model, at in places.items():
+                sheet.text(0.15, y_top + at * step - 0.5 * step, names[model], va="center")
+    return sheet.figure
+
+
+def _draw_dots(
+    axes: Axes,
+    numbers: pl.DataFrame,
+    places: Mapping[str, float],
+    looks: Mapping[str, tuple[str, str]],
+    statistic: Statistic,
+) -> None:
+    for y in places.values():
+        axes.axhline(y, color=LIGHT_GREY, linewidth=0.5, zorder=0)
+    own = numbers.filter(pl.col("quantity") == statistic.quantity)
+    if statistic.parameter is not None:
+        own = own.filter((pl.col("parameter") - statistic.parameter).abs() < 1e-6)
+    for row in own.iter_rows(named=True):
+        colour, marker = looks[row["model"]]
+        if row["network"] == "trained":
+            line, face, size, weight, shift = colour, colour, 6.0, 2.2, -0.14
+        else:
+            line, face, size, weight, shift = lighter(colour, 0.25), "white", 4.8, 1.2, 0.2
+        y = places[row["model"]] + shift
+        axes.plot([row["lo"], row["hi"]], [y, y], color=line, linewidth=weight, zorder=3, clip_on=False)
+        axes.plot(
+            [row["value"]], [y], linestyle="none", marker=marker, markersize=size, markerfacecolor=face,
+            markeredgecolor=line, markeredgewidth=1.1, zorder=4, clip_on=False,
+        )  # fmt: skip
+    if statistic.is_share:
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10]))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+
+
+def _dot_key(numbers: pl.DataFrame) -> list[Key]:
+    key = [Key("trained, 95 % interval", linewidth=2.2, marker="o")]
+    if "untrained" in numbers["network"]:
+        key.append(Key("untrained, range over seeds", linewidth=1.2, marker="o", is_filled=False))
+    return key

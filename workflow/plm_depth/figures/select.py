@@ -1,0 +1,324 @@
+"""Which rows of the metric tables a figure shows: the one place where inputs, positions and null models are chosen.
+
+Primary inputs, for every figure alike:
+
+* autoregressive models: reading from N to C;
+* masked models: the noise level next to 15 % (``PRIMARY_NOISE``), so 15 % wherever it was measured;
+* diffusion models: the mean over the noise grid;
+* condition ``seq`` and the sequence read-out; contributions over all residues; the lens read at hidden (or next)
+  residues, renormalised over the 20 canonical ones.
+
+Values, intervals and counts are those of the tables. The only arithmetic here is for the drawing: the relative depth of
+a layer, and the mean and range of an untrained network over its seeds.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from plm_depth.views import MEAN_OVER_NOISE
+
+PRIMARY_NOISE = 0.15  # share of residues hidden in training of the masked models
+TRAINED, UNTRAINED = "trained", "randinit"
+OBJECTIVES = ("ar", "mlm", "diffusion")
+STATES = ("norm_h", "var_h", "massive")  # contributions that belong to a state; every lens quantity does too
+
+# The columns of a figure's numbers, in this order (training curves, which have no depth, have their own).
+NUMBERS = {
+    "model": pl.String,
+    "display_name": pl.String,
+    "family": pl.String,
+    "objective": pl.String,
+    "n_blocks": pl.Int64,
+    "network": pl.String,  # trained or untrained
+    "n_seeds": pl.Int64,  # untrained networks behind the row; 1 for trained
+    "direction": pl.String,
+    "noise_t": pl.Float64,  # share of residues hidden; -1 mean over the noise grid; NaN for autoregressive models
+    "quantity": pl.String,
+    "parameter": pl.Float64,  # threshold of a summary statistic; NaN otherwise
+    "aggregate": pl.String,
+    "layer": pl.Int64,  # null where a number has no layer
+    "relative_depth": pl.Float64,
+    "value": pl.Float64,
+    "lo": pl.Float64,
+    "hi": pl.Float64,
+    "interval": pl.String,  # what lo and hi are: bootstrap, seeds or none
+    "n_seq": pl.Int64,
+    "n_cluster": pl.Int64,
+    "n_boot": pl.Int64,
+}
+
+
+class FigureError(ValueError):
+    """Tables or options from which a figure cannot be drawn; says what was expected, what came and the mend."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model as figures show it: identity, names, depth; ``is_toy`` models are no evidence about real ones."""
+
+    model: str
+    display_name: str
+    family: str
+    objective: str
+    n_blocks: int
+    is_toy: bool = False
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything a figure may draw.
+
+    Attributes:
+        models: in the order of the study.
+        profiles: PROFILE rows at primary inputs (``primary_rows``), trained and untrained.
+        summaries: SUMMARY rows at primary inputs.
+        losses: LOSS rows.
+    """
+
+    models: Sequence[Model]
+    profiles: pl.DataFrame = field(default_factory=pl.DataFrame)
+    summaries: pl.DataFrame = field(default_factory=pl.DataFrame)
+    losses: pl.DataFrame = field(default_factory=pl.DataFrame)
+
+
+def models_of(rows: object) -> list[Model]:
+    """Return the models that a parsed ``--models`` file lists, in its order.
+
+    Args:
+        rows: a list of mappings with ``model``, ``display_name``, ``family``, ``objective``, ``n_blocks`` and, if the
+            model is a toy, ``toy: true``; further keys are not read.
+    Raises:
+        FigureError: not such a list, an empty one, a model listed twice, or a key that is missing or of another type.
+    """
+    if not isinstance(rows, list) or not rows:
+        raise FigureError(f"--models holds {type(rows).__name__}, expected a list of at least one model")
+    models = []
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, Mapping):
+            raise FigureError(f"--models, entry {number}: {row!r}, expected an object with the keys of one model")
+        wanted = {"model": str, "display_name": str, "family": str, "objective": str, "n_blocks": int}
+        for key, kind in wanted.items():
+            if not isinstance(row.get(key), kind) or row[key] in ("", True, False):
+                raise FigureError(f"--models, entry {number}: {key} is {row.get(key)!r}, expected a {kind.__name__}")
+        toy = row.get("toy", False)
+        if not isinstance(toy, bool):
+            raise FigureError(f"--models, entry {number}: toy is {toy!r}, expected true or false")
+        if row["objective"] not in OBJECTIVES:
+            raise FigureError(f"--models, entry {number}: objective {row['objective']!r}, expected one of {OBJECTIVES}")
+        if row["n_blocks"] < 1:
+            raise FigureError(f"--models, entry {number}: n_blocks is {row['n_blocks']}, expected at least 1")
+        if row["model"] in {m.model for m in models}:
+            raise FigureError(f"--models lists {row['model']!r} twice; keep one entry")
+        models.append(Model(**{key: row[key] for key in wanted}, is_toy=toy))
+    return models
+
+
+def primary_rows(table: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows of PROFILE or SUMMARY at primary inputs, of trained and untrained networks, in their order.
+
+    Rows of the table ``contributions`` are kept for all residues, those of ``lens`` for the aa20 read-out at hidden or
+    next residues; both only where the table has these columns.
+    """
+    if table.is_empty():
+        return table
+    is_noisy = (pl.col("objective") == "mlm") & (pl.col("noise_t") > 0) & (pl.col("noise_t") < 1)
+    # Rounding: the column is float32, and of two levels equally far the lower one counts.
+    distance = (pl.col("noise_t").cast(pl.Float64) - PRIMARY_NOISE).abs().round(6)
+    chosen = (
+        table.filter(is_noisy)
+        .select("model_id", "noise_t", distance.alias("distance"))
+        .unique()
+        .sort("model_id", "distance", "noise_t")
+        .group_by("model_id", maintain_order=True)
+        .first()
+        .select("model_id", primary_noise="noise_t")
+    )
+    kept = table.join(chosen, on="model_id", how="left", maintain_order="left").filter(
+        pl.col("null_model").is_in([TRAINED, UNTRAINED])
+        & (pl.col("condition") == "seq")
+        & (pl.col("readout") != "struct")
+        & (
+            ((pl.col("objective") == "ar") & (pl.col("direction") == "n2c"))
+            | ((pl.col("objective") == "mlm") & (pl.col("noise_t") == pl.col("primary_noise")))
+            | ((pl.col("objective") == "diffusion") & (pl.col("noise_t") == MEAN_OVER_NOISE))
+        )
+    )
+    if "pos_class" in table.columns:
+        kept = kept.filter(
+            ((pl.col("table") == "contributions") & (pl.col("pos_class") == "residue"))
+            | ((pl.col("table") == "lens") & (pl.col("pos_class") == "logit") & (pl.col("vocab") == "aa20"))
+        )
+    return kept.drop("primary_noise")
+
+
+def profile_numbers(
+    study: Study, *, table: str, quantities: Sequence[str], aggregates: Sequence[str] = ("mean",)
+) -> pl.DataFrame:
+    """Return the profiles of every model of the study (``NUMBERS``), trained first, then untrained where measured.
+
+    Args:
+        table: "contributions" or "lens".
+        quantities, aggregates: which rows, in the order in which they shall stand.
+    Raises:
+        FigureError: a model lacks a quantity or one of its layers, a row stands twice, or every value is undefined.
+    """
+    found = study.profiles
+    if not found.is_empty():
+        found = found.filter(
+            (pl.col("table") == table)
+            & pl.col("quantity").is_in(list(quantities))
+            & pl.col("aggregate").is_in(list(aggregates))
+        )
+    is_state = table == "lens"
+    parts = []
+    for model in study.models:
+        rows = _rows_of(found, model, what="profiles")
+        for quantity in quantities:
+            first = 0 if is_state or quantity in STATES else 1
+            for aggregate in aggregates:
+                one = rows.filter((pl.col("quantity") == quantity) & (pl.col("aggregate") == aggregate))
+                _check_profile(one, model, f"{quantity} ({aggregate})", range(first, model.n_blocks + 1))
+        shift = pl.when(pl.lit(is_state) | pl.col("quantity").is_in(STATES)).then(0.0).otherwise(0.5)
+        parts.append(
+            rows.with_columns(
+                parameter=pl.lit(math.nan),
+                relative_depth=(pl.col("layer").cast(pl.Float64) - shift) / model.n_blocks,
+            )
+        )
+    return _tidy(pl.concat(parts), study.models, quantities, aggregates)
+
+
+def summary_numbers(study: Study, *, statistics: Sequence[tuple[str, str, float | None]]) -> pl.DataFrame:
+    """Return summary statistics of every model of the study (``NUMBERS``); ``quantity`` is "statistic: profile".
+
+    Args:
+        statistics: (stat, profile, param), in the order in which they shall stand; param None for one without.
+    Raises:
+        FigureError: a model lacks a statistic or has it twice.
+    """
+    found, parts = study.summaries, []
+    for model in study.models:
+        rows = _rows_of(found, model, what="summaries")
+        for stat, profile, param in statistics:
+            is_param = pl.col("param").is_nan() if param is None else (pl.col("param") - param).abs() < 1e-6
+            one = rows.filter((pl.col("stat") == stat) & (pl.col("profile") == profile) & is_param)
+            name = statistic_name(stat, profile)
+            label = name if param is None else f"{name} at {param:g}"
+            trained = one.filter(pl.col("null_model") == TRAINED)
+            if trained.height != 1 or one.select("null_model", "null_seed").is_duplicated().any():
+                raise FigureError(
+                    f"summaries of {model.model}: {trained.height} trained rows of {label}, expected 1 (and one per "
+                    "seed of a null model); run metrics.summary again with these thresholds"
+                )
+            parts.append(
+                one.with_columns(
+                    quantity=pl.lit(name),
+                    parameter=pl.col("param"),
+                    aggregate=pl.lit("statistic"),
+                    layer=pl.lit(None, pl.Int64),
+                    relative_depth=pl.lit(math.nan),
+                )
+            )
+    names = list(dict.fromkeys(statistic_name(stat, profile) for stat, profile, _ in statistics))
+    return _tidy(pl.concat(parts), study.models, names, ["statistic"])
+
+
+def statistic_name(stat: str, profile: str) -> str:
+    """Return the name under which a summary statistic stands in a figure's numbers."""
+    return f"{stat}: {profile}"
+
+
+def _rows_of(table: pl.DataFrame, model: Model, *, what: str) -> pl.DataFrame:
+    rows = table if table.is_empty() else table.filter(pl.col("model_id") == model.model)
+    if rows.is_empty():
+        known = [] if table.is_empty() else table["model_id"].unique().sort().to_list()
+        raise FigureError(
+            f"{what}: no row of {model.model} at its primary input ({PRIMARY_INPUT[model.objective]}) for this figure; "
+            f"there are rows of {known}. Give its table, or take the model out of --models"
+        )
+    for column, expected in (("n_blocks", model.n_blocks), ("objective", model.objective), ("family", model.family)):
+        came = rows[column].unique().to_list()
+        if came != [expected]:
+            raise FigureError(f"{what} of {model.model}: {column} {came}, but --models says {expected}")
+    return rows
+
+
+PRIMARY_INPUT = {
+    "ar": "direction n2c",
+    "mlm": f"masked, the level next to {PRIMARY_NOISE:g}",
+    "diffusion": "mean over the noise grid",
+}
+
+
+def _check_profile(rows: pl.DataFrame, model: Model, label: str, layers: range) -> None:
+    trained = rows.filter(pl.col("null_model") == TRAINED)
+    if trained.is_empty():
+        raise FigureError(f"profiles of {model.model}: no trained rows of {label}; run metrics.profile again")
+    for (null, seed), one in rows.group_by("null_model", "null_seed", maintain_order=True):
+        came = one["layer"].sort().to_list()
+        if came != list(layers):
+            raise FigureError(
+                f"profiles of {model.model} ({null}, seed {seed}): {label} has layers {came}, expected each of "
+                f"{layers.start}..{layers.stop - 1} once; run metrics.profile again"
+            )
+    if trained["value"].is_nan().all():
+        raise FigureError(f"profiles of {model.model}: {label} is undefined at every layer; nothing to draw")
+
+
+def _tidy(
+    rows: pl.DataFrame, models: Sequence[Model], quantities: Sequence[str], aggregates: Sequence[str]
+) -> pl.DataFrame:
+    """Return ``NUMBERS`` of table rows: untrained networks as mean and range over seeds, sorted, named for display."""
+    keys = ["model_id", "direction", "noise_t", "quantity", "parameter", "aggregate", "layer", "relative_depth"]
+    value = pl.col("value")
+    trained = rows.filter(pl.col("null_model") == TRAINED).select(
+        *keys,
+        pl.lit("trained").alias("network"),
+        pl.lit(1, pl.Int64).alias("n_seeds"),
+        value,
+        pl.col("ci_lo").alias("lo"),
+        pl.col("ci_hi").alias("hi"),
+        pl.when(pl.col("ci_lo").is_nan()).then(pl.lit("none")).otherwise(pl.lit("bootstrap")).alias("interval"),
+        "n_seq",
+        "n_cluster",
+        "n_boot",
+    )
+    # NaN of any seed makes the mean NaN: a mean over fewer seeds than stated would not be what the figure says it is.
+    is_defined = value.is_not_nan().all()
+    untrained = (
+        rows.filter(pl.col("null_model") == UNTRAINED)
+        .group_by(keys, maintain_order=True)
+        .agg(
+            pl.lit("untrained").alias("network"),
+            pl.len().cast(pl.Int64).alias("n_seeds"),
+            value.mean(),
+            pl.when(is_defined).then(value.min()).otherwise(math.nan).alias("lo"),
+            pl.when(is_defined).then(value.max()).otherwise(math.nan).alias("hi"),
+            pl.lit("seeds").alias("interval"),
+            pl.col("n_seq").min(),
+            pl.col("n_cluster").min(),
+            pl.lit(0).alias("n_boot"),
+        )
+    )
+    names = pl.DataFrame(
+        [(m.model, m.display_name, m.family, m.objective, m.n_blocks, place) for place, m in enumerate(models)],
+        schema=["model", "display_name", "family", "objective", "n_blocks", "place"],
+        orient="row",
+    )
+    order = {"quantity": list(quantities), "aggregate": list(aggregates), "network": ["trained", "untrained"]}
+    both = pl.concat([trained, untrained.select(trained.columns)], how="vertical_relaxed")
+    return (
+        both.rename({"model_id": "model"})
+        .join(names, on="model", how="left")
+        .sort(
+            "place",
+            *(pl.col(column).replace_strict(values, range(len(values))) for column, values in order.items()),
+            "parameter",
+            "layer",
+            maintain_order=True,
+        )
+        .select(pl.col(column).cast(kind) for column, kind in NUMBERS.items())
+    )
