@@ -8,7 +8,7 @@ An adapter wraps one loaded module of a well-kept library and says where these t
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -121,6 +121,8 @@ class Adapter(ABC):
         read_offset: token offset from a residue to the token whose logits predict it (0, or -1 when autoregressive).
         max_residues: longest protein the family was made for; longer ones are refused, never cut.
         directions: the reading directions, ("none",) or ("n2c", "c2n").
+        layouts: names of the on-disk layouts that the family is published in.
+        extra_padding: by name of ``Tokens.extra``, the value that stands at padded tokens.
 
     Instance attributes:
         module: the library's module, in evaluation mode.
@@ -139,6 +141,8 @@ class Adapter(ABC):
     read_offset: int = 0
     max_residues: int
     directions: tuple[str, ...] = ("none",)
+    layouts: tuple[str, ...] = ()
+    extra_padding: Mapping[str, float] = {}
 
     module: torch.nn.Module
     dtype: str = "float32"
@@ -196,6 +200,10 @@ class Adapter(ABC):
         """Return the stream after the norm that the head reads, or None where the family has no such norm."""
         return None
 
+    def other_logits(self, stream: Tensor) -> dict[str, Tensor]:
+        """Return the logits of the heads beside the one of ``read_out``, by the name of their track."""
+        return {}
+
     def log_likelihood(self, logits: Tensor, batch: Batch) -> Tensor | None:
         """Return the family's own score of each row, (n_rows,) nats per residue, or None if it publishes none."""
         return None
@@ -241,14 +249,26 @@ class Adapter(ABC):
         return updates.middle + updates.mlp
 
     def collate(self, tokens: Sequence[Tokens], device: torch.device | str = "cpu") -> Batch:
-        """Return proteins right-padded to the longest."""
+        """Return proteins right-padded to the longest, further inputs with their ``extra_padding``."""
         n_tokens = max(t.n_tokens for t in tokens)
         ids = np.full((len(tokens), n_tokens), self.pad_id, np.int64)
         valid = np.zeros((len(tokens), n_tokens), bool)
         for row, t in enumerate(tokens):
             ids[row, : t.n_tokens] = t.ids
             valid[row, : t.n_tokens] = True
-        return Batch(torch.from_numpy(ids).to(device), torch.from_numpy(valid).to(device))
+        extra = {}
+        for name in tokens[0].extra:
+            values = [t.extra[name] for t in tokens]
+            shape = (len(tokens), n_tokens, *values[0].shape[1:])
+            padded = np.full(shape, self.extra_padding[name], values[0].dtype)
+            for row, value in enumerate(values):
+                padded[row, : len(value)] = value
+            extra[name] = torch.from_numpy(padded).to(device)
+        return Batch(torch.from_numpy(ids).to(device), torch.from_numpy(valid).to(device), extra)
+
+    def batch_of(self, inputs: Mapping[str, Tensor]) -> Batch:
+        """Return the batch of inputs that bear the names under which the family's own code takes them."""
+        return Batch(inputs["input_ids"].long(), inputs["attention_mask"].bool())
 
     def check_sequence(self, sequence: str, alphabet: str) -> None:
         """Refuse a sequence that would be shifted, cut or misread.
@@ -269,6 +289,16 @@ class Adapter(ABC):
                     f"{letter!r} at position {position} is not in the alphabet of {self.family} ({alphabet}); "
                     "write upper case and filter or replace the letter"
                 )
+
+    @classmethod
+    def check_layout(cls, layout: str | None) -> None:
+        """Refuse a layout in which this family is not published; None lets the folder's files decide.
+
+        Raises:
+            ValueError: naming the layouts.
+        """
+        if layout is not None and layout not in cls.layouts:
+            raise ValueError(f"layout {layout!r}; {cls.family} is published as {' or '.join(cls.layouts)}")
 
     def check_direction(self, direction: str) -> None:
         """Refuse a reading direction that this model does not have.

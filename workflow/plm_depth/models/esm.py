@@ -50,6 +50,7 @@ class Esm(Adapter):
     dropout: ClassVar[float] = 0.0
     position_embeddings: ClassVar[str] = "rotary"
     max_residues = 1022
+    layouts = ("hub",)
 
     def __init__(self, module: torch.nn.Module, dtype: str = "float32"):
         self.module, self.dtype = module.eval(), dtype
@@ -119,16 +120,22 @@ class Esm(Adapter):
     # -------------------------------------------------------------------------------------------------- files
 
     @classmethod
-    def load(cls, folder: Path | str, *, dtype: str = "float32") -> Self:
-        """Return the adapter of a checkpoint folder: the hub's layout, or a fair-esm ``.pt`` file.
+    def load(cls, folder: Path | str, *, dtype: str = "float32", layout: str | None = None) -> Self:
+        """Return the adapter of a checkpoint folder.
 
+        Args:
+            folder: the checkpoint.
+            dtype: of the matrices.
+            layout: "hub" (config.json and weights) or "fair_esm" (one ``.pt``), for the families published so; by
+                default the hub's if there is a config.json.
         Raises:
             CheckpointError: see ``plm_depth.models.checkpoints``.
+            ValueError: an unknown layout.
         """
         folder = Path(folder)
         path = folder / "config.json"
-        if not path.is_file() and (pickles := _fair_esm_files(folder)):
-            config, tensors, path = cls.from_fair_esm(pickles)
+        if cls.layout_of(folder, layout) == "fair_esm":
+            config, tensors, path = cls.from_fair_esm(_fair_esm_file(folder))
         else:
             config = checkpoints.read_json(path)
             tensors = checkpoints.read_weights(folder)
@@ -136,10 +143,21 @@ class Esm(Adapter):
         return cls._of(cls._config(config, path), tensors, dtype, path)
 
     @classmethod
-    def files(cls, folder: Path) -> list[Path]:
+    def layout_of(cls, folder: Path, layout: str | None = None) -> str:
+        """Return the layout in which a folder is read: the given one, or what its files say."""
+        cls.check_layout(layout)
+        if layout is None:
+            is_fair_esm = (
+                "fair_esm" in cls.layouts and not (folder / "config.json").is_file() and any(folder.glob("*.pt"))
+            )
+            return "fair_esm" if is_fair_esm else "hub"
+        return layout
+
+    @classmethod
+    def files(cls, folder: Path, layout: str | None = None) -> list[Path]:
         """Return the files that ``load`` reads."""
-        if not (folder / "config.json").is_file() and (pickles := _fair_esm_files(folder)):
-            return sorted(folder.glob(f"{one_file(pickles).stem}*.pt"))
+        if cls.layout_of(folder, layout) == "fair_esm":
+            return sorted(folder.glob(f"{_fair_esm_file(folder).stem}*.pt"))
         return [folder / "config.json", *checkpoints.weight_files(folder, with_index=True)]
 
     @classmethod
@@ -213,13 +231,13 @@ class Esm(Adapter):
         return cls(module, dtype)
 
     @classmethod
-    def from_fair_esm(cls, files: list[Path]) -> tuple[dict[str, object], dict[str, Tensor], Path]:
-        """Return config, tensors under the hub's names and path of a ``.pt`` that fair-esm wrote.
+    def from_fair_esm(cls, path: Path) -> tuple[dict[str, object], dict[str, Tensor], Path]:
+        """Return config, tensors under the hub's names and path of a ``.pt`` that fair-esm reads.
 
         Raises:
-            CheckpointError: this family is not published in that layout.
+            CheckpointError: fair-esm cannot read it, or it holds other objects than tensors and their settings.
         """
-        raise CheckpointError(f"{files[0]}: {cls.family} is not published as a fair-esm file; use its hub folder")
+        raise NotImplementedError(f"{cls.family} is not published as a fair-esm file")
 
     @classmethod
     def build(
@@ -345,8 +363,17 @@ def _untrained(config, seed: int | None) -> torch.nn.Module:
         return EsmForMaskedLM(config)
 
 
-def _fair_esm_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*.pt") if not path.stem.endswith("-contact-regression"))
+def _fair_esm_file(folder: Path) -> Path:
+    """Return the one ``.pt`` checkpoint of a folder.
+
+    Raises:
+        CheckpointError: there is none, or there are several.
+    """
+    files = sorted(path for path in folder.glob("*.pt") if not path.stem.endswith("-contact-regression"))
+    if len(files) != 1:
+        names = [path.name for path in files]
+        raise CheckpointError(f"{folder}: one .pt checkpoint was expected, there are {len(files)}: {names}")
+    return files[0]
 
 
 # Sub-modules of a fair-esm layer and their names in the hub's layout.
@@ -429,6 +456,7 @@ class Esm2(Esm):
 
     family = "esm2"
     objective = "mlm"
+    layouts = ("hub", "fair_esm")
 
     @classmethod
     def check_config(cls, config: Mapping[str, object], path: Path) -> None:
@@ -437,8 +465,7 @@ class Esm2(Esm):
         super().check_config(config, path)
 
     @classmethod
-    def from_fair_esm(cls, files: list[Path]) -> tuple[dict[str, object], dict[str, Tensor], Path]:
-        path = one_file(files)
+    def from_fair_esm(cls, path: Path) -> tuple[dict[str, object], dict[str, Tensor], Path]:
         model, tensors = read_fair_esm(path)
         config = {
             **cls.template(),
@@ -450,18 +477,6 @@ class Esm2(Esm):
             "hidden_dropout_prob": 0.0,
         }
         return config, tensors, path
-
-
-def one_file(files: list[Path]) -> Path:
-    """Return the only one of the files.
-
-    Raises:
-        CheckpointError: there are several.
-    """
-    if len(files) > 1:
-        names = [path.name for path in files]
-        raise CheckpointError(f"{files[0].parent}: several checkpoints, {names}; give each a folder of its own")
-    return files[0]
 
 
 class Dplm(Esm):

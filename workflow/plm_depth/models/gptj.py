@@ -31,6 +31,7 @@ class ProGen2(Adapter):
     is_parallel = True
     read_offset = -1
     directions = ("n2c", "c2n")
+    layouts = ("authors", "community")
     alphabet: ClassVar[Alphabet] = Alphabet(PROGEN2_TOKENS, PROGEN2_RESIDUES)
     mask_id = None
     pad_id = 0
@@ -122,7 +123,7 @@ class ProGen2(Adapter):
     # -------------------------------------------------------------------------------------------------- files
 
     @classmethod
-    def load(cls, folder: Path | str, *, dtype: str = "float32") -> Self:
+    def load(cls, folder: Path | str, *, dtype: str = "float32", layout: str | None = None) -> Self:
         """Return the adapter of a checkpoint folder: the authors' archive or a community copy with other key names.
 
         Sizes come from the tensors, head counts and rotary width from the config. ``auto_map`` is never followed.
@@ -130,6 +131,7 @@ class ProGen2(Adapter):
         Raises:
             CheckpointError: see ``plm_depth.models.checkpoints``.
         """
+        cls.check_layout(layout)  # both are read alike
         folder = Path(folder)
         path = folder / "config.json"
         raw = checkpoints.read_json(path)
@@ -146,7 +148,7 @@ class ProGen2(Adapter):
         return cls(module, dtype)
 
     @classmethod
-    def files(cls, folder: Path) -> list[Path]:
+    def files(cls, folder: Path, layout: str | None = None) -> list[Path]:
         """Return the files that ``load`` reads."""
         return [folder / "config.json", *checkpoints.weight_files(folder, with_index=True)]
 

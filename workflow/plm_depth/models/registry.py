@@ -1,8 +1,8 @@
 """Which families there are, and the doors through which every model comes in: ``load``, ``build``, ``save``.
 
 A family is one line here and one class; nothing of torch or transformers is imported before a model is asked for.
-Beside the methods of ``Adapter`` a class has ``load(folder, *, dtype)``, ``build(*, seed, **sizes)`` and
-``files(folder)``, the files that ``load`` reads.
+Beside the methods of ``Adapter`` a class has ``load(folder, *, dtype, layout)``, ``build(*, seed, **sizes)`` and
+``files(folder, layout)``, the files that ``load`` reads.
 """
 
 import difflib
@@ -44,7 +44,15 @@ def adapter_class(family: str) -> "type[Adapter]":
     return getattr(importlib.import_module(module), name)
 
 
-def load(family: str, folder: Path | str, dtype: str = "float32", device: str = "cpu") -> "Adapter":
+def load(
+    family: str,
+    folder: Path | str,
+    dtype: str = "float32",
+    device: str = "cpu",
+    *,
+    layout: str | None = None,
+    **options: object,
+) -> "Adapter":
     """Return the adapter of a checkpoint, in evaluation mode, after its self-check.
 
     Args:
@@ -52,11 +60,13 @@ def load(family: str, folder: Path | str, dtype: str = "float32", device: str = 
         folder: the checkpoint in one of the layouts that the family publishes.
         dtype: of the matrices: float32, float64, bfloat16 or float16; see ``Adapter.dtype``.
         device: "cpu", "cuda", "cuda:0", ...
+        layout: one of the family's ``layouts``; by default what the folder's files say.
+        options: sizes that some layouts leave out (``n_heads``), for the families whose ``load`` takes them.
     Raises:
-        ValueError: an unknown family.
+        ValueError: an unknown family or layout.
         CheckpointError: the checkpoint is not what the family publishes, or stepping does not give its logits.
     """
-    adapter = adapter_class(family).load(Path(folder), dtype=dtype)
+    adapter = adapter_class(family).load(Path(folder), dtype=dtype, layout=layout, **options)
     adapter.module.to(device)
     adapter.self_check()
     return adapter

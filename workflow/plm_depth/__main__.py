@@ -1,0 +1,41 @@
+"""Commands for people: ``python -m plm_depth COMMAND``. Stages have their own doors; see docs/architecture.md."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from plm_depth import __version__
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands; importing it loads no model library."""
+    top = argparse.ArgumentParser(prog="python -m plm_depth", description="How protein language models use depth.")
+    top.add_argument("--version", action="version", version=f"plm-depth {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    verify = commands.add_parser(
+        "verify",
+        help="compare a checkpoint with expected numbers",
+        description="Load a checkpoint, run the cases of a folder of expected numbers (expected.json beside "
+        "expected.safetensors), and print the largest difference of every tensor beside its tolerance. Exit status: 0 "
+        "all within tolerance, 1 something beyond it, 2 unusable input.",
+    )
+    verify.add_argument("family", metavar="FAMILY", help="a family of plm_depth.models.registry")
+    verify.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="folder of the checkpoint")
+    verify.add_argument("expected", metavar="EXPECTED", type=Path, help="folder of the expected numbers")
+    verify.add_argument("--layout", help="on-disk layout of the checkpoint, if the folder holds several")
+    verify.add_argument("--device", default="cpu", help="where to run (default: %(default)s)")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    options = parser().parse_args(argv)
+    from plm_depth.models.verify import run
+
+    return run(options.family, options.checkpoint, options.expected, layout=options.layout, device=options.device)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""Compare a checkpoint, as its adapter loads and walks it, with numbers that the family's own code computed.
+
+A folder of expected numbers holds ``expected.json`` (family, and per case its inputs and the tolerance of every tensor)
+and ``expected.safetensors`` (tensors named ``<case>/<tensor>``). Tolerances are absolute, on float32.
+"""
+
+import inspect
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from plm_depth.models import checkpoints, registry
+from plm_depth.models.base import Adapter, Batch, CheckpointError, SequenceError
+
+# Tensors of a case that are compared and have block (and batch) as leading axes.
+PER_LAYER = ("x", "attn", "mlp", "geom")
+
+
+class ExpectedError(ValueError):
+    """A folder of expected numbers that cannot be used."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The largest absolute difference of one tensor of one case, and what is allowed."""
+
+    case: str
+    tensor: str
+    largest: float
+    tolerance: float
+
+    @property
+    def within(self) -> bool:
+        """Whether the difference is a number at most as large as the tolerance (NaN is not)."""
+        return self.largest <= self.tolerance
+
+
+def read_expected(folder: Path) -> tuple[dict, dict[str, Tensor]]:
+    """Return the description and the tensors of a folder of expected numbers.
+
+    Raises:
+        ExpectedError: a file is missing or unreadable, or lacks cases or tolerances.
+    """
+    try:
+        about = checkpoints.read_json(folder / "expected.json")
+        tensors = checkpoints.read_safetensors(folder / "expected.safetensors")
+    except CheckpointError as error:
+        raise ExpectedError(str(error)) from error
+    cases = about.get("cases")
+    if not isinstance(cases, dict) or not cases:
+        raise ExpectedError(f"{folder / 'expected.json'}: no 'cases'; is this a folder of expected numbers?")
+    for name, case in cases.items():
+        for tensor in case.get("tolerance") or [None]:
+            if f"{name}/{tensor}" not in tensors:
+                raise ExpectedError(
+                    f"{folder}: case {name!r} has no tensor {tensor!r} with a tolerance in both expected.json and "
+                    "expected.safetensors"
+                )
+    return about, tensors
+
+
+@torch.inference_mode()
+def walk(adapter: Adapter, batch: Batch) -> dict[str, Tensor]:
+    """Return what stepping through the blocks gives, under the names of the expected tensors.
+
+    x (n_blocks + 1, rows, tokens, d_model); attn and mlp (n_blocks, ...); geom likewise, for the blocks that have such
+    a branch; final_norm, logits, logits of further heads and log_likelihood, where the family has them; and library,
+    the logits of the library's own forward pass.
+    """
+    with adapter.precision():
+        stream, context = adapter.embed(batch)
+        states, attention, mlp, geometric = [stream], [], [], []
+        for block in range(1, adapter.n_blocks + 1):
+            updates = adapter.updates(block, stream, context)
+            stream = adapter.add(stream, updates)
+            states.append(stream)
+            attention.append(updates.attention)
+            mlp.append(updates.mlp)
+            if updates.geometric is not None:
+                geometric.append(updates.geometric)
+        logits = adapter.read_out(stream)
+        found = {
+            "x": torch.stack(states),
+            "attn": torch.stack(attention),
+            "mlp": torch.stack(mlp),
+            "geom": torch.stack(geometric) if geometric else None,
+            "final_norm": adapter.final_norm(stream),
+            "logits": logits,
+            "log_likelihood": adapter.log_likelihood(logits, batch),
+            "library": adapter.library_logits(batch),
+            **{f"logits_{track}": values for track, values in adapter.other_logits(stream).items()},
+        }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def compare(adapter: Adapter, about: Mapping, tensors: Mapping[str, Tensor]) -> Iterator[Difference]:
+    """Yield the difference of every tensor of every case, and of the library's logits from those by stepping.
+
+    Raises:
+        ExpectedError: a tensor that this comparison does not know, or of another shape than the model gives.
+    """
+    for name, case in about["cases"].items():
+        given = {key.split("/", 1)[1]: value for key, value in tensors.items() if key.startswith(f"{name}/")}
+        if "logits" not in case["tolerance"]:
+            continue  # not a case of this network (the structure encoder of ESM3)
+        keep = given["valid"].bool()
+        found = walk(adapter, adapter.batch_of({key: value.to(adapter.device) for key, value in given.items()}))
+        found = {key: value.float().cpu() for key, value in found.items()}
+        library = (found.pop("library") - found["logits"])[keep].abs().max()
+        yield Difference(name, "stepping vs library", float(library), case["tolerance"]["logits"])
+        for tensor, tolerance in case["tolerance"].items():
+            expected = given[tensor].float()
+            value = _chosen(tensor, found, given)
+            if value.shape != expected.shape:
+                raise ExpectedError(
+                    f"case {name!r}: {tensor} has shape {tuple(expected.shape)}, the model gives {tuple(value.shape)}"
+                )
+            if tensor in PER_LAYER:
+                value, expected = value[:, keep], expected[:, keep]
+            elif value.shape[:2] == keep.shape:
+                value, expected = value[keep], expected[keep]
+            yield Difference(name, tensor, float((value - expected).abs().max()), tolerance)
+
+
+def _chosen(tensor: str, found: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Tensor:
+    """Return the value that answers an expected tensor: of some heads only chosen columns are kept."""
+    if tensor == "logits_full":  # one whole row
+        return found["logits"][0, 2]
+    if tensor.startswith("logsumexp"):
+        return found["logits" + tensor.removeprefix("logsumexp")].logsumexp(-1)
+    if tensor not in found:
+        raise ExpectedError(f"no comparison for expected tensor {tensor!r}; known: {sorted(found)}")
+    columns = given.get("logit_columns" if tensor == "logits" else f"{tensor.removeprefix('logits_')}_columns")
+    return found[tensor] if columns is None else found[tensor][..., columns.long()]
+
+
+def load(family: str, checkpoint: Path, about: Mapping, *, layout: str | None, device: str) -> Adapter:
+    """Return the adapter of a checkpoint in float32; sizes that its layout leaves out come from ``expected.json``.
+
+    Raises:
+        ValueError, CheckpointError: see ``registry.load``.
+    """
+    options: dict[str, object] = {}
+    takes = inspect.signature(registry.adapter_class(family).load).parameters
+    if "n_heads" in takes and "heads" in about.get("config", {}):
+        options["n_heads"] = about["config"]["heads"]
+    return registry.load(family, checkpoint, device=device, layout=layout, **options)
+
+
+def run(family: str, checkpoint: Path, expected: Path, *, layout: str | None = None, device: str = "cpu") -> int:
+    """Print every difference beside its tolerance; return 0, 1 (something beyond tolerance) or 2 (unusable input)."""
+    try:
+        about, tensors = read_expected(expected)
+        if about.get("family") != family:
+            raise ExpectedError(f"{expected}: numbers of family {about.get('family')!r}, asked for {family!r}")
+        adapter = load(family, checkpoint, about, layout=layout, device=device)
+        differences = []
+        print(f"{'case':<18} {'tensor':<20} {'difference':>10} {'tolerance':>10}")
+        for difference in compare(adapter, about, tensors):
+            differences.append(difference)
+            verdict = "" if difference.within else "   BEYOND"
+            print(
+                f"{difference.case:<18} {difference.tensor:<20} {difference.largest:>10.2g} "
+                f"{difference.tolerance:>10.2g}{verdict}"
+            )
+    except (ValueError, KeyError, CheckpointError, SequenceError, OSError, json.JSONDecodeError) as error:
+        print(f"verify: {error}", file=sys.stderr)
+        return 2
+    beyond = sum(not difference.within for difference in differences)
+    print(f"{len(differences)} comparisons, {beyond} beyond tolerance")
+    return 1 if beyond else 0
