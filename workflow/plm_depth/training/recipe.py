@@ -111,8 +111,8 @@ def parse_recipe(values: object) -> Recipe:
     for key in values:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise RecipeError(f"recipe: unknown key {key!r}{hint} Known keys: {', '.join(known)}")
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise RecipeError(f"recipe: unknown key {key!r}; {hint}known: {', '.join(known)}")
     optional = {"warmup", "weight_decay", "clip_norm", "mask_rate", "crop", "dtype", "sizes"}
     missing = [key for key in known if key not in values and key not in optional]
     if missing:
@@ -120,20 +120,22 @@ def parse_recipe(values: object) -> Recipe:
     return Recipe(**values)
 
 
-def read_recipe(path: str | Path) -> Recipe:
-    """Return the recipe of a JSON file.
+def read_recipe(given: str) -> Recipe:
+    """Return the recipe given as JSON text (it begins with a brace), or as the path of a JSON file.
 
     Raises:
-        RecipeError: the file is missing or not JSON, or as ``parse_recipe``; the message begins with the path.
+        RecipeError: the file is missing, the text is not JSON, or as ``parse_recipe``; a file is named.
     """
+    is_text = given.lstrip().startswith("{")
+    where = "" if is_text else f"{given}: "
     try:
-        return parse_recipe(json.loads(Path(path).read_text(encoding="utf-8")))
+        return parse_recipe(json.loads(given if is_text else Path(given).read_text(encoding="utf-8")))
     except OSError as error:
-        raise RecipeError(f"{path}: cannot be read ({error.strerror}); expected a recipe in JSON") from error
+        raise RecipeError(f"{where}cannot be read ({error.strerror}); expected a recipe: JSON, or its file") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not JSON ({error})") from error
+        raise RecipeError(f"{where}recipe: not JSON ({error})") from error
     except RecipeError as error:
-        raise RecipeError(f"{path}: {error}") from error
+        raise RecipeError(f"{where}{error}") from error
 
 
 def _whole(name: str, value: object, *, at_least: int) -> None:

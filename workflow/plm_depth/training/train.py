@@ -399,9 +399,9 @@ def device_of(name: str) -> torch.device:
 
 
 def run(
-    *, recipe: Path, train_fasta: Path, valid_fasta: Path, checkpoint: Path, loss: Path, device: str = "auto"
+    *, recipe: str, train_fasta: Path, valid_fasta: Path, checkpoint: Path, loss: Path, device: str = "auto"
 ) -> Trained:
-    """Train by the recipe of a file and write the checkpoint folder and the loss table, both whole or neither."""
+    """Train by a recipe (JSON, or its file) and write the checkpoint folder and the loss table, both or neither."""
     log = start_log(STAGE)
     wanted = read_recipe(recipe)
     train_proteins, valid_proteins = read_fasta(train_fasta), read_fasta(valid_fasta)
@@ -420,7 +420,7 @@ def run(
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage; a foreseeable failure ends in one message and exit status 1."""
     parser = argparse.ArgumentParser(prog=f"python -m plm_depth.{STAGE}", description=__doc__.splitlines()[0])
-    parser.add_argument("--recipe", type=Path, required=True, help="JSON file: what is trained and how")
+    parser.add_argument("--recipe", required=True, help="what is trained and how: JSON, or the path of a JSON file")
     parser.add_argument("--train", type=Path, required=True, help="FASTA of the training proteins")
     parser.add_argument("--valid", type=Path, required=True, help="FASTA of the validation proteins")
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder to write, in the official layout")
