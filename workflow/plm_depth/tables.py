@@ -578,7 +578,8 @@ class VectorTable:
     def __init__(self, path: str | Path, keys: pa.Schema):
         self.path = Path(path)
         try:
-            self._file = pq.ParquetFile(path, page_checksum_verification=True)
+            # Without pre-buffering: one column of a local file comes faster without the extra copy.
+            self._file = pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False)
         except (OSError, pa.ArrowInvalid) as error:
             raise TableError(f"{path}: not a readable Parquet file ({error}); delete it and run again") from error
         found = self._file.schema_arrow
