@@ -1,7 +1,7 @@
 """Logit lens (C1-C4): how far the read-out of each layer is from the last one's, and from the true residue.
 
 Definitions in ``plm_depth.metrics``; KL(p_k || p_n) is the direction of Csordas, Manning and Potts 2025 (arXiv
-2505.13898). Everything is computed in float64 from the cached logits. Ties between logits go to the lower index of the vocabulary.
+2505.13898). Everything is computed in float64 from the cached logits. Ties between logits go to the lower index.
 """
 
 import argparse
