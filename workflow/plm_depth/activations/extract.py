@@ -180,11 +180,10 @@ def block_moments(before: Tensor, updates: Updates, after: Tensor) -> dict[str, 
 
     Args:
         before, after: the stream that enters and leaves the block, (..., d_model).
-        updates: what the block adds. No update is ever taken as a difference of states.
+        updates: what the block adds, in the dtype of the stream. No update is ever taken as a difference of states.
     """
     dot = torch.linalg.vecdot
-    a, m, mid = (x.to(before.dtype) for x in (updates.attention, updates.mlp, updates.middle))
-    u = updates.total.to(before.dtype)
+    a, m, mid, u = updates.attention, updates.mlp, updates.middle, updates.total
     moments = {
         "aa": dot(a, a),
         "mm": dot(m, m),
@@ -197,9 +196,15 @@ def block_moments(before: Tensor, updates: Updates, after: Tensor) -> dict[str, 
         "h_next": dot(before, after),
     }
     if updates.geometric is not None:
-        g = updates.geometric.to(before.dtype)
-        moments |= {"gg": dot(g, g), "mid_g": dot(before + a, g), "ga_ga": dot(before + a, before + a)}
+        g, read = updates.geometric, before + a
+        moments |= {"gg": dot(g, g), "mid_g": dot(read, g), "ga_ga": dot(read, read)}
     return moments
+
+
+def widened(updates: Updates, dtype: torch.dtype) -> Updates:
+    """Return the updates in the dtype of the stream, so that half-precision ones are not summed in half precision."""
+    geometric = None if updates.geometric is None else updates.geometric.to(dtype)
+    return Updates(updates.attention.to(dtype), updates.mlp.to(dtype), updates.middle.to(dtype), geometric)
 
 
 @torch.inference_mode()
@@ -253,8 +258,8 @@ def measure(adapter: Adapter, items: Sequence[Item]) -> Measured:
         moments: dict[str, Tensor] = {}
         if layer:
             with adapter.precision():
-                updates = adapter.updates(layer, stream, context)
-                after = adapter.add(stream, updates).to(kept)
+                updates = widened(adapter.updates(layer, stream, context), kept)
+                after = adapter.add(stream, updates)
             moments = block_moments(stream, updates, after)
             stream = after
             del updates, after
