@@ -1,10 +1,11 @@
 """Fetch a checkpoint from the hub at one commit: the only stage of this room that reaches the network."""
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from plm_depth.models.base import CheckpointError
@@ -20,6 +21,7 @@ def download(
     patterns: Sequence[str],
     output: str | Path,
     *,
+    digests: Mapping[str, str] | None = None,
     fetch: Callable[..., object] | None = None,
     resolve: Callable[[str, str], str] | None = None,
 ) -> str:
@@ -30,12 +32,13 @@ def download(
     fetched, so that a cut download resumes; the folder appears whole or not at all.
 
     Args:
+        digests: SHA-256 by file name, checked before the folder appears.
         fetch, resolve: the hub's ``snapshot_download`` and a function (repo, revision) -> commit; for tests.
     Raises:
         CheckpointError: no network, no such repository or commit, gated weights, or nothing matched; with the mend.
     """
     os.environ["HF_HUB_OFFLINE"] = "0"  # every other rule runs with the hub switched off
-    import httpx
+    import httpx2 as httpx
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -66,6 +69,19 @@ def download(
     files = sorted(p for p in partial.rglob("*") if p.is_file()) if partial.is_dir() else []
     if not files:
         raise CheckpointError(f"{where}: no file matches {', '.join(patterns)}; correct `files` in the sheet of models")
+    for name, expected in (digests or {}).items():
+        if not (partial / name).is_file():
+            raise CheckpointError(
+                f"{where}: {name} has a digest in the sheet of models but was not fetched; see `files`"
+            )
+        with (partial / name).open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != expected:
+            (partial / name).unlink()
+            raise CheckpointError(
+                f"{where}: {name} has SHA-256 {found}, expected {expected}; the file was removed, run again. "
+                "If it stays so, the repository has changed: check it before you correct `sha256` in the sheet"
+            )
     listing = {str(p.relative_to(partial)): p.stat().st_size for p in files}
     write_text(json.dumps({"repo": repo, "revision": commit, "bytes": listing}, indent=1), partial / MANIFEST)
     if output.exists():
@@ -79,11 +95,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--repo", required=True, help="organisation/name")
     parser.add_argument("--revision", required=True, help="commit of 40 hexadecimal digits, or a branch")
     parser.add_argument("--files", required=True, help="patterns to fetch, separated by commas")
+    parser.add_argument("--sha256", default="", help="file=digest, several separated by commas")
     parser.add_argument("--output", required=True, help="folder to make")
     options = parser.parse_args(argv)
     log = start_log("download_checkpoint")
+    digests = dict(pair.split("=", 1) for pair in options.sha256.split(",") if pair)
     try:
-        commit = download(options.repo, options.revision, options.files.split(","), options.output)
+        commit = download(options.repo, options.revision, options.files.split(","), options.output, digests=digests)
     except CheckpointError as error:
         raise SystemExit(f"download_checkpoint: {error}") from None
     log.info(f"{options.repo} at {commit} is in {options.output}")

@@ -1,0 +1,70 @@
+"""A copy of the repository in a temporary folder, small enough to run whole, and how to ask Snakemake about it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+CONFIG = """\
+study: tiny
+seed: 1
+sources:
+  - {name: mini, url: resources/mini/sequences.fasta}
+training: {source: mini, size: 90, min_length: 40, max_length: 130, held_out: 0.4}
+datasets:
+  - {name: mini, source: mini, part: held_out, size: 6, shard_size: 6, min_length: 40, max_length: 130}
+models:
+  - model: esm2_tiny
+    family: esm2
+    recipe: &r
+      {n_blocks: 2, d_model: 16, n_heads: 8, steps: 4, tokens_per_batch: 1024, learning_rate: 0.001, validate_every: 4}
+  - {model: progen2_tiny, family: progen2, recipe: *r}
+inputs:
+  ar: {directions: [n2c]}
+  mlm: {noise: [0.15], draws: 1, clean: true}
+  diffusion: {noise: [0.3, 0.7], draws: 1, clean: false}
+nulls:
+  - {null_model: randinit, seed: 0}
+  - {null_model: shuffle_seq, seed: 0}
+bootstrap: {resamples: 200}
+summary: {kl_fraction: [0.5], overlap: 0.3}
+compute: {device: cpu, token_budget: 4096, threads: 1, memory_gb: 1}
+"""
+
+
+def copy_repository(to: Path) -> Path:
+    """Copy what a run needs into ``to`` and return it."""
+    for name in ("workflow", "config", "profiles", "envs"):
+        shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "resources" / "mini", to / "resources" / "mini")
+    shutil.copy(ROOT / "Snakefile", to / "Snakefile")
+    (to / "tiny.yaml").write_text(CONFIG, encoding="utf-8")
+    return to
+
+
+def snakemake(folder: Path, *options: str, configfile: str = "tiny.yaml") -> subprocess.CompletedProcess:
+    """Run Snakemake in ``folder`` and return what it said; nothing is inherited but a bare environment."""
+    environment = {"PATH": "/usr/bin:/bin", "HOME": os.environ.get("HOME", "/"), "LANG": "C.UTF-8"}
+    environment |= {"XDG_CACHE_HOME": str(folder / ".cache")}
+    command = [sys.executable, "-m", "snakemake", "--configfile", configfile, *options]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=900
+    )
+
+
+def planned(folder: Path, *options: str) -> list[str]:
+    """Return the jobs of a dry run, sorted: "rule" or "rule model=esm2_tiny ..." without the default target."""
+    result = snakemake(folder, "--dry-run", *options)
+    text = result.stdout + result.stderr
+    assert result.returncode == 0, text
+    jobs = []
+    for block in re.split(r"\n\n|\n(?=\[)", text):
+        head = re.search(r"^(?:local)?rule (\w+):", block, flags=re.MULTILINE)
+        if head and head.group(1) not in ("default", "all"):
+            cards = re.search(r"^\s+wildcards: (.*)$", block, flags=re.MULTILINE)
+            jobs.append(" ".join([head.group(1), *(sorted(cards.group(1).split(", ")) if cards else [])]))
+    return sorted(jobs)

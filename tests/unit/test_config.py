@@ -1,0 +1,145 @@
+"""A bad config stops before any job, naming key, value and what is allowed."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from plm_depth.config import ConfigError, Study, read_models
+
+ROOT = Path(__file__).parents[2]
+FAMILIES = {"esm2": "mlm", "progen2": "ar", "dplm": "diffusion"}
+FIGURES = ["contributions", "lens_kl"]
+
+
+@pytest.fixture
+def good() -> dict:
+    return yaml.safe_load((ROOT / "config" / "mini.yaml").read_text())
+
+
+def study(config: dict, root: Path = ROOT) -> Study:
+    return Study(config, FAMILIES, FIGURES, root)
+
+
+def complaint(config: dict, root: Path = ROOT) -> str:
+    with pytest.raises(ConfigError) as caught:
+        study(config, root)
+    return str(caught.value)
+
+
+def test_the_shipped_mini_config_is_accepted_and_resolved(good):
+    resolved = study(good)
+    assert len(resolved.models) == 6
+    assert {m["objective"] for m in resolved.models.values()} == {"ar", "mlm", "diffusion"}
+    assert resolved.n_shards("mini") == 1
+    assert resolved.config["figures"] == FIGURES
+
+
+def test_the_shipped_paper_config_is_accepted_and_resolved():
+    config = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
+    config["models"] = [m for m in config["models"] if m.split("_")[0] in FAMILIES]
+    resolved = study(config)
+    assert len(resolved.models) >= 14
+    assert all("hub" in m for m in resolved.models.values())
+    assert resolved.n_shards("uniref50") == 4 and resolved.ranks("uniref50", 3) == (768, 1024)
+
+
+def edit(config: dict, path: str, value: object) -> dict:
+    config = copy.deepcopy(config)
+    *parents, last = [int(p) if p.isdigit() else p for p in path.split(".")]
+    at = config
+    for part in parents:
+        at = at[part]
+    if value is KeyError:
+        del at[last]
+    else:
+        at[last] = value
+    return config
+
+
+CASES = [
+    ("study", KeyError, "study: missing; it is required"),
+    ("study", "../elsewhere", "study: '../elsewhere' does not fit; expected letters, digits"),
+    ("seed", "1e-4", "seed: '1e-4' is not a whole number; YAML reads 1e-4 as text"),
+    ("seed", -1, "seed: -1; expected at least 0"),
+    ("seeds", 1, "seeds: unknown key; did you mean 'seed'?"),
+    ("datasets.0.size", 0, "datasets[0].size: 0; expected at least 1"),
+    ("datasets.0.part", "test", "datasets[0].part: 'test' is not allowed; choose from all, held_out"),
+    ("datasets.0.source", "unirf", "datasets.mini.source: no source 'unirf'; there are: mini"),
+    ("datasets.0.min_length", 500, "datasets.mini: min_length 500 is above max_length 400"),
+    ("datasets.0.shardsize", 5, "datasets[0].shardsize: unknown key; did you mean 'shard_size'?"),
+    ("sources.0.url", "nowhere.fasta", "sources.mini.url: no file nowhere.fasta"),
+    ("sources.0.url", "ftp://host/x.gz", "sources.mini.url: 'ftp://host/x.gz'; expected a path"),
+    ("sources.0.sha256", "abc", "sources[0].sha256: 'abc' does not fit"),
+    ("training", KeyError, "datasets.mini.part: 'held_out' needs a training section"),
+    ("training.held_out", 1.0, "training.held_out: 1.0; expected less than 1"),
+    ("models.0.family", "esm5", "models[0].family: no family 'esm5'; did you mean 'esm2'?"),
+    ("models.0.model", "a/b", "models[0].model: 'a/b' does not fit"),
+    ("models.0.recipe.n_heads", 7, "models[0].recipe: d_model 64 is not a multiple of n_heads 7"),
+    ("models.0.recipe.step", 7, "models[0].recipe.step: unknown key; did you mean 'steps'?"),
+    ("models.0.path", "/x", "models[0]: give exactly one of path, hub, recipe; found path, recipe"),
+    ("models.0", "esm2_8mm", "models[0]: no model 'esm2_8mm' in config/models.tsv; did you mean 'esm2_8m'?"),
+    ("models.1.model", "esm2_toy_4", "models[1].model: 'esm2_toy_4' stands twice"),
+    ("models", [], "models: []; expected a list of at least 1"),
+    ("inputs.mlm.noise", [1.5], "inputs.mlm.noise[0]: 1.5; expected at most 1"),
+    ("inputs.mlm.noise", 0.15, "inputs.mlm.noise: 0.15 is not a list"),
+    ("inputs.ar.directions", ["ltr"], "inputs.ar.directions[0]: 'ltr' is not allowed; choose from n2c, c2n"),
+    ("nulls.0.null_model", "random", "nulls[0].null_model: 'random' is not allowed; choose from randinit"),
+    ("nulls.1.seed", 0, "nulls: randinit with seed 0 stands twice"),
+    ("figures", ["contribution"], "figures: no figure 'contribution'; did you mean 'contributions'?"),
+    ("compute.device", "gpu", "compute.device: 'gpu' is not allowed; choose from auto, cpu, cuda"),
+    ("compute.batchsize", 4, "compute.batchsize: unknown key; known keys: device, token_budget"),
+    ("bootstrap.resamples", 10, "bootstrap.resamples: 10; expected at least 100"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "said"), CASES, ids=[f"{p}={v!r}" for p, v, _ in CASES])
+def test_a_bad_value_is_named_with_key_value_and_what_is_allowed(good, path, value, said):
+    assert said in complaint(edit(good, path, value))
+
+
+def test_every_problem_is_said_at_once(good):
+    text = complaint(edit(edit(good, "seed", -1), "compute.device", "gpu"))
+    assert "2 problems" in text and "seed" in text and "compute.device" in text
+
+
+def test_a_local_folder_is_a_checkpoint_by_config_alone(good, tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    good["models"] = [{"model": "mine", "family": "esm2", "path": str(folder)}]
+    assert study(good).models["mine"]["path"] == str(folder)
+    folder.rmdir()
+    assert "models[0].path: no such folder" in complaint(good)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("model\tfamily\n", "no column 'display_name'"),
+        ("model\tdisplay_name\tfamily\thub\trevison\n", "unknown column 'revison'; did you mean 'revision'?"),
+        ("model\tdisplay_name\tfamily\thub\na\tA\tesm2\n", "row 1 has not 4 cells"),
+        ("model\tdisplay_name\tfamily\thub\na\tA\tesm2\torg\n", "hub: 'org' does not fit; expected organisation/name"),
+        ("model\tdisplay_name\tfamily\thub\na\tA\tesm2\to/n\na\tA\tesm2\to/n\n", "model a stands twice"),
+        (
+            "model\tdisplay_name\tfamily\thub\trevision\na\tA\tesm2\to/n\tmain\n",
+            "revision: 'main' does not fit; expected a commit of 40 hexadecimal digits",
+        ),
+        (
+            "model\tdisplay_name\tfamily\thub\tn_blocks\na\tA\tesm2\to/n\tsix\n",
+            "n_blocks: 'six' is not a whole number",
+        ),
+    ],
+)
+def test_a_bad_sheet_of_models_is_named_with_row_and_column(tmp_path, text, said):
+    sheet = tmp_path / "models.tsv"
+    sheet.write_text(text)
+    with pytest.raises(ConfigError, match="problem") as caught:
+        read_models(sheet)
+    assert said in str(caught.value)
+
+
+def test_the_shipped_sheet_is_read_with_types():
+    models = read_models(ROOT / "config" / "models.tsv")
+    assert models["esm2_650m"]["n_blocks"] == 33 and models["esm2_650m"]["gated"] is False
+    assert "revision" not in models["esm2_650m"] or len(models["esm2_650m"]["revision"]) == 40

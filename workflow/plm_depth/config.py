@@ -1,0 +1,330 @@
+"""A study's config: checked as a whole before any job, every problem named with key, value and what is allowed."""
+
+import csv
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import yaml
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+
+SCHEMAS = Path(__file__).parent.parent / "schemas"
+
+DEFAULTS: dict[str, object] = {
+    "clusters": {"identity": 0.3, "coverage": 0.5},
+    "models_sheet": "config/models.tsv",
+    "cache": {"anchors": 8, "dtype": "float16"},
+    "bootstrap": {"resamples": 2000},
+    "summary": {"kl_fraction": [0.5, 0.1], "overlap": 0.3},
+    "compute": {"device": "auto", "token_budget": 16384, "threads": 1, "memory_gb": 4},
+}
+DATASET_DEFAULTS = {"part": "all", "shard_size": 256, "min_length": 50, "max_length": 512}
+TRAINING_DEFAULTS = {"min_length": 30, "max_length": 400, "held_out": 0.3}
+
+
+class ConfigError(ValueError):
+    """Everything that is wrong with a config, one line a problem."""
+
+    def __init__(self, lines: Iterable[str]):
+        self.lines = list(lines)
+        n = len(self.lines)
+        super().__init__(
+            f"the config has {n} problem{'s' if n > 1 else ''} (config/README.md explains every key):\n"
+            + "\n".join(f"  - {line}" for line in self.lines)
+        )
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Schema
+
+
+def problems(instance: object, schema: Mapping[str, object]) -> list[str]:
+    """Return one line per violation of a JSON schema: the key's path, the value, what is allowed."""
+    validator = Draft202012Validator(schema)
+    lines = []
+    for error in sorted(validator.iter_errors(instance), key=lambda e: [str(part) for part in e.absolute_path]):
+        lines += _lines(error)
+    return list(dict.fromkeys(lines))
+
+
+def _lines(error: ValidationError) -> list[str]:
+    where = _where(error)
+    if error.validator == "additionalProperties":
+        known = list(error.schema.get("properties", {}))
+        lines = []
+        for key in sorted(set(error.instance) - set(known), key=str):
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+            lines.append(f"{_join(where, key)}: unknown key; {hint}")
+        return lines
+    if error.validator == "required":
+        missing = [key for key in error.validator_value if key not in error.instance]
+        return [f"{_join(where, key)}: missing; it is required" for key in missing]
+    if error.validator == "anyOf":
+        # A string names a row of a sheet, a mapping spells one out: judge by what was written.
+        wanted = "object" if isinstance(error.instance, dict) else "string"
+        inner = [e for e in error.context if not (e.validator == "type" and not e.relative_path)]
+        matching = [e for e in inner if isinstance(e.instance, dict) or e.relative_path or wanted == "string"]
+        return [line for e in (matching or inner) for line in _lines(e)] or [
+            f"{where}: {error.instance!r}; expected a name or a mapping"
+        ]
+    if error.validator == "oneOf":
+        options = [", ".join(option["required"]) for option in error.validator_value if "required" in option]
+        present = [option for option in options if option in error.instance]
+        return [f"{where}: give exactly one of {', '.join(options)}; found {', '.join(present) or 'none'}"]
+    if error.validator == "enum":
+        close = difflib.get_close_matches(str(error.instance), [str(v) for v in error.validator_value], n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        return [f"{where}: {error.instance!r} is not allowed; choose from {_list(error.validator_value)}{hint}"]
+    if error.validator == "type":
+        kinds = {"array": "a list", "object": "a mapping", "string": "a text", "integer": "a whole number"}
+        wanted = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
+        words = " or ".join(kinds.get(kind, f"a {kind}") for kind in wanted)
+        hint = ""
+        if isinstance(error.instance, str) and {"number", "integer"} & set(wanted):
+            hint = "; YAML reads 1e-4 as text, write 1.0e-4"
+        return [f"{where}: {error.instance!r} is not {words}{hint}"]
+    if error.validator == "pattern":
+        what = error.schema.get("description", f"text matching {error.validator_value}")
+        return [f"{where}: {error.instance!r} does not fit; expected {what}"]
+    limits = {
+        "minimum": "at least",
+        "maximum": "at most",
+        "exclusiveMinimum": "more than",
+        "exclusiveMaximum": "less than",
+        "minItems": "a list of at least",
+        "minLength": "a text of at least",
+    }
+    if error.validator in limits:
+        return [f"{where}: {error.instance!r}; expected {limits[error.validator]} {error.validator_value}"]
+    if error.validator == "uniqueItems":
+        return [f"{where}: {error.instance!r} names something twice"]
+    return [f"{where}: {error.message}"]
+
+
+def _where(error: ValidationError) -> str:
+    text = ""
+    for part in error.absolute_path:
+        text = f"{text}[{part}]" if isinstance(part, int) else _join(text, part)
+    return text or "config"
+
+
+def _join(where: str, key: object) -> str:
+    return str(key) if where in ("", "config") else f"{where}.{key}"
+
+
+def _list(values: Iterable[object]) -> str:
+    return ", ".join(str(value) for value in values)
+
+
+def load_schema(name: str) -> dict[str, object]:
+    """Return a schema of workflow/schemas by name ("config", "models")."""
+    return yaml.safe_load((SCHEMAS / f"{name}.schema.yaml").read_text(encoding="utf-8"))
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# The sheet of models
+
+
+def read_models(path: str | Path) -> dict[str, dict[str, object]]:
+    """Return the rows of config/models.tsv by model id, typed and checked against workflow/schemas/models.schema.yaml.
+
+    Empty cells are left out of a row.
+
+    Raises:
+        ConfigError: no such file, a bad header or cell (file, line, column, what is allowed), a model named twice.
+    """
+    path = Path(path)
+    schema = load_schema("models")
+    columns = schema["properties"]
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader((line for line in file if not line.startswith("#")), delimiter="\t")
+            rows = list(reader)
+            header = reader.fieldnames or []
+    except FileNotFoundError:
+        raise ConfigError([f"models_sheet: {path} does not exist"]) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"{path}: not UTF-8 text ({error})"]) from None
+    lines = [f"{path}: no column {name!r}" for name in schema["required"] if name not in header]
+    for name in header:
+        if name not in columns:
+            close = difflib.get_close_matches(name, list(columns), n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known: {_list(columns)}"
+            lines.append(f"{path}: unknown column {name!r}; {hint}")
+    if lines:
+        raise ConfigError(lines)
+    models: dict[str, dict[str, object]] = {}
+    for number, cells in enumerate(rows, start=1):
+        row: dict[str, object] = {}
+        if None in cells or None in cells.values():
+            lines.append(f"{path}: row {number} has not {len(header)} cells, as the header has")
+            continue
+        for name, text in cells.items():
+            text = text.strip()
+            if text:
+                row[name] = _typed(text, columns[name].get("type", "string"))
+        name = str(row.get("model", f"row {number}"))
+        lines += [f"{path}, model {name}: {line}" for line in problems(row, schema)]
+        if name in models:
+            lines.append(f"{path}: model {name} stands twice")
+        models[name] = row
+    if lines:
+        raise ConfigError(lines)
+    return models
+
+
+def _typed(text: str, kind: str) -> object:
+    if kind == "boolean" and text in ("yes", "no"):
+        return text == "yes"
+    try:
+        if kind == "integer":
+            return int(text)
+        if kind == "number":
+            return float(text)
+    except ValueError:
+        pass  # the schema then says what was expected
+    return text
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# The study
+
+
+class Study:
+    """A checked config with its defaults filled in and its models resolved.
+
+    Attributes:
+        config: the config with defaults.
+        models: model id -> {model, display_name, family, objective, dtype, and one of path, hub, recipe}, in order.
+        datasets, sources: by name.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, object],
+        families: Mapping[str, str],
+        figures: Iterable[str],
+        root: str | Path = ".",
+    ):
+        """Check the whole config.
+
+        Args:
+            config: as Snakemake merged it.
+            families: family name -> objective, the families that have an adapter.
+            figures: names of the figures there are.
+            root: folder that relative paths of the config are relative to.
+        Raises:
+            ConfigError: with one line for everything that is wrong.
+        """
+        lines = problems(config, load_schema("config"))
+        if lines:
+            raise ConfigError(lines)
+        self.root = Path(root)
+        self.config = {**DEFAULTS, **config}
+        for key, default in DEFAULTS.items():
+            if isinstance(default, dict):
+                self.config[key] = {**default, **config.get(key, {})}
+        figures = list(figures)
+        self.config.setdefault("figures", figures)
+        self.sources, self.datasets = {}, {}
+        self.training = {**TRAINING_DEFAULTS, **config["training"]} if "training" in config else None
+        self._check_sources()
+        for line in self._check(families, figures):
+            lines.append(line)
+        if lines:
+            raise ConfigError(lines)
+
+    def _check_sources(self) -> None:
+        lines = []
+        for kind, into in (("sources", self.sources), ("datasets", self.datasets)):
+            for item in self.config[kind]:
+                if item["name"] in into:
+                    lines.append(f"{kind}: {item['name']!r} stands twice")
+                into[item["name"]] = dict(item)
+        if lines:
+            raise ConfigError(lines)
+
+    def _check(self, families: Mapping[str, str], figures: list[str]) -> list[str]:
+        lines = []
+        for name, source in self.sources.items():
+            url = source["url"]
+            if "://" not in url and not (self.root / url).is_file():
+                lines.append(f"sources.{name}.url: no file {url}; give a path that exists, file:// or https://")
+            elif "://" in url and url.split("://")[0] not in ("file", "http", "https"):
+                lines.append(f"sources.{name}.url: {url!r}; expected a path, file://, http:// or https://")
+        drawn = [(f"datasets.{name}", d) for name, d in self.datasets.items()]
+        if self.training:
+            drawn.append(("training", self.training))
+        for where, item in drawn:
+            if item["source"] not in self.sources:
+                lines.append(f"{where}.source: no source {item['source']!r}; there are: {_list(self.sources)}")
+        for name, dataset in self.datasets.items():
+            self.datasets[name] = dataset = {**DATASET_DEFAULTS, **dataset}
+            if dataset["part"] == "held_out":
+                if not self.training:
+                    lines.append(f"datasets.{name}.part: 'held_out' needs a training section, and there is none")
+                elif self.training["source"] != dataset["source"]:
+                    lines.append(
+                        f"datasets.{name}.part: 'held_out' is a part of training.source "
+                        f"({self.training['source']}), not of {dataset['source']!r}"
+                    )
+        for where, item in drawn:
+            if item.get("min_length", 1) > item.get("max_length", math.inf):
+                lines.append(f"{where}: min_length {item['min_length']} is above max_length {item['max_length']}")
+        self.models, found = {}, []
+        sheet: dict[str, dict[str, object]] | None = None
+        for i, entry in enumerate(self.config["models"]):
+            where = f"models[{i}]"
+            if isinstance(entry, str):
+                if sheet is None:
+                    sheet = read_models(self.root / self.config["models_sheet"])
+                if entry not in sheet:
+                    close = difflib.get_close_matches(entry, sheet, n=1)
+                    hint = f"did you mean {close[0]!r}?" if close else f"its models: {_list(sheet)}"
+                    found.append(f"{where}: no model {entry!r} in {self.config['models_sheet']}; {hint}")
+                    continue
+                entry = sheet[entry]
+            model = {"display_name": entry["model"], "dtype": "float32", **entry}
+            if model["family"] not in families:
+                close = difflib.get_close_matches(model["family"], families, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"there are: {_list(families)}"
+                found.append(f"{where}.family: no family {model['family']!r}; {hint}")
+                continue
+            model["objective"] = families[model["family"]]
+            if model["model"] in self.models:
+                found.append(f"{where}.model: {model['model']!r} stands twice")
+            if "path" in model and not (self.root / model["path"]).exists():
+                found.append(f"{where}.path: no such folder: {model['path']}")
+            if "recipe" in model and not self.training:
+                found.append(f"{where}.recipe: a model to be trained needs a training section, and there is none")
+            if "recipe" in model and model["recipe"]["d_model"] % model["recipe"]["n_heads"]:
+                found.append(
+                    f"{where}.recipe: d_model {model['recipe']['d_model']} is not a multiple of n_heads "
+                    f"{model['recipe']['n_heads']}"
+                )
+            self.models[model["model"]] = model
+        lines += found
+        for figure in self.config["figures"]:
+            if figure not in figures:
+                close = difflib.get_close_matches(figure, figures, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"there are: {_list(figures)}"
+                lines.append(f"figures: no figure {figure!r}; {hint}")
+        seen = set()
+        for null in self.config["nulls"]:
+            key = (null["null_model"], null["seed"])
+            if key in seen:
+                lines.append(f"nulls: {null['null_model']} with seed {null['seed']} stands twice")
+            seen.add(key)
+        return lines
+
+    def n_shards(self, dataset: str) -> int:
+        """Return how many shards a data set has; the last may be smaller."""
+        return math.ceil(self.datasets[dataset]["size"] / self.datasets[dataset]["shard_size"])
+
+    def ranks(self, dataset: str, shard: int) -> tuple[int, int]:
+        """Return the first rank of a shard and the one after its last."""
+        size, shard_size = self.datasets[dataset]["size"], self.datasets[dataset]["shard_size"]
+        return shard * shard_size, min((shard + 1) * shard_size, size)

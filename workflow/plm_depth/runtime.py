@@ -1,0 +1,24 @@
+"""Make the package and its Python reachable from every rule, whatever the caller has activated."""
+
+import os
+import sys
+
+
+def export(workflow_folder: str) -> None:
+    """Put ``workflow_folder`` on PYTHONPATH and this interpreter's folder first on PATH, for all commands started.
+
+    The Snakefile is evaluated in every job, on clusters too, so calling this there reaches each command.
+    """
+
+    def prepend(variable: str, entry: str) -> None:
+        others = [part for part in os.environ.get(variable, "").split(os.pathsep) if part and part != entry]
+        os.environ[variable] = os.pathsep.join([entry, *others])
+
+    prepend("PYTHONPATH", workflow_folder)
+    prepend("PATH", os.path.dirname(sys.executable))
+    # Stages say how many threads they use; a library that takes all cores would slow its neighbours down.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("POLARS_MAX_THREADS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Only the download rules reach the network; they switch this off for themselves.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -1,0 +1,85 @@
+"""
+Checkpoints: trained here, fetched from the hub, or a folder of the user's; each described by a card.
+
+Needs   train.fasta and held_out.fasta from sequences.smk, or a hub, or a folder
+Gives   results/{study}/cards/{model}.json, to activations.smk; results/{study}/losses/{model}.parquet, to figures.smk
+"""
+
+
+rule train_checkpoint:
+    input:
+        train=f"{RESULTS}/training/train.fasta",
+        valid=f"{RESULTS}/training/held_out.fasta",
+    output:
+        folder=directory(f"{RESULTS}/checkpoints/{{model}}"),
+        loss=f"{RESULTS}/losses/{{model}}.parquet",
+    log:
+        f"logs/{RESULTS}/train_checkpoint/{{model}}.log",
+    benchmark:
+        f"logs/benchmarks/{RESULTS}/train_checkpoint/{{model}}.jsonl"
+    wildcard_constraints:
+        model="|".join(TRAINED_HERE) or "(?!)",
+    conda:
+        "../../envs/main.yaml"
+    threads: COMPUTE["threads"]
+    resources:
+        gpu=gpus(),
+        mem_mb=COMPUTE["memory_gb"] * 1000,
+        runtime=240,
+        device=COMPUTE["device"],
+    params:
+        recipe=lambda wc: as_json(recipe_of(wc.model)),
+        version=TRAINING,
+    shell:
+        "python -m plm_depth.training.train --recipe {params.recipe:q} --train {input.train:q} --valid {input.valid:q}"
+        " --checkpoint {output.folder:q} --loss {output.loss:q} --device {resources.device} --threads {threads}"
+        " > {log:q} 2>&1"
+
+
+rule download_checkpoint:
+    output:
+        folder=directory("resources/checkpoints/{model}"),
+    log:
+        "logs/download_checkpoint/{model}.log",
+    benchmark:
+        "logs/benchmarks/download_checkpoint/{model}.jsonl"
+    wildcard_constraints:
+        model="|".join(FROM_HUB) or "(?!)",
+    localrule: True
+    conda:
+        "../../envs/main.yaml"
+    params:
+        hub=lambda wc: study.models[wc.model]["hub"],
+        revision=lambda wc: study.models[wc.model].get("revision", "main"),
+        files=lambda wc: study.models[wc.model].get(
+            "files", "*.json,*.txt,*.safetensors,*.bin"
+        ),
+        sha256=lambda wc: study.models[wc.model].get("sha256", ""),
+    shell:
+        "python -m plm_depth.models.download --repo {params.hub:q} --revision {params.revision:q}"
+        " --files {params.files:q} --sha256 {params.sha256:q} --output {output.folder:q} > {log:q} 2>&1"
+
+
+rule describe_checkpoint:
+    """Load it once, check that stepping through its blocks gives its own logits, and write down what it is."""
+    input:
+        checkpoint_folder,
+    output:
+        f"{RESULTS}/cards/{{model}}.json",
+    log:
+        f"logs/{RESULTS}/describe_checkpoint/{{model}}.log",
+    benchmark:
+        f"logs/benchmarks/{RESULTS}/describe_checkpoint/{{model}}.jsonl"
+    conda:
+        "../../envs/main.yaml"
+    resources:
+        mem_mb=lambda wc: memory_mb(wc.model),
+        runtime=60,
+    params:
+        family=lambda wc: study.models[wc.model]["family"],
+        dtype=lambda wc: study.models[wc.model]["dtype"],
+        revision=lambda wc: study.models[wc.model].get("revision", "none"),
+        version=EXTRACTION,
+    shell:
+        "python -m plm_depth.models.describe --model {wildcards.model:q} --family {params.family:q} --folder {input:q}"
+        " --dtype {params.dtype} --revision {params.revision:q} --output {output:q} > {log:q} 2>&1"

@@ -1,0 +1,180 @@
+"""
+From a source to shards of a sample.
+
+Needs   a FASTA file, by path, file:// or https://
+Gives   results/{study}/datasets/{dataset}/sample.parquet, left_out.parquet, clusters.parquet, shards/{shard}.parquet
+        results/{study}/training/train.fasta and held_out.fasta, split by similarity clusters, to checkpoints.smk
+"""
+
+
+rule download_source:
+    output:
+        "resources/downloads/{filename}",
+    log:
+        "logs/download_source/{filename}.log",
+    benchmark:
+        "logs/benchmarks/download_source/{filename}.jsonl"
+    localrule: True
+    conda:
+        "../../envs/main.yaml"
+    params:
+        url=lambda wc: source_of_file(wc.filename)["url"],
+        sha256=lambda wc: source_of_file(wc.filename).get("sha256") or "none",
+    shell:
+        "python -m plm_depth.sequences.download --url {params.url:q} --sha256 {params.sha256:q}"
+        " --output {output:q} > {log:q} 2>&1"
+
+
+rule sample_pool:
+    input:
+        lambda wc: source_file(study.training["source"]),
+    output:
+        sample=f"{RESULTS}/training/pool.parquet",
+        left_out=f"{RESULTS}/training/left_out.parquet",
+    log:
+        f"logs/{RESULTS}/sample_pool.log",
+    benchmark:
+        f"logs/benchmarks/{RESULTS}/sample_pool.jsonl"
+    conda:
+        "../../envs/main.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=240,
+    params:
+        size=lambda wc: study.training["size"],
+        shortest=lambda wc: study.training["min_length"],
+        longest=lambda wc: study.training["max_length"],
+        seed=SEED,
+        source=lambda wc: source_identity(study.training["source"]),
+        code=code_of("sequences.sample"),
+    shell:
+        "python -m plm_depth.sequences.sample --fasta {input:q} --size {params.size} --seed {params.seed}"
+        " --min-length {params.shortest} --max-length {params.longest}"
+        " --sample {output.sample:q} --left-out {output.left_out:q} > {log:q} 2>&1"
+
+
+rule cluster_pool:
+    input:
+        rules.sample_pool.output.sample,
+    output:
+        f"{RESULTS}/training/clusters.parquet",
+    log:
+        f"logs/{RESULTS}/cluster_pool.log",
+    benchmark:
+        f"logs/benchmarks/{RESULTS}/cluster_pool.jsonl"
+    conda:
+        "../../envs/main.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=120,
+    params:
+        identity=study.config["clusters"]["identity"],
+        coverage=study.config["clusters"]["coverage"],
+        code=code_of("sequences.cluster"),
+    shell:
+        "python -m plm_depth.sequences.cluster --sample {input:q} --identity {params.identity}"
+        " --coverage {params.coverage} --output {output:q} > {log:q} 2>&1"
+
+
+rule split_pool:
+    """Train and held-out proteins share no similarity cluster; data sets with `part: held_out` are drawn from the latter."""
+    input:
+        sample=rules.sample_pool.output.sample,
+        clusters=rules.cluster_pool.output,
+    output:
+        train=f"{RESULTS}/training/train.fasta",
+        held_out=f"{RESULTS}/training/held_out.fasta",
+    log:
+        f"logs/{RESULTS}/split_pool.log",
+    benchmark:
+        f"logs/benchmarks/{RESULTS}/split_pool.jsonl"
+    conda:
+        "../../envs/main.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        share=lambda wc: study.training["held_out"],
+        seed=SEED,
+        code=code_of("sequences.split"),
+    shell:
+        "python -m plm_depth.sequences.split --sample {input.sample:q} --clusters {input.clusters:q}"
+        " --held-out {params.share} --seed {params.seed} --train {output.train:q} --valid {output.held_out:q}"
+        " > {log:q} 2>&1"
+
+
+rule sample_dataset:
+    input:
+        dataset_fasta,
+    output:
+        sample=f"{RESULTS}/datasets/{{dataset}}/sample.parquet",
+        left_out=f"{RESULTS}/datasets/{{dataset}}/left_out.parquet",
+    log:
+        f"logs/{RESULTS}/sample_dataset/{{dataset}}.log",
+    benchmark:
+        f"logs/benchmarks/{RESULTS}/sample_dataset/{{dataset}}.jsonl"
+    conda:
+        "../../envs/main.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=240,
+    params:
+        size=lambda wc: study.datasets[wc.dataset]["size"],
+        shortest=lambda wc: study.datasets[wc.dataset]["min_length"],
+        longest=lambda wc: study.datasets[wc.dataset]["max_length"],
+        seed=SEED,
+        source=lambda wc: source_identity(study.datasets[wc.dataset]["source"]),
+        code=code_of("sequences.sample"),
+    shell:
+        "python -m plm_depth.sequences.sample --fasta {input:q} --size {params.size} --seed {params.seed}"
+        " --min-length {params.shortest} --max-length {params.longest}"
+        " --sample {output.sample:q} --left-out {output.left_out:q} > {log:q} 2>&1"
+
+
+rule cluster_dataset:
+    input:
+        f"{RESULTS}/datasets/{{dataset}}/sample.parquet",
+    output:
+        f"{RESULTS}/datasets/{{dataset}}/clusters.parquet",
+    log:
+        f"logs/{RESULTS}/cluster_dataset/{{dataset}}.log",
+    benchmark:
+        f"logs/benchmarks/{RESULTS}/cluster_dataset/{{dataset}}.jsonl"
+    conda:
+        "../../envs/main.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=120,
+    params:
+        identity=study.config["clusters"]["identity"],
+        coverage=study.config["clusters"]["coverage"],
+        code=code_of("sequences.cluster"),
+    shell:
+        "python -m plm_depth.sequences.cluster --sample {input:q} --identity {params.identity}"
+        " --coverage {params.coverage} --output {output:q} > {log:q} 2>&1"
+
+
+rule cut_shard:
+    """Ranks of the sample. A larger sample begins with the smaller one, so a new sample alone does not renew a shard
+    (`ancient`); what makes it another sample (source, seed, filters) stands in the params and does.
+    """
+    input:
+        ancient(f"{RESULTS}/datasets/{{dataset}}/sample.parquet"),
+    output:
+        f"{RESULTS}/datasets/{{dataset}}/shards/{{shard}}.parquet",
+    log:
+        f"logs/{RESULTS}/cut_shard/{{dataset}}/{{shard}}.log",
+    benchmark:
+        f"logs/benchmarks/{RESULTS}/cut_shard/{{dataset}}/{{shard}}.jsonl"
+    conda:
+        "../../envs/main.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        ranks=lambda wc: study.ranks(wc.dataset, int(wc.shard)),
+        identity=lambda wc: sample_identity(wc.dataset),
+        code=code_of("sequences.shard"),
+    shell:
+        "python -m plm_depth.sequences.shard --sample {input:q} --first {params.ranks[0]} --last {params.ranks[1]}"
+        " --output {output:q} > {log:q} 2>&1"
