@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from plm_depth.activations import batches
-from plm_depth.activations.interventions import Intervention, InterventionError, Itself, Lane, Resample
+from plm_depth.activations.interventions import Intervention, InterventionError, Itself, Lane
 from plm_depth.models.base import Adapter, Context, Tokens, Updates
 
 OUTPUTS = ("l2", "kl_fo", "tv", "flip1", "dnll")  # the five quantities of the output change
@@ -197,9 +197,7 @@ def run_lanes(
 class _Lanes:
     """The streams of all runs at one layer, and how they pass a block."""
 
-    def __init__(
-        self, adapter: Adapter, works: Sequence[Work], order: Sequence[int], clean: Tensor, context: Context
-    ):
+    def __init__(self, adapter: Adapter, works: Sequence[Work], order: Sequence[int], clean: Tensor, context: Context):
         self.adapter, self.n_works, self.context = adapter, len(works), context
         self.lanes = [[work.lanes[k] for work in works] for k in order]  # lane by lane, protein by protein
         self.n_active = 0
@@ -286,7 +284,9 @@ class _Lanes:
             part = edits[0].part
             original = {"layer": total[at], "attn": here.attention, "mlp": here.mlp, "geom": here.geometric}[part]
             if original is None:
-                raise InterventionError(f"block {block} of {self.adapter.family} has no geometric branch; leave out geom")
+                raise InterventionError(
+                    f"block {block} of {self.adapter.family} has no geometric branch; leave out geom"
+                )
             mask = self._mask(edits)
             by = torch.stack([_replacement(edit, original[w]) for w, edit in enumerate(edits)])
             if k in self.taken:
@@ -298,9 +298,7 @@ class _Lanes:
             else:
                 by = torch.where(mask, by, original)
                 if part == "mlp" or (part == "attn" and self.adapter.is_parallel):
-                    changed = (
-                        Updates(by, here.mlp, here.middle) if part == "attn" else _with_mlp(here, by)
-                    )
+                    changed = Updates(by, here.mlp, here.middle) if part == "attn" else _with_mlp(here, by)
                     moved = self.adapter.add(rows[at], changed)
                     yield k, (torch.where(mask, moved, after[at]), torch.where(mask, _total(changed), total[at]))
                 else:
@@ -376,9 +374,7 @@ def _total(updates: Updates) -> Tensor:
 def _read_out(adapter: Adapter, works: Sequence[Work], carried: _Lanes) -> dict[str, np.ndarray]:
     """Return per vocabulary (n_lanes, n_works, 5, n_reads): the head runs at read tokens only, a lane at a time."""
     n_works, n_reads = len(works), max(len(work.reads) for work in works)
-    result = {
-        name: np.full((len(carried.lanes), n_works, len(OUTPUTS), n_reads), np.nan) for name in VOCABULARIES
-    }
+    result = {name: np.full((len(carried.lanes), n_works, len(OUTPUTS), n_reads), np.nan) for name in VOCABULARIES}
     if not n_reads:
         return result
     device = carried.streams.device
