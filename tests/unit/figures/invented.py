@@ -159,7 +159,8 @@ def _profile(model, null, seed, direction, noise, table, quantity, pos_class, vo
 def shape(model: Invented, quantity: str, depth: np.ndarray, *, trained: bool) -> np.ndarray:
     """Return what a quantity roughly looks like against relative depth."""
     size = np.sqrt(model.d_model / 64)
-    early, late = np.exp(-3 * depth), 1 / (1 + np.exp(-12 * (depth - 0.7)))
+    lean = np.log(model.n_blocks) / np.log(80)  # deeper models turn later and add less
+    early, late = np.exp(-(2 + 4 * lean) * depth), 1 / (1 + np.exp(-12 * (depth - 0.45 - 0.35 * lean)))
     if not trained:
         flat = {"kl_lf": 0.25 * (1 - depth), "ov5_cc": 0.15 + 0.85 * depth**3, "entropy": 2.9 - 0.05 * depth,
                 "nll": 3.05 - 0.02 * depth, "var_h": 0.4 * (1 + 6 * depth), "norm_h": 3 * size * np.sqrt(1 + 6 * depth),
@@ -174,7 +175,7 @@ def shape(model: Invented, quantity: str, depth: np.ndarray, *, trained: bool) -
         "norm_m": 2.6 * size * np.exp(1.5 * depth), "norm_u": 3 * size * np.exp(1.4 * depth),
         "rel_a": 0.9 * early + 0.08, "rel_m": 1.1 * early + 0.15, "rel_u": 1.4 * early + 0.18,
         "cos_a": -0.1 + 0.3 * late, "cos_m": -0.25 + 0.6 * late, "cos_u": -0.2 + 0.55 * late,
-        "cos_io": 0.75 + 0.2 * depth, "var_h": 0.3 * np.exp(4 * depth), "massive": 0.15 + 0.4 * depth,
+        "cos_io": 0.75 + 0.2 * depth, "var_h": 0.3 * np.exp(2 + 3 * lean * depth), "massive": 0.15 + 0.4 * depth,
         "kl_lf": 1.6 * (1 - late) + 0.02, "ov5_cc": 0.05 + 0.9 * late, "entropy": 2.6 - 0.4 * late,
         "nll": 3.1 - 0.5 * late,
     }  # fmt: skip
@@ -205,7 +206,7 @@ def write_summary(model: Invented, path: Path, *, nulls: Sequence[tuple[str, int
     return _write(model, rows, SUMMARY, path)
 
 
-def write_loss(model: Invented, path: Path, *, end: float = 2.80, reference: float = 2.88) -> Path:
+def write_loss(model: Invented, path: Path, *, end: float = 2.85, reference: float = 2.88) -> Path:
     """Write a LOSS table that falls from ln 20 to about ``end`` (held out)."""
     steps = np.arange(0, 401, 40)
     fall = 1 - np.exp(-steps / 90)

@@ -6,16 +6,16 @@ import polars as pl
 from matplotlib.figure import Figure
 
 from plm_depth.figures.door import FigureStage, run
-from plm_depth.figures.draw import Row, profile_figure
+from plm_depth.figures.draw import Level, Row, profile_figure
 from plm_depth.figures.select import Model, Study, profile_numbers
 
 TITLE = "Cosine between updates and the residual stream"
-ZERO = ((0.0, ""),)
+ZERO = (Level(0.0),)
 ROWS = (
     Row("cos_a", "attention\ncos(a, h)", references=ZERO),
     Row("cos_m", "MLP\ncos(m, h + a)", references=ZERO),
     Row("cos_u", "whole block\ncos(u, h)", references=ZERO),
-    Row("cos_io", "in and out\ncos(h, h + u)", references=ZERO),
+    Row("cos_io", "in and out\ncos(h, h + u)"),
 )
 
 

@@ -12,7 +12,6 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from plm_depth.figures.select import Model
 from plm_depth.figures.sheet import LINE, Key, Sheet, count_notes, lines_of, toy_warning
 from plm_depth.figures.style import (
-    FONT_SIZE,
     GREY,
     LIGHT_GREY,
     WIDTH,
@@ -30,6 +29,15 @@ DASHED, DOTTED = (0, (4, 2)), (0, (1, 1.2))
 
 
 @dataclass(frozen=True)
+class Level:
+    """A level line at a value; a label, if any, stands in the key."""
+
+    value: float
+    label: str = ""
+    linestyle: object = DOTTED
+
+
+@dataclass(frozen=True)
 class Row:
     """One quantity, drawn as a row of panels with a common axis.
 
@@ -38,7 +46,7 @@ class Row:
         label: of the axis, with the unit; may have two lines.
         is_log: whether the axis is logarithmic.
         also: a second aggregate, drawn as a thin dotted line without a band.
-        references: (value, label) of level lines.
+        references: level lines.
         limits: what the axis must at least show.
     """
 
@@ -47,7 +55,7 @@ class Row:
     aggregate: str = "mean"
     is_log: bool = False
     also: str | None = None
-    references: Sequence[tuple[float, str]] = ()
+    references: Sequence[Level] = ()
     limits: tuple[float, float] | None = None
 
 
@@ -59,7 +67,7 @@ def columns_of(models: Sequence[Model]) -> dict[str, list[Model]]:
 
 def name_of(model: Model) -> str:
     """Return how a model is called in a legend: its name and its blocks."""
-    return f"{model.display_name}, {model.n_blocks} block{'s' if model.n_blocks > 1 else ''}"
+    return f"{model.display_name}, {model.n_blocks}\N{NO-BREAK SPACE}block{'s' if model.n_blocks > 1 else ''}"
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -105,8 +113,6 @@ def profile_figure(
     for r, row in enumerate(rows):
         panels = [axes for (at, _), axes in grid.panels.items() if at == r]
         finish_value_axis(panels[0], is_log=row.is_log, limits=row.limits)
-        for value, label in row.references:
-            name_reference(panels[-1], value, label)
     return grid.sheet.figure
 
 
@@ -144,14 +150,17 @@ class FamilyGrid:
         headings = {family: wrapped(text, panel_width) for family, text in headings.items()}
         legends = {m.model: wrapped(name_of(m) + remarks.get(m.model, ""), panel_width - 0.36) for m in models}
         heading_height = LINE * (1 + max(map(lines_of, headings.values()))) + 0.07
-        legend_height = max(
+        legend_heights = [
             sum(lines_of(legends[model.model]) * LINE + 0.03 for model in members) for members in self.columns.values()
-        )
+        ]
         panels_height = len(labels) * panel_height + (len(labels) - 1) * gap_y
-        fold_height = heading_height + panels_height + 0.5 + legend_height + 0.08
+        fold_heights = [
+            heading_height + panels_height + 0.5 + max(legend_heights[start : start + n_columns]) + 0.1
+            for start in range(0, len(families), n_columns)
+        ]
         self.sheet = Sheet(
             width=width,
-            body=fold_height * (2 if is_folded else 1),
+            body=sum(fold_heights),
             title=title,
             key=key,
             notes=notes,
@@ -159,8 +168,15 @@ class FamilyGrid:
         )
         for place, family in enumerate(families):
             column, fold = place % n_columns, place // n_columns
-            x, y = left + column * (panel_width + gap_x), self.sheet.top + fold * fold_height
-            self.sheet.text(x, y, family, va="top", color=darker(colours[family], 0.15), fontweight="bold")
+            x, y = left + column * (panel_width + gap_x), self.sheet.top + sum(fold_heights[:fold])
+            self.sheet.text(
+                x,
+                y,
+                self.columns[family][0].family_name,
+                va="top",
+                color=darker(colours[family], 0.15),
+                fontweight="bold",
+            )
             self.sheet.text(x, y + LINE, headings[family], va="top", color=GREY)
             y += heading_height
             for r, label in enumerate(labels):
@@ -188,8 +204,8 @@ class FamilyGrid:
 def _draw_profiles(
     axes: Axes, numbers: pl.DataFrame, members: Sequence[Model], looks: Mapping[str, tuple[str, str]], row: Row
 ) -> None:
-    for value, _ in row.references:
-        axes.axhline(value, color=GREY, linewidth=0.8, linestyle=DOTTED, zorder=1)
+    for level in row.references:
+        axes.axhline(level.value, color=GREY, linewidth=0.8, linestyle=level.linestyle, zorder=1)
     for model in members:
         colour, marker = looks[model.model]
         own = numbers.filter((pl.col("quantity") == row.quantity) & (pl.col("model") == model.model))
@@ -228,7 +244,8 @@ def finish_value_axis(axes: Axes, *, is_log: bool = False, limits: tuple[float, 
     if is_log:
         lo, hi = axes.get_ylim()
         decades = np.log10(hi / lo)
-        steps = (1.0,) if decades > 2.5 else (1.0, 3.0) if decades > 0.9 else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
+        by_span = ((0.5, (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)), (1.6, (1.0, 2.0, 5.0)), (2.5, (1.0, 3.0)), (np.inf, (1.0,)))
+        steps = next(steps for most, steps in by_span if decades <= most)
         axes.yaxis.set_major_locator(LogLocator(subs=steps, numticks=6 if decades > 2.5 else 12))
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
@@ -243,14 +260,6 @@ def plain(value: float) -> str:
     mantissa, exponent = f"{value:.3g}".split("e") if "e" in f"{value:.3g}" else f"{value:.2e}".split("e")
     factor = "" if float(mantissa) == 1 else rf"{float(mantissa):g}\cdot"
     return rf"$\mathdefault{{{factor}10^{{{int(exponent)}}}}}$"
-
-
-def name_reference(axes: Axes, value: float, label: str) -> None:
-    """Write the name of a level line above its right end."""
-    axes.annotate(
-        label, (1.0, value), xycoords=("axes fraction", "data"), xytext=(-1, 1.5), textcoords="offset points",
-        ha="right", va="bottom", color=GREY, fontsize=FONT_SIZE, zorder=6,
-    )  # fmt: skip
 
 
 def _not_on_log_axis(numbers: pl.DataFrame, rows: Sequence[Row]) -> int:
@@ -271,7 +280,8 @@ def _profile_key(numbers: pl.DataFrame, rows: Sequence[Row]) -> list[Key]:
         key.append(Key(f"trained, {'largest over all positions' if also == 'max' else also}", DOTTED, 1.2))
     if "untrained" in numbers["network"]:
         key.append(Key("untrained, range over seeds", DASHED, 1.1, is_band=True))
-    return key
+    levels = dict.fromkeys(level for row in rows for level in row.references if level.label)
+    return key + [Key(level.label, level.linestyle, 0.8) for level in levels]
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -317,21 +327,22 @@ def dot_figure(
     names = {model.model: name_of(model) for model in models}
     left_width = min(max([1.5, *(text_width(name) for name in names.values())]), 2.4)
     names = {model: wrapped(name, left_width) for model, name in names.items()}
-    step = max(lines_of(name) for name in names.values()) * LINE + 0.07
 
-    places, family_places, y = {}, {}, 0.5
+    places, family_places, y = {}, {}, 0.0  # in inches from the top of a panel
     for family, members in columns.items():
-        family_places[family] = y
+        family_places[family] = y + LINE / 2
+        y += LINE + 0.03
         for model in members:
-            y += 1
-            places[model.model] = y
-        y += 1.2
-    panel_height = (y - 0.5) * step
+            room = max(lines_of(names[model.model]) * LINE, 0.2) + 0.05
+            places[model.model] = y + room / 2
+            y += room
+        y += 0.1
+    panel_height = y
 
-    n_columns = min(len(statistics), 4 if len(statistics) > 5 else 5)
+    n_columns = len(statistics) if len(models) > 8 else min(len(statistics), 4 if len(statistics) > 5 else 5)
     n_folds = -(-len(statistics) // n_columns)
     left, right, gap_x = 0.15 + left_width + 0.12, 0.2, 0.25
-    panel_width = min(max((WIDTH - left - right - (n_columns - 1) * gap_x) / n_columns, 1.2), 2.8)
+    panel_width = min(max((WIDTH - left - right - (n_columns - 1) * gap_x) / n_columns, 0.95), 2.8)
     width = max(left + right + n_columns * panel_width + (n_columns - 1) * gap_x, 6.5)
     headings = [wrapped(statistic.label, panel_width) for statistic in statistics]
     heading_height = max(map(lines_of, headings)) * LINE + 0.08
@@ -355,17 +366,17 @@ def dot_figure(
         sheet.text(x, y_top + heading_height - 0.07, headings[place], va="bottom")
         y_top += heading_height
         axes = sheet.axes(x, y_top, panel_width, panel_height)
-        axes.set_ylim(y, 0.5)
+        axes.set_ylim(panel_height, 0)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
         _draw_dots(axes, numbers, places, looks, statistic)
         axes.set_xlabel(statistic.x_label, labelpad=2)
         if column == 0:
             for family, at in family_places.items():
-                text_y = y_top + at * step - 0.5 * step
-                sheet.text(0.15, text_y, family, va="center", color=darker(colours[family], 0.15), fontweight="bold")
+                name, colour = columns[family][0].family_name, darker(colours[family], 0.15)
+                sheet.text(0.15, y_top + at, name, va="center", color=colour, fontweight="bold")
             for model, at in places.items():
-                sheet.text(0.15, y_top + at * step - 0.5 * step, names[model], va="center")
+                sheet.text(0.15, y_top + at, names[model], va="center")
     return sheet.figure
 
 
@@ -384,9 +395,9 @@ def _draw_dots(
     for row in own.iter_rows(named=True):
         colour, marker = looks[row["model"]]
         if row["network"] == "trained":
-            line, face, size, weight, shift = colour, colour, 6.0, 2.2, -0.14
+            line, face, size, weight, shift = colour, colour, 5.5, 2.2, -0.035
         else:
-            line, face, size, weight, shift = lighter(colour, 0.25), "white", 4.8, 1.2, 0.2
+            line, face, size, weight, shift = lighter(colour, 0.25), "white", 4.4, 1.2, 0.06
         y = places[row["model"]] + shift
         axes.plot([row["lo"], row["hi"]], [y, y], color=line, linewidth=weight, zorder=3, clip_on=False)
         axes.plot(

@@ -6,13 +6,11 @@ import polars as pl
 from matplotlib.figure import Figure
 
 from plm_depth.figures.door import FigureStage, run
-from plm_depth.figures.draw import Row, profile_figure
+from plm_depth.figures.draw import Level, Row, profile_figure
 from plm_depth.figures.select import Model, Study, profile_numbers
 
 TITLE = "Logit lens: top-5 residues shared with the final read-out, above chance"
-ROWS = (
-    Row("ov5_cc", "top-5 overlap\n0: chance, 1: equal", references=((0.0, "chance"), (1.0, "")), limits=(0.0, 1.02)),
-)
+ROWS = (Row("ov5_cc", "top-5 overlap\n0: chance, 1: equal", references=(Level(0.0), Level(1.0)), limits=(0.0, 1.02)),)
 
 
 def numbers(study: Study) -> pl.DataFrame:

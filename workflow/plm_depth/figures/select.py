@@ -64,6 +64,7 @@ class Model:
     family: str
     objective: str
     n_blocks: int
+    family_name: str
     is_toy: bool = False
 
 
@@ -88,8 +89,9 @@ def models_of(rows: object) -> list[Model]:
     """Return the models that a parsed ``--models`` file lists, in its order.
 
     Args:
-        rows: a list of mappings with ``model``, ``display_name``, ``family``, ``objective``, ``n_blocks`` and, if the
-            model is a toy, ``toy: true``; further keys are not read.
+        rows: a list of mappings with ``model``, ``display_name``, ``family``, ``objective``, ``n_blocks``; optional
+            are ``toy`` (true, false) and ``family_name`` (how the family is called in figures, else ``family``).
+            Further keys are not read.
     Raises:
         FigureError: not such a list, an empty one, a model listed twice, or a key that is missing or of another type.
     """
@@ -112,7 +114,10 @@ def models_of(rows: object) -> list[Model]:
             raise FigureError(f"--models, entry {number}: n_blocks is {row['n_blocks']}, expected at least 1")
         if row["model"] in {m.model for m in models}:
             raise FigureError(f"--models lists {row['model']!r} twice; keep one entry")
-        models.append(Model(**{key: row[key] for key in wanted}, is_toy=toy))
+        family_name = row.get("family_name", row["family"])
+        if not isinstance(family_name, str) or not family_name:
+            raise FigureError(f"--models, entry {number}: family_name is {family_name!r}, expected a text")
+        models.append(Model(**{key: row[key] for key in wanted}, family_name=family_name, is_toy=toy))
     return models
 
 

@@ -48,8 +48,6 @@ RC = {
     "savefig.facecolor": "white",
 }
 
-NETWORKS = {"trained": "trained", "untrained": "untrained, same architecture"}
-
 
 def family_colours(models: Sequence[Model]) -> dict[str, str]:
     """Return the colour of each family, by the order in which families first appear; from the ninth they repeat."""
@@ -61,7 +59,7 @@ def shades(colour: str, n: int) -> list[str]:
     """Return ``n`` shades of a colour, from light (shallow models) to dark (deep ones)."""
     if n == 1:
         return [colour]
-    return [lighter(colour, by) if by >= 0 else darker(colour, -by) for by in np.linspace(0.45, -0.45, n)]
+    return [lighter(colour, by) if by >= 0 else darker(colour, -by) for by in np.linspace(0.5, -0.55, n)]
 
 
 def lighter(colour: str, by: float) -> str:
@@ -100,7 +98,7 @@ def objective_words(objective: str, noise_t: float) -> str:
         return "autoregressive, N to C"
     if objective == "mlm":
         return f"masked, {100 * noise_t:.3g} % hidden"
-    return "diffusion, mean of noise"
+    return "diffusion, mean over noise"
 
 
 def text_width(text: str, size: float = FONT_SIZE, weight: str = "normal") -> float:

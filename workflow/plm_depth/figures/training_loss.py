@@ -79,7 +79,7 @@ def draw(numbers: pl.DataFrame, models: Sequence[Model]) -> Figure:
         notes=notes,
         headings={family: OBJECTIVE[members[0].objective] for family, members in columns_of(shown).items()},
         remarks={
-            model: f": {row['value']:.3f} (background {row['background']:.3f})"
+            model: f": {row['value']:.3f} (background\N{NO-BREAK SPACE}{row['background']:.3f})"
             + ("" if row["value"] < row["background"] else ", not below background")
             for model, row in last.items()
         },
@@ -96,7 +96,7 @@ def draw(numbers: pl.DataFrame, models: Sequence[Model]) -> Figure:
                 axes.plot(curve["n_residues"], curve["value"], color=colour, **style)
             curve = own.filter(pl.col("quantity") == "valid")
             axes.plot(curve["n_residues"], curve["background"], color=GREY, linewidth=1.0, linestyle=BACKGROUND)
-        axes.set_xlim(left=0)
+        axes.set_xlim(left=-0.02 * numbers["n_residues"].max())
         axes.xaxis.set_major_locator(MaxNLocator(nbins=3, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     finish_value_axis(next(iter(grid.panels.values())))

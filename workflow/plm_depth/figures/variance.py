@@ -27,7 +27,9 @@ def draw(numbers: pl.DataFrame, models: Sequence[Model]) -> Figure:
     for model in models:
         own = numbers.filter((pl.col("model") == model.model) & (pl.col("network") == "trained"))
         beta, gamma = (own.filter(pl.col("quantity") == f"{s}: var_h")["value"][0] for s in (POWER, EXPONENTIAL))
-        remarks[model.model] = f"; β = {beta:.2f}, γ = {gamma:.3f}"
+        remarks[model.model] = (
+            f"; β\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{beta:.2f}, γ\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{gamma:.3f}"
+        )
     note = "Exponents of fits from layer 2 on: layer to the power β, exp(γ layer)."
     return profile_figure(
         numbers.filter(pl.col("quantity") == "var_h"), models, title=TITLE, rows=ROWS, notes=[note], remarks=remarks
