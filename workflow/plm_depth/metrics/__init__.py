@@ -39,16 +39,18 @@ The mean of ``settled_x`` over positions is the distribution function of ``settl
 ``profile`` (PROFILE) holds corpus values and intervals of all of these, and the overlaps less what chance gives,
 (O - k/V) / (1 - k/V) for k of V tokens, as ``ov1_cc`` and ``ov5_cc``.
 
-``summary`` (SUMMARY) holds, as ``stat`` (``profile``; ``param``), on relative depth:
+``summary`` (SUMMARY) holds, over residues and the aa20 lens, on relative depth, as ``stat`` (``profile``; ``param``):
 
-    depth_score (rel_u | norm_u)                 centre of mass of a block profile, (block - 1/2) / n_blocks
-    kl_depth (kl_lf/kl_0 | kl_lf/max; fraction)  first layer from which kl_lf stays at or below that fraction of its
-                                                 value at layer 0, or of its largest value
-    kl_depth_crossing (the same)                 first layer at or below it, even if later layers rise again
-    overlap_depth (ov5_cc; threshold)            first layer from which the overlap stays at or above the threshold
-    cosine_depth (cos_amu)                       last block where the mean of cos_a, cos_m, cos_u turns from negative
-    kl_area (kl_lf/kl_0), overlap_area (ov5 | ov5_cc)    integral over relative depth, trapezoid
-    settling (settled_0.1 | settled_0.5; nats), settling (settled_top1)      median settling layer / n_blocks
-    growth (var_h/power | var_h/exponential | var_h/delta_aicc)      beta of ln v = c + beta ln k, gamma of ln v = c +
-                                                 gamma k, and AICc of the power law less AICc of the exponential, k >= 2
+    depth_score (rel_u | norm_u)         centre of mass of a block profile, (block - 1/2) / n_blocks
+    kl_depth (kl_0 | kl_max; fraction)   first layer from which kl_lf stays at or below that fraction of its value at
+                                         layer 0, or of its largest value, / n_blocks
+    kl_depth_first (the same)            first layer at or below it, even if a later one rises again
+    overlap_depth (ov5_cc; threshold)    first layer from which the overlap stays at or above the threshold
+    cosine_depth (cos)                   (block - 1/2) / n_blocks of the last block where the mean of cos_a, cos_m and
+                                         cos_u turns from below zero to zero or above
+    kl_area (kl_lf)                      integral of kl_lf / kl_lf of layer 0 over relative depth, trapezoid
+    overlap_area (ov5 | ov5_cc)          integral of the overlap
+    settling (kl_lf; nats | top1)        median settling layer / n_blocks, every protein counting once
+    growth_beta, growth_gamma (var_h)    exponents of ln v = c + beta ln k and of ln v = c + gamma k, layers k >= 2
+    growth_delta_aicc (var_h)            AICc of the power law less that of the exponential; below zero: power law
 """
