@@ -1,0 +1,206 @@
+"""What a model is asked: masks, noise levels, directions, targets and weights, in training and validation."""
+
+import math
+
+import numpy as np
+import pytest
+
+from plm_depth.models import registry
+from plm_depth.randomness import generator
+from plm_depth.tables import AMINO_ACIDS
+from plm_depth.training.objectives import (
+    NOISE_LEVELS,
+    VALIDATION_NOISE,
+    diffusion_weight,
+    scored,
+    select_residues,
+    training_example,
+    validation_example,
+    validation_views,
+)
+
+SIZES = {"n_blocks": 1, "d_model": 16, "n_heads": 8}
+SIZES_ESM = {**SIZES, "n_heads": 4}
+SEQUENCE = "".join(generator(0, "protein").choice(list(AMINO_ACIDS), 200))
+
+
+@pytest.fixture(scope="module")
+def masked_model():
+    return registry.build("esm2", SIZES_ESM)
+
+
+@pytest.fixture(scope="module")
+def diffusion_model():
+    return registry.build("dplm", SIZES_ESM)
+
+
+@pytest.fixture(scope="module")
+def causal_model():
+    return registry.build("progen2", SIZES)
+
+
+def drawn(adapter, epoch=0, sequence=SEQUENCE, **options):
+    options = {"seed": 0, "sequence_id": "P1", "mask_rate": 0.15, **options}
+    return training_example(adapter, sequence, epoch=epoch, **options)
+
+
+# --------------------------------------------------------------------------------------------------------- masked
+
+
+def test_fifteen_percent_are_selected_and_split_eighty_ten_ten():
+    counts = np.zeros(3)
+    for epoch in range(400):
+        parts = select_residues(101, 0.15, generator(epoch))
+        together = np.concatenate(parts)
+        assert len(set(together)) == len(together) and together.max() < 101
+        counts += [len(part) for part in parts]
+    assert counts.sum() / (400 * 101) == pytest.approx(0.15, abs=0.002)
+    np.testing.assert_allclose(counts / counts.sum(), [0.8, 0.1, 0.1], atol=0.015)
+
+
+def test_short_proteins_are_selected_at_the_same_rate_on_average_and_never_without_a_residue():
+    numbers = [sum(len(part) for part in select_residues(10, 0.15, generator(i))) for i in range(2000)]
+    assert set(numbers) == {1, 2}
+    assert np.mean(numbers) == pytest.approx(1.5, abs=0.05)
+    assert sum(len(part) for part in select_residues(1, 0.01, generator(0))) == 1
+    assert sum(len(part) for part in select_residues(3, 1.0, generator(0))) == 3
+
+
+def test_every_residue_is_selected_equally_often():
+    counts = np.zeros(20)
+    for i in range(3000):
+        for part in select_residues(20, 0.15, generator(i)):
+            counts[part] += 1
+    np.testing.assert_allclose(counts / 3000, 0.15, atol=0.03)
+
+
+def test_a_masked_input_shows_what_was_drawn_and_asks_for_the_true_residues(masked_model):
+    clean = masked_model.encode(SEQUENCE)
+    changed, kept = 0, 0
+    for epoch in range(60):
+        example = drawn(masked_model, epoch)
+        ids = example.tokens.ids
+        np.testing.assert_array_equal(example.targets, clean.ids[example.reads])
+        np.testing.assert_array_equal(masked_model.residue_ids[example.true_aa], example.targets)
+        unselected = np.setdiff1d(np.arange(len(ids)), example.reads)
+        np.testing.assert_array_equal(ids[unselected], clean.ids[unselected])
+        hidden = ids == masked_model.mask_id
+        np.testing.assert_array_equal(hidden[clean.residue_tokens], example.tokens.masked)
+        shown = example.reads[~hidden[example.reads]]
+        assert np.isin(ids[shown], masked_model.residue_ids).all()
+        changed += (ids[shown] != clean.ids[shown]).sum()
+        kept += (ids[shown] == clean.ids[shown]).sum()
+        assert (example.weights == 1).all()
+    assert changed / (changed + kept) == pytest.approx(0.5 * 19 / 20, abs=0.08)  # a random residue may be the true one
+
+
+def test_draws_are_keyed_by_seed_epoch_and_protein(masked_model):
+    first = drawn(masked_model)
+    np.testing.assert_array_equal(first.tokens.ids, drawn(masked_model).tokens.ids)
+    for other in (drawn(masked_model, 1), drawn(masked_model, seed=1), drawn(masked_model, sequence_id="P2")):
+        assert len(other.reads) != len(first.reads) or (other.reads != first.reads).any()
+
+
+# ------------------------------------------------------------------------------------------------------ diffusion
+
+
+def test_the_diffusion_weight_falls_in_a_line_from_one():
+    assert NOISE_LEVELS == 500
+    assert diffusion_weight(1) == 1.0
+    assert diffusion_weight(251) == 0.5
+    assert diffusion_weight(500) == pytest.approx(1 / 500)
+
+
+def test_the_share_masked_is_uniform_and_decides_the_weight(diffusion_model):
+    shares, weights = [], []
+    for epoch in range(600):
+        example = drawn(diffusion_model, epoch)
+        masked = example.tokens.masked
+        np.testing.assert_array_equal(example.reads, np.flatnonzero(example.tokens.ids == diffusion_model.mask_id))
+        assert len(example.reads) == masked.sum()
+        assert len(set(example.weights)) <= 1
+        shares.append(masked.mean())
+        weights.append(example.weights[0] if masked.any() else 1.0)
+    # Given t the share masked is t / T on average, and the weight is 1 - (t - 1) / T.
+    np.testing.assert_allclose(np.add(shares, weights), 1 + 1 / NOISE_LEVELS, atol=0.2)
+    assert np.mean(np.add(shares, weights)) == pytest.approx(1 + 1 / NOISE_LEVELS, abs=0.006)
+    np.testing.assert_allclose(np.quantile(shares, [0.1, 0.25, 0.5, 0.75, 0.9]), [0.1, 0.25, 0.5, 0.75, 0.9], atol=0.06)
+
+
+def test_specials_are_never_masked(diffusion_model):
+    examples = [drawn(diffusion_model, epoch, sequence="MKT") for epoch in range(200)]
+    assert any(example.tokens.masked.all() for example in examples)
+    for example in examples:
+        assert example.tokens.ids[0] == diffusion_model.encode("MKT").ids[0] != diffusion_model.mask_id
+        assert example.tokens.ids[-1] == diffusion_model.encode("MKT").ids[-1] != diffusion_model.mask_id
+
+
+# ------------------------------------------------------------------------------------------------- autoregressive
+
+
+def test_both_directions_are_drawn_about_equally(causal_model):
+    directions = [drawn(causal_model, epoch).tokens.direction for epoch in range(400)]
+    assert set(directions) == {"n2c", "c2n"}
+    assert directions.count("n2c") / 400 == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize("direction", ["n2c", "c2n"])
+def test_every_next_token_is_asked_for_and_residues_alone_are_reported(causal_model, direction):
+    sequence = "MKXTA"
+    example = next(
+        e
+        for e in (drawn(causal_model, epoch, sequence=sequence) for epoch in range(99))
+        if e.tokens.direction == direction
+    )
+    ids = causal_model.encode(sequence, direction=direction).ids
+    np.testing.assert_array_equal(example.tokens.ids, ids)
+    assert example.reads.tolist() == list(range(6))
+    np.testing.assert_array_equal(example.targets, ids[1:])
+    spelled = sequence if direction == "n2c" else sequence[::-1]
+    expected = [AMINO_ACIDS.find(letter) for letter in spelled] + [-1]  # X and the last terminal are not reported
+    assert example.true_aa.tolist() == expected
+
+
+# ----------------------------------------------------------------------------------------------------- validation
+
+
+def test_validation_shows_two_masks_five_noise_levels_or_both_directions(masked_model, diffusion_model, causal_model):
+    assert [(v.noise_t, v.mask_draw) for v in validation_views(masked_model, 0.15)] == [(0.15, 0), (0.15, 1)]
+    assert tuple(v.noise_t for v in validation_views(diffusion_model, 0.15)) == VALIDATION_NOISE
+    assert [v.direction for v in validation_views(causal_model, 0.15)] == ["n2c", "c2n"]
+    assert all(math.isnan(v.noise_t) for v in validation_views(causal_model, 0.15))
+
+
+def test_validation_hides_a_fixed_share_and_is_the_same_for_models_of_any_depth(diffusion_model):
+    deeper = registry.build("dplm", {**SIZES_ESM, "n_blocks": 2}, seed=9)
+    for view in validation_views(diffusion_model, 0.15):
+        example = validation_example(diffusion_model, SEQUENCE, view, sequence_id="P1")
+        assert len(example.reads) == round(view.noise_t * 200)
+        np.testing.assert_array_equal(
+            example.tokens.ids, validation_example(deeper, SEQUENCE, view, sequence_id="P1").tokens.ids
+        )
+
+
+def test_the_two_validation_masks_differ(masked_model):
+    one, two = (
+        validation_example(masked_model, SEQUENCE, v, sequence_id="P1") for v in validation_views(masked_model, 0.15)
+    )
+    assert (one.reads != two.reads).any()
+    assert (one.tokens.ids[one.reads] == masked_model.mask_id).all()  # never replaced or left, unlike in training
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_autoregressive_validation_reports_every_residue_the_first_included(causal_model, place):
+    view = validation_views(causal_model, 0.15)[place]
+    example = validation_example(causal_model, SEQUENCE, view, sequence_id="P1")
+    assert (example.true_aa >= 0).sum() == 200
+    assert example.true_aa[0] == AMINO_ACIDS.index(SEQUENCE[0 if place == 0 else -1])
+
+
+def test_reads_of_several_examples_are_laid_flat_in_row_order(causal_model):
+    examples = [drawn(causal_model, sequence="MK"), drawn(causal_model, sequence="ACD")]
+    flat = scored(examples)
+    assert flat.rows.tolist() == [0, 0, 0, 1, 1, 1, 1]
+    assert flat.reads.tolist() == [0, 1, 2, 0, 1, 2, 3]
+    np.testing.assert_array_equal(flat.targets, np.concatenate([e.targets for e in examples]))
+    np.testing.assert_array_equal(flat.true_aa, np.concatenate([e.true_aa for e in examples]))
