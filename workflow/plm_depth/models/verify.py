@@ -11,11 +11,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from plm_depth.models import checkpoints, registry
-from plm_depth.models.base import Adapter, Batch, CheckpointError, SequenceError
+from plm_depth.models.base import Adapter, Batch, CheckpointError, SequenceError, Tokens
 
 # Tensors of a case that are compared and have block (and batch) as leading axes.
 PER_LAYER = ("x", "attn", "mlp", "geom")
@@ -99,17 +100,22 @@ def walk(adapter: Adapter, batch: Batch) -> dict[str, Tensor]:
 
 
 def compare(adapter: Adapter, about: Mapping, tensors: Mapping[str, Tensor]) -> Iterator[Difference]:
-    """Yield the difference of every tensor of every case, and of the library's logits from those by stepping.
+    """Yield the difference of every tensor of every case, of token ids, and of stepping from the library's logits.
 
     Raises:
         ExpectedError: a tensor that this comparison does not know, or of another shape than the model gives.
     """
+    tokens = dict(tokens_of_cases(adapter, about))
     for name, case in about["cases"].items():
         given = {key.split("/", 1)[1]: value for key, value in tensors.items() if key.startswith(f"{name}/")}
         if "logits" not in case["tolerance"]:
             continue  # not a case of this network (the structure encoder of ESM3)
         keep = given["valid"].bool()
-        found = walk(adapter, adapter.batch_of({key: value.to(adapter.device) for key, value in given.items()}))
+        batch = adapter.batch_of({key: value.to(adapter.device) for key, value in given.items()})
+        if name in tokens:
+            wrong = adapter.collate(tokens[name], adapter.device).ids != batch.ids
+            yield Difference(name, "token ids that differ", float(wrong.sum()), 0.0)
+        found = walk(adapter, batch)
         found = {key: value.float().cpu() for key, value in found.items()}
         library = (found.pop("library") - found["logits"])[keep].abs().max()
         yield Difference(name, "stepping vs library", float(library), case["tolerance"]["logits"])
@@ -139,6 +145,22 @@ def _chosen(tensor: str, found: Mapping[str, Tensor], given: Mapping[str, Tensor
     return found[tensor] if columns is None else found[tensor][..., columns.long()]
 
 
+def tokens_of_cases(adapter: Adapter, about: Mapping) -> Iterator[tuple[str, list[Tokens]]]:
+    """Yield, for every case that states proteins as this family reads them, its name and the tokens of the adapter."""
+    names = {"N-to-C": "n2c", "C-to-N": "c2n", None: "none"}
+    for name, case in about["cases"].items():
+        direction = names[case.get("direction")]
+        tokens = []
+        for row, sequence in enumerate(case.get("sequences", [])):
+            masked = None
+            if "masked_residues" in case:
+                masked = np.zeros(len(sequence), bool)
+                masked[case["masked_residues"][row]] = True
+            tokens.append(adapter.encode(sequence, masked=masked, direction=direction))
+        if tokens:
+            yield name, tokens
+
+
 def load(family: str, checkpoint: Path, about: Mapping, *, layout: str | None, device: str) -> Adapter:
     """Return the adapter of a checkpoint in float32; sizes that its layout leaves out come from ``expected.json``.
 
@@ -160,12 +182,12 @@ def run(family: str, checkpoint: Path, expected: Path, *, layout: str | None = N
             raise ExpectedError(f"{expected}: numbers of family {about.get('family')!r}, asked for {family!r}")
         adapter = load(family, checkpoint, about, layout=layout, device=device)
         differences = []
-        print(f"{'case':<18} {'tensor':<20} {'difference':>10} {'tolerance':>10}")
+        print(f"{'case':<18} {'tensor':<22} {'difference':>10} {'tolerance':>10}")
         for difference in compare(adapter, about, tensors):
             differences.append(difference)
             verdict = "" if difference.within else "   BEYOND"
             print(
-                f"{difference.case:<18} {difference.tensor:<20} {difference.largest:>10.2g} "
+                f"{difference.case:<18} {difference.tensor:<22} {difference.largest:>10.2g} "
                 f"{difference.tolerance:>10.2g}{verdict}"
             )
     except (ValueError, KeyError, CheckpointError, SequenceError, OSError, json.JSONDecodeError) as error:

@@ -1,0 +1,574 @@
+"""What every adapter promises, checked for every family on tiny checkpoints whose numbers the family's own code gave.
+
+The families differ in the table ``FAMILIES`` below and nowhere else. A family that is added to the registry without a
+row here fails the first test.
+"""
+
+import contextlib
+import functools
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from plm_depth.models import gptj, registry, verify
+from plm_depth.models.base import Adapter, Batch, SequenceError
+from plm_depth.tables import AMINO_ACIDS
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+PROTEIN = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ"
+OTHER = "GSHMLEDPVRACWNYT"
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one family is tested.
+
+    Attributes:
+        checkpoints: layout name to (checkpoint folder, folder of expected numbers), below tests/fixtures.
+        sizes: of a tiny untrained model.
+        published: (sizes, number of parameters) of a published model.
+        blocks: the library's blocks of a module; their outputs are the stream.
+        forbidden: letters that the family has no residue token for.
+        mistakes: name to a change that makes the adapter wrong (see ``mistaken``).
+    """
+
+    checkpoints: dict[str, tuple[str, str]]
+    sizes: dict[str, int]
+    published: tuple[dict[str, int], int]
+    blocks: Callable[[torch.nn.Module], torch.nn.ModuleList]
+    forbidden: str = "J*-.1|"
+    mistakes: dict[str, Callable] = field(default_factory=dict)
+
+
+# ---------------------------------------------------------------------------------------------- deliberate mistakes
+# Each takes (adapter, monkeypatch, reload) and returns the adapter that is wrong; reload() loads the checkpoint again.
+
+
+def without_mask(adapter, monkeypatch, reload):
+    whole = adapter.batch_of
+    monkeypatch.setattr(
+        adapter, "batch_of", lambda inputs: Batch(whole(inputs).ids, torch.ones_like(whole(inputs).valid))
+    )
+    return adapter
+
+
+def keys_as_values(adapter, monkeypatch, reload):
+    for layer in adapter.module.esm.encoder.layer:
+        attention = layer.attention.self
+        attention.key, attention.value = attention.value, attention.key
+    return adapter
+
+
+def recomputed_frequencies(adapter, monkeypatch, reload):
+    rotary = adapter.module.esm.rotary_embeddings
+    rotary.inv_freq.copy_(rotary.compute_default_rope_parameters(rotary.config)[0])
+    return adapter
+
+
+def no_token_dropout(adapter, monkeypatch, reload):
+    adapter.module.esm.embeddings.token_dropout = False
+    return adapter
+
+
+def training_mode(adapter, monkeypatch, reload):
+    torch.manual_seed(0)
+    adapter.module.train()
+    return adapter
+
+
+def order_qkv(adapter, monkeypatch, reload):
+    def wrong(fused):
+        q, v, k = right(fused)
+        return q, k, v
+
+    right = gptj.unfuse
+    monkeypatch.setattr(gptj, "unfuse", wrong)
+    return reload()
+
+
+def no_partitions(adapter, monkeypatch, reload):
+    monkeypatch.setattr(gptj, "unfuse", lambda fused: fused.chunk(3))
+    return reload()
+
+
+def exact_gelu(adapter, monkeypatch, reload):
+    for block in adapter.module.transformer.h:
+        block.mlp.act = torch.nn.GELU()
+    return adapter
+
+
+ESM_BLOCKS = lambda module: module.esm.encoder.layer  # noqa: E731
+FAMILIES = {
+    "esm2": Family(
+        checkpoints={"hub": ("esm2/hub", "esm2"), "fair_esm": ("esm2/fair_esm", "esm2")},
+        sizes={"n_blocks": 3, "d_model": 32, "n_heads": 4},
+        published=({"n_blocks": 6, "d_model": 320, "n_heads": 20}, 7_512_474),
+        blocks=ESM_BLOCKS,
+        mistakes={
+            "attention_mask omitted": without_mask,
+            "k and v swapped": keys_as_values,
+            "inv_freq recomputed": recomputed_frequencies,
+            "token dropout off": no_token_dropout,
+        },
+    ),
+    "dplm": Family(
+        checkpoints={"hub": ("dplm/hub", "dplm")},
+        sizes={"n_blocks": 3, "d_model": 32, "n_heads": 4},
+        published=({"n_blocks": 30, "d_model": 640, "n_heads": 20}, 148_140_154),
+        blocks=ESM_BLOCKS,
+        mistakes={
+            "attention_mask omitted": without_mask,
+            "train mode (dropout 0.1)": training_mode,
+            "token dropout off": no_token_dropout,
+        },
+    ),
+    "progen2": Family(
+        checkpoints={
+            "authors": ("progen2/authors", "progen2/authors"),
+            "community": ("progen2/community", "progen2/community"),
+        },
+        sizes={"n_blocks": 2, "d_model": 64, "n_heads": 8, "rotary_dim": 4, "n_positions": 64},
+        published=({"n_blocks": 12, "d_model": 1024, "n_heads": 16, "rotary_dim": 32}, 151_148_576),
+        blocks=lambda module: module.transformer.h,
+        forbidden="J*-.1",
+        mistakes={"order q,k,v": order_qkv, "no partitions": no_partitions, "exact GELU": exact_gelu},
+    ),
+}
+
+EVERY_FAMILY = pytest.mark.parametrize("family", FAMILIES)
+CHECKPOINTS = [(family, layout) for family, row in FAMILIES.items() for layout in row.checkpoints]
+EVERY_CHECKPOINT = pytest.mark.parametrize(("family", "layout"), CHECKPOINTS)
+MISTAKES = [(family, layout, m) for family, layout in CHECKPOINTS for m in FAMILIES[family].mistakes]
+
+
+def load(family: str, layout: str) -> Adapter:
+    checkpoint, _ = FAMILIES[family].checkpoints[layout]
+    about, _ = expected(family, layout)
+    return verify.load(family, FIXTURES / checkpoint, about, layout=layout, device="cpu")
+
+
+@functools.cache
+def loaded(family: str, layout: str) -> Adapter:
+    """A checkpoint that no test changes."""
+    return load(family, layout)
+
+
+@functools.cache
+def expected(family: str, layout: str):
+    return verify.read_expected(FIXTURES / FAMILIES[family].checkpoints[layout][1])
+
+
+@functools.cache
+def tiny(family: str) -> Adapter:
+    """An untrained model that no test changes."""
+    return registry.build(family, FAMILIES[family].sizes, seed=3)
+
+
+def some_mask(adapter: Adapter, sequence: str) -> np.ndarray | None:
+    if adapter.mask_id is None:
+        return None
+    return np.arange(len(sequence)) % 5 == 1
+
+
+def batch_of(adapter: Adapter, sequences: list[str], direction: str | None = None) -> Batch:
+    direction = direction or adapter.directions[0]
+    tokens = [adapter.encode(s, masked=some_mask(adapter, s), direction=direction) for s in sequences]
+    return adapter.collate(tokens)
+
+
+# --------------------------------------------------------------------------------------------------------- parity
+
+
+def test_every_family_of_the_registry_is_tested_here():
+    assert set(FAMILIES) == set(registry.FAMILIES)
+    assert all(row.mistakes for row in FAMILIES.values())
+
+
+@EVERY_CHECKPOINT
+def test_every_layer_update_and_logit_is_that_of_the_familys_own_code(family, layout):
+    about, tensors = expected(family, layout)
+    differences = list(verify.compare(loaded(family, layout), about, tensors))
+    compared = {d.tensor for d in differences}
+    assert {"x", "attn", "mlp", "final_norm", "logits"} <= compared
+    assert [d for d in differences if not d.within] == []
+
+
+@EVERY_CHECKPOINT
+def test_stepping_gives_the_librarys_logits_bit_by_bit(family, layout):
+    adapter = loaded(family, layout)
+    for direction in adapter.directions:
+        found = verify.walk(adapter, batch_of(adapter, [PROTEIN, OTHER], direction))
+        assert torch.equal(found["logits"], found["library"])
+
+
+@EVERY_CHECKPOINT
+def test_states_are_what_the_librarys_blocks_return_and_updates_add_up_to_them(family, layout):
+    adapter = loaded(family, layout)
+    batch = batch_of(adapter, [PROTEIN, OTHER])
+    states = []
+
+    def keep(module, inputs, output):
+        states.append(output[0] if isinstance(output, tuple) else output)
+
+    with contextlib.ExitStack() as stack:
+        for block in FAMILIES[family].blocks(adapter.module):
+            handle = block.register_forward_hook(keep)
+            stack.callback(handle.remove)
+        with torch.inference_mode():
+            adapter.library_logits(batch)
+    assert len(states) == adapter.n_blocks
+    found = verify.walk(adapter, batch)
+    for block in range(1, adapter.n_blocks + 1):
+        before, after = found["x"][block - 1], found["x"][block]
+        assert torch.equal(after, states[block - 1])
+        total = found["attn"][block - 1] + found["mlp"][block - 1]
+        if "geom" in found and block <= len(found["geom"]):
+            total = total + found["geom"][block - 1]
+        torch.testing.assert_close(before + total, after, rtol=0, atol=1e-5 * float(after.abs().max()))
+
+
+@pytest.mark.parametrize(("family", "layout", "mistake"), MISTAKES)
+def test_a_known_mistake_is_far_outside_the_tolerance(family, layout, mistake, monkeypatch):
+    about, tensors = expected(family, layout)
+    assert mistake in about["measured"]["mistakes"]
+    wrong = FAMILIES[family].mistakes[mistake](
+        load(family, layout), monkeypatch, functools.partial(load, family, layout)
+    )
+    beyond = [d for d in verify.compare(wrong, about, tensors) if d.tensor != "stepping vs library" and not d.within]
+    assert beyond
+
+
+def test_every_mistake_that_was_measured_for_a_family_is_tried_here():
+    for family, layout in CHECKPOINTS:
+        about, _ = expected(family, layout)
+        assert set(about["measured"]["mistakes"]) == set(FAMILIES[family].mistakes)
+
+
+def test_fair_esm_agrees_on_proteins_that_no_fixture_holds():
+    import argparse
+
+    from esm import pretrained
+
+    adapter = loaded("esm2", "hub")
+    path = FIXTURES / "esm2/fair_esm/esm2_t5_tiny_UR50D.pt"
+    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        oracle, alphabet = pretrained.load_model_and_alphabet_local(path)
+    oracle.eval()
+    masked = some_mask(adapter, PROTEIN)
+    shown = "".join("<mask>" if hide else letter for letter, hide in zip(PROTEIN, masked, strict=True))
+    _, _, ids = alphabet.get_batch_converter()([("a", shown), ("b", OTHER)])
+    tokens = [adapter.encode(PROTEIN, masked=masked), adapter.encode(OTHER)]
+    batch = adapter.collate(tokens)
+    assert torch.equal(batch.ids, ids)
+    with torch.inference_mode():
+        theirs = oracle(ids, repr_layers=list(range(adapter.n_blocks + 1)))
+    ours = verify.walk(adapter, batch)
+    keep = batch.valid
+    torch.testing.assert_close(ours["logits"][keep], theirs["logits"][keep], rtol=0, atol=1e-4)
+    for layer in range(adapter.n_blocks):
+        state = theirs["representations"][layer]
+        torch.testing.assert_close(ours["x"][layer][keep], state[keep], rtol=0, atol=5e-4)
+    last = theirs["representations"][adapter.n_blocks]  # fair-esm gives it after the final norm
+    torch.testing.assert_close(ours["final_norm"][keep], last[keep], rtol=0, atol=1e-4)
+
+
+# -------------------------------------------------------------------------------------------------- tokens, batches
+
+
+@EVERY_CHECKPOINT
+def test_token_ids_are_those_of_the_reference(family, layout):
+    adapter = loaded(family, layout)
+    about, tensors = expected(family, layout)
+    compared = 0
+    for name, tokens in verify.tokens_of_cases(adapter, about):
+        given = adapter.batch_of({k.split("/", 1)[1]: v for k, v in tensors.items() if k.startswith(f"{name}/")})
+        batch = adapter.collate(tokens)
+        assert torch.equal(batch.ids, given.ids)
+        assert torch.equal(batch.valid, given.valid)
+        assert set(batch.extra) == set(given.extra)
+        for key, value in batch.extra.items():
+            torch.testing.assert_close(value, given.extra[key], rtol=0, atol=0, equal_nan=True)
+        compared += 1
+    assert compared
+
+
+@pytest.mark.parametrize("family", [f for f, row in FAMILIES.items() if "hub" in row.checkpoints])
+def test_the_vocabulary_is_that_of_the_published_file(family):
+    published = FIXTURES / FAMILIES[family].checkpoints["hub"][0] / "vocab.txt"
+    adapter = loaded(family, "hub")
+    assert [adapter.vocabulary[i] for i in range(len(adapter.vocabulary))] == published.read_text().split()
+
+
+@EVERY_FAMILY
+def test_every_residue_has_one_token_of_its_own(family):
+    adapter = tiny(family)
+    assert [adapter.vocabulary[i] for i in adapter.residue_ids] == list(AMINO_ACIDS)
+    for direction in adapter.directions:
+        tokens = adapter.encode(PROTEIN, direction=direction)
+        letters = "".join(adapter.vocabulary[i] for i in tokens.ids[tokens.residue_tokens])
+        assert letters == PROTEIN
+        assert len(set(tokens.residue_tokens)) == len(PROTEIN)
+        assert tokens.direction == direction
+        steps = np.diff(tokens.residue_tokens)
+        assert (steps == (-1 if direction == "c2n" else 1)).all()
+
+
+@EVERY_FAMILY
+def test_masks_hide_exactly_the_residues_asked_for(family):
+    adapter = tiny(family)
+    masked = np.arange(len(PROTEIN)) % 7 == 0
+    if adapter.mask_id is None:
+        with pytest.raises(SequenceError, match="no mask token"):
+            adapter.encode(PROTEIN, masked=masked, direction=adapter.directions[0])
+        return
+    shown, hidden = adapter.encode(PROTEIN), adapter.encode(PROTEIN, masked=masked)
+    changed = np.flatnonzero(shown.ids != hidden.ids)
+    assert list(changed) == list(hidden.residue_tokens[masked])
+    assert set(hidden.ids[changed]) == {adapter.mask_id}
+    assert (hidden.masked == masked).all()
+    with pytest.raises(SequenceError, match="mask of shape"):
+        adapter.encode(PROTEIN, masked=masked[:-1])
+
+
+@EVERY_FAMILY
+def test_a_sequence_that_would_be_misread_is_refused(family):
+    adapter = tiny(family)
+    direction = adapter.directions[0]
+    for letter in [*FAMILIES[family].forbidden, "a", " ", "é"]:
+        with pytest.raises(SequenceError, match="at position 2 is not in the alphabet"):
+            adapter.encode(f"MK{letter}A", direction=direction)
+    with pytest.raises(SequenceError, match="empty sequence"):
+        adapter.encode("", direction=direction)
+    with pytest.raises(SequenceError, match=f"{adapter.max_residues + 1} residues.*at most {adapter.max_residues}"):
+        adapter.encode("A" * (adapter.max_residues + 1), direction=direction)
+    assert adapter.encode("A" * adapter.max_residues, direction=direction).n_tokens > adapter.max_residues
+    with pytest.raises(SequenceError, match="direction 'up'"):
+        adapter.encode("MKA", direction="up")
+
+
+@EVERY_FAMILY
+def test_letters_beyond_the_twenty_are_read_but_never_predicted(family):
+    adapter = tiny(family)
+    which = "next" if adapter.objective == "ar" else "visible"
+    for direction in adapter.directions:
+        tokens = adapter.encode("MKXAYI", direction=direction)
+        positions = adapter.read_positions("MKXAYI", tokens, which=which)
+        if which == "visible":
+            assert list(positions) == [0, 1, 3, 4, 5]
+        else:  # the residue read first has no residue before it, and X is no source
+            assert list(positions) == ([1, 4, 5] if direction == "n2c" else [0, 3, 4])
+
+
+@EVERY_CHECKPOINT
+def test_a_protein_alone_gives_what_it_gives_padded_in_a_batch(family, layout):
+    adapter = loaded(family, layout)
+    for direction in adapter.directions:
+        together = verify.walk(adapter, batch_of(adapter, [PROTEIN, OTHER, "MKV"], direction))
+        for row, sequence in enumerate([PROTEIN, OTHER, "MKV"]):
+            alone = verify.walk(adapter, batch_of(adapter, [sequence], direction))
+            n = alone["logits"].shape[1]
+            for name in ("x", "attn", "mlp"):
+                scale = float(alone[name].abs().max())
+                torch.testing.assert_close(
+                    together[name][:, row, :n], alone[name][:, 0], rtol=0, atol=2e-5 * max(1.0, scale)
+                )
+
+
+@EVERY_FAMILY
+def test_padding_is_on_the_right_and_marked(family):
+    adapter = tiny(family)
+    batch = batch_of(adapter, [PROTEIN, OTHER])
+    n = adapter.encode(OTHER, direction=adapter.directions[0]).n_tokens
+    assert batch.valid[0].all()
+    assert batch.valid[1, :n].all() and not batch.valid[1, n:].any()
+    assert (batch.ids[1, n:] == adapter.pad_id).all()
+
+
+@EVERY_FAMILY
+def test_the_context_of_chosen_rows_gives_their_updates(family):
+    adapter = tiny(family)
+    rows = torch.tensor([1, 0, 1])
+    with torch.inference_mode():
+        stream, context = adapter.embed(batch_of(adapter, [PROTEIN, OTHER]))
+        whole = adapter.updates(1, stream, context)
+        chosen = adapter.updates(1, stream[rows], context.take(rows))
+    torch.testing.assert_close(chosen.attention, whole.attention[rows], rtol=0, atol=1e-6)
+    torch.testing.assert_close(chosen.mlp, whole.mlp[rows], rtol=0, atol=1e-6)
+
+
+def test_an_autoregressive_model_never_looks_ahead():
+    adapter = loaded("progen2", "authors")
+    changed = PROTEIN[:20] + "W" * (len(PROTEIN) - 20)
+    one, other = (verify.walk(adapter, batch_of(adapter, [s]))["x"] for s in (PROTEIN, changed))
+    assert torch.equal(one[:, :, :21], other[:, :, :21])
+    assert not torch.equal(one[:, :, 21], other[:, :, 21])
+
+
+# ------------------------------------------------------------------------------------------------- loading, saving
+
+
+@EVERY_CHECKPOINT
+def test_a_loaded_model_is_in_evaluation_mode_without_hooks_or_gradients(family, layout):
+    adapter = loaded(family, layout)
+    verify.walk(adapter, batch_of(adapter, [PROTEIN]))
+    for module in adapter.module.modules():
+        assert not module.training
+        assert not module._forward_hooks and not module._forward_pre_hooks
+    assert not any(p.requires_grad for p in adapter.module.parameters())
+    assert {p.dtype for p in adapter.module.parameters()} == {torch.float32}
+
+
+@EVERY_CHECKPOINT
+def test_sizes_and_self_check(family, layout):
+    adapter = loaded(family, layout)
+    about, _ = expected(family, layout)
+    assert (adapter.family, adapter.n_blocks, adapter.d_model) == (
+        family,
+        about["config"]["layers"],
+        about["config"]["width"],
+    )
+    assert adapter.self_check() <= 1e-6
+
+
+@EVERY_FAMILY
+def test_the_number_of_parameters_is_the_published_one(family):
+    sizes, n_parameters = FAMILIES[family].published
+    with torch.device("meta"):  # sizes only, no memory
+        adapter = registry.build(family, sizes)
+    assert adapter.n_parameters == n_parameters
+
+
+@EVERY_FAMILY
+def test_saving_and_loading_gives_the_same_model(family, tmp_path):
+    adapter = tiny(family)
+    registry.save(adapter, tmp_path / "one")
+    again = registry.load(family, tmp_path / "one")
+    mine, theirs = adapter.module.state_dict(), again.module.state_dict()
+    assert list(mine) == list(theirs)
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    batch = batch_of(adapter, [PROTEIN, OTHER])
+    with torch.inference_mode():
+        assert torch.equal(adapter.library_logits(batch), again.library_logits(batch))
+    registry.save(again, tmp_path / "two")
+    names = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*") if p.is_file())
+    assert names
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+@EVERY_CHECKPOINT
+def test_a_reference_checkpoint_survives_being_saved(family, layout, tmp_path):
+    adapter = loaded(family, layout)
+    registry.save(adapter, tmp_path)
+    again = registry.load(family, tmp_path)
+    assert all(
+        torch.equal(value, again.module.state_dict()[name]) for name, value in adapter.module.state_dict().items()
+    )
+
+
+@EVERY_FAMILY
+def test_saved_files_have_the_names_and_tensors_of_the_published_ones(family, tmp_path):
+    from plm_depth.models import checkpoints
+
+    row = FAMILIES[family]
+    layout = next(iter(row.checkpoints))
+    published = FIXTURES / row.checkpoints[layout][0]
+    registry.save(loaded(family, layout), tmp_path)
+    of_weights = {"model.safetensors", "pytorch_model.bin", "config.json"}
+    there = {p.name for p in published.iterdir()} - {"expected.json", "expected.safetensors"}
+    assert {p.name for p in tmp_path.iterdir()} == there
+    if there & of_weights:
+        mine, theirs = checkpoints.read_weights(tmp_path), checkpoints.read_weights(published)
+        assert {n: (tuple(t.shape), t.dtype) for n, t in mine.items()} == {
+            n: (tuple(t.shape), t.dtype) for n, t in theirs.items()
+        }
+        config, original = (json.loads((f / "config.json").read_text()) for f in (tmp_path, published))
+        for key in set(config) & set(original) - {"transformers_version"}:
+            assert config[key] == original[key], key
+
+
+@EVERY_FAMILY
+def test_building_is_deterministic_and_depends_on_the_seed(family):
+    one, same, other = (registry.build(family, FAMILIES[family].sizes, seed=s) for s in (3, 3, 4))
+    states = [adapter.module.state_dict() for adapter in (one, same, other)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert any(not torch.equal(states[0][name], states[2][name]) for name in states[0])
+    state = torch.random.get_rng_state()
+    registry.build(family, FAMILIES[family].sizes, seed=5)
+    assert torch.equal(state, torch.random.get_rng_state())  # the caller's random numbers are not touched
+
+
+@EVERY_CHECKPOINT
+def test_reinitialising_draws_parameters_anew_and_leaves_buffers(family, layout):
+    adapter = load(family, layout)
+    buffers = {name: value.clone() for name, value in adapter.module.named_buffers()}
+    before = {name: value.clone() for name, value in adapter.module.named_parameters()}
+    adapter.reinitialise(1)
+    once = {name: value.clone() for name, value in adapter.module.named_parameters()}
+    adapter.reinitialise(2)
+    adapter.reinitialise(1)
+    matrices = [name for name, value in once.items() if value.ndim > 1]
+    assert matrices
+    assert not any(torch.equal(before[name], once[name]) for name in matrices)
+    assert all(torch.equal(once[name], value) for name, value in adapter.module.named_parameters())
+    assert all(torch.equal(buffers[name], value) for name, value in adapter.module.named_buffers())
+    assert adapter.self_check() <= 1e-6
+
+
+@EVERY_FAMILY
+def test_an_untrained_model_draws_what_its_library_draws(family):
+    adapter = registry.build(family, FAMILIES[family].sizes, seed=3)
+    first = {name: value.clone() for name, value in adapter.module.named_parameters()}
+    adapter.reinitialise(8)
+    adapter.reinitialise(3)
+    assert all(torch.equal(first[name], value) for name, value in adapter.module.named_parameters())
+
+
+@EVERY_FAMILY
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_other_precisions_keep_the_stream_and_agree_with_float32(family, dtype, tmp_path):
+    registry.save(tiny(family), tmp_path)
+    adapter = registry.load(family, tmp_path, dtype=dtype)
+    assert adapter.dtype == dtype
+    matrices = {p.dtype for m in adapter.module.modules() if isinstance(m, torch.nn.Linear) for p in m.parameters()}
+    assert getattr(torch, dtype) in matrices
+    batch = batch_of(adapter, [PROTEIN, OTHER])
+    found, reference = verify.walk(adapter, batch), verify.walk(tiny(family), batch)
+    assert found["x"].dtype == (torch.float64 if dtype == "float64" else torch.float32)
+    scale = float(reference["x"].abs().max())
+    error = float((found["x"] - reference["x"]).abs().max()) / scale
+    assert error < (1e-5 if dtype == "float64" else 0.03)
+    if dtype != "float64":
+        assert error > 1e-6  # the products really ran in half precision
+    assert torch.equal(found["logits"], found["library"])
+
+
+@EVERY_FAMILY
+def test_sizes_that_do_not_exist_or_do_not_fit_are_refused(family):
+    sizes = dict(FAMILIES[family].sizes)
+    with pytest.raises(ValueError, match=r"unknown size 'n_block'.*did you mean 'n_blocks'"):
+        registry.build(family, {**sizes, "n_block": 3})
+    del sizes["n_blocks"]
+    with pytest.raises(ValueError, match="needs n_blocks"):
+        registry.build(family, sizes)
+    with pytest.raises(ValueError, match="heads"):
+        registry.build(family, {**FAMILIES[family].sizes, "n_heads": 7})
+
+
+@EVERY_FAMILY
+def test_a_layout_that_the_family_does_not_have_is_refused(family):
+    folder = FIXTURES / next(iter(FAMILIES[family].checkpoints.values()))[0]
+    with pytest.raises(ValueError, match="layout 'parchment'"):
+        registry.load(family, folder, layout="parchment")
+
+
+def test_an_unknown_family_names_the_known_ones():
+    with pytest.raises(ValueError, match=r"unknown family 'esm-2'; did you mean 'esm2'\? known: .*progen2"):
+        registry.adapter_class("esm-2")
