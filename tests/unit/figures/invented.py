@@ -23,7 +23,7 @@ INPUTS = {  # (direction, noise_t)
 }
 BLOCK_QUANTITIES = ("norm_a", "norm_m", "norm_u", "rel_a", "rel_m", "rel_u", "cos_a", "cos_m", "cos_u", "cos_io")
 STATE_QUANTITIES = ("norm_h", "var_h", "massive")
-LENS_QUANTITIES = ("kl_lf", "ov5_cc", "entropy", "nll")
+LENS_QUANTITIES = ("kl_lf", "ov5_cc", "entropy", "nll", "settled_0.5", "settled_0.1", "settled_top1")
 STATISTICS = (
     ("depth_score", "rel_u", np.nan),
     ("depth_score", "norm_u", np.nan),
@@ -129,8 +129,8 @@ def _profile(model, null, seed, direction, noise, table, quantity, pos_class, vo
     value = shape(model, quantity, depth, trained=null == "trained") * np.exp(rng.normal(0, 0.04, len(depth)))
     if quantity == "kl_lf":
         value[-1] = 0.0
-    if quantity == "ov5_cc":
-        value = np.minimum(value, 1.0)
+    if quantity == "ov5_cc" or quantity.startswith("settled"):
+        value = np.minimum(np.maximum.accumulate(value), 1.0)
         value[-1] = 1.0
     if aggregate == "max":
         value = value + np.abs(value) * rng.uniform(1.5, 3)
@@ -167,6 +167,8 @@ def shape(model: Invented, quantity: str, depth: np.ndarray, *, trained: bool) -
                 "massive": 0.2 + 0 * depth, "cos_io": 0.85 + 0.1 * depth}  # fmt: skip
         if quantity in flat:
             return flat[quantity]
+        if quantity.startswith("settled"):
+            return 0.5 + 0.5 * depth
         if quantity.startswith("cos"):
             return 0.03 * (1 - depth) + 0.001
         return {"norm": 2.0 * size, "rel_": 1.2 / (1 + 5 * depth)}[quantity[:4]] + 0 * depth
@@ -179,7 +181,8 @@ def shape(model: Invented, quantity: str, depth: np.ndarray, *, trained: bool) -
         "kl_lf": 1.6 * (1 - late) + 0.02, "ov5_cc": 0.05 + 0.9 * late, "entropy": 2.6 - 0.4 * late,
         "nll": 3.1 - 0.5 * late,
     }  # fmt: skip
-    return shapes[quantity]
+    shares = {"settled_0.5": 0.05, "settled_0.1": 0.0, "settled_top1": 0.1}
+    return shapes[quantity] if quantity in shapes else late**1.5 + shares[quantity] * (1 - late)
 
 
 def write_summary(model: Invented, path: Path, *, nulls: Sequence[tuple[str, int]] = NULLS) -> Path:

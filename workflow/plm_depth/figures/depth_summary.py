@@ -10,29 +10,30 @@ from plm_depth.figures.draw import Statistic, dot_figure
 from plm_depth.figures.select import Model, Study, statistic_name, summary_numbers
 
 TITLE = "Effective depth, by definition"
+# Statistic and profile, heading ({:.0%} or {:g}: its threshold), axis.
 STATISTICS = (
-    ("depth_score", "rel_u", None, "depth score of contributions", "relative depth"),
-    ("kl_depth_first", "kl_0", 0.5, "lens KL first below 50 % of layer 0", "relative depth"),
-    ("kl_depth", "kl_0", 0.5, "lens KL stays below 50 % of layer 0", "relative depth"),
-    ("kl_depth", "kl_0", 0.1, "lens KL stays below 10 % of layer 0", "relative depth"),
-    ("overlap_depth", "ov5_cc", 0.3, "top-5 overlap stays above 0.3", "relative depth"),
-    ("cosine_depth", "cos", None, "mean cosine turns positive", "relative depth"),
-    ("kl_area", "kl_lf", None, "area under lens KL / KL of layer 0", "area"),
-    ("overlap_area", "ov5_cc", None, "area under top-5 overlap", "area"),
+    ("depth_score", "rel_u", "centre of mass of contributions", "relative depth"),
+    ("cosine_depth", "cos", "mean cosine turns positive", "relative depth"),
+    ("kl_depth", "kl_0", "lens KL stays below {:.0%} of layer 0", "relative depth"),
+    ("overlap_depth", "ov5_cc", "top-5 overlap stays above {:g}", "relative depth"),
+    ("settling", "kl_lf", "median residue stays within {:g} nats", "relative depth"),
+    ("kl_area", "kl_lf", "area under lens KL over that of layer 0", "area"),
+    ("overlap_area", "ov5_cc", "area under top-5 overlap above chance", "area"),
 )
 
 
 def numbers(study: Study) -> pl.DataFrame:
-    """Return every effective-depth statistic of every model."""
-    return summary_numbers(study, statistics=[(stat, profile, param) for stat, profile, param, _, _ in STATISTICS])
+    """Return every effective-depth statistic of every model, at every threshold."""
+    return summary_numbers(study, statistics=[(stat, profile) for stat, profile, _, _ in STATISTICS])
 
 
 def draw(numbers: pl.DataFrame, models: Sequence[Model]) -> Figure:
     """Return the picture of these numbers."""
-    panels = [
-        Statistic(statistic_name(stat, profile), param, label, x_label)
-        for stat, profile, param, label, x_label in STATISTICS
-    ]
+    panels = []
+    for stat, profile, label, x_label in STATISTICS:
+        name = statistic_name(stat, profile)
+        for threshold in numbers.filter(pl.col("quantity") == name)["parameter"].unique().sort(descending=True):
+            panels.append(Statistic(name, threshold, label.format(threshold), x_label))
     return dot_figure(numbers, models, title=TITLE, statistics=panels)
 
 

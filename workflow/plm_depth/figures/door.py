@@ -22,7 +22,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from plm_depth.figures.number_table import as_csv, as_html
-from plm_depth.figures.select import FigureError, Model, Study, models_of, primary_rows
+from plm_depth.figures.select import FigureError, Model, Study, models_of, primary_rows, with_depths
 from plm_depth.figures.style import RC
 from plm_depth.progress import start_log
 from plm_depth.tables import LOSS, PROFILE, SUMMARY, TableError, read_table, replacing
@@ -109,7 +109,8 @@ def read_study(
         if not paths:
             raise FigureError(f"--{name} is empty, but this figure is drawn from them; give one table per model")
         tables[name] = pl.concat([_read(path, schema, listed) for path in paths])
-    return Study(models=listed, **tables)
+    depths = [table for name, table in tables.items() if name != "losses"]
+    return Study(models=with_depths(listed, depths), **tables)
 
 
 def _read(path: Path, schema: pa.Schema, models: Sequence[Model]) -> pl.DataFrame:

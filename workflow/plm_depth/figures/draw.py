@@ -66,7 +66,9 @@ def columns_of(models: Sequence[Model]) -> dict[str, list[Model]]:
 
 
 def name_of(model: Model) -> str:
-    """Return how a model is called in a legend: its name and its blocks."""
+    """Return how a model is called in a legend: its name, and its blocks unless they are unknown or in the name."""
+    if model.n_blocks is None or f"{model.n_blocks} block" in model.display_name:
+        return model.display_name
     return f"{model.display_name}, {model.n_blocks}\N{NO-BREAK SPACE}block{'s' if model.n_blocks > 1 else ''}"
 
 
@@ -296,7 +298,7 @@ class Statistic:
         quantity, parameter: which numbers; parameter None for a statistic without one.
         label: heading of the panel.
         x_label: of the axis, with the unit.
-        is_share: whether the axis runs from 0 to 1.
+        is_share: whether the axis shows 0 to 1 (and more only where a number lies beyond).
     """
 
     quantity: str
@@ -405,11 +407,16 @@ def _draw_dots(
             markeredgecolor=line, markeredgewidth=1.1, zorder=4, clip_on=False,
         )  # fmt: skip
     if statistic.is_share:
-        axes.set_xlim(-0.02, 1.02)
+        lo, hi = min([0.0, *_defined(own, "lo")]), max([1.0, *_defined(own, "hi")])
+        axes.set_xlim(lo - 0.02, hi + 0.02)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
     else:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+
+
+def _defined(numbers: pl.DataFrame, column: str) -> list[float]:
+    return numbers.filter(pl.col(column).is_not_nan())[column].to_list()
 
 
 def _dot_key(numbers: pl.DataFrame) -> list[Key]:

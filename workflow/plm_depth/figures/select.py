@@ -14,7 +14,7 @@ a layer, and the mean and range of an untrained network over its seeds.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import polars as pl
 
@@ -57,14 +57,14 @@ class FigureError(ValueError):
 
 @dataclass(frozen=True)
 class Model:
-    """One model as figures show it: identity, names, depth; ``is_toy`` models are no evidence about real ones."""
+    """One model as figures show it: identity, names, depth (None: not known); toys are no evidence about real ones."""
 
     model: str
     display_name: str
     family: str
     objective: str
-    n_blocks: int
     family_name: str
+    n_blocks: int | None = None
     is_toy: bool = False
 
 
@@ -89,36 +89,64 @@ def models_of(rows: object) -> list[Model]:
     """Return the models that a parsed ``--models`` file lists, in its order.
 
     Args:
-        rows: a list of mappings with ``model``, ``display_name``, ``family``, ``objective``, ``n_blocks``; optional
-            are ``toy`` (true, false) and ``family_name`` (how the family is called in figures, else ``family``).
-            Further keys are not read.
+        rows: a list of mappings with ``model``, ``display_name``, ``family`` and ``objective``; optional are
+            ``n_blocks`` (else the tables tell it), ``family_name`` (how figures call the family, else ``family``) and
+            ``toy`` (true or false). Further keys are not read.
     Raises:
         FigureError: not such a list, an empty one, a model listed twice, or a key that is missing or of another type.
     """
     if not isinstance(rows, list) or not rows:
         raise FigureError(f"--models holds {type(rows).__name__}, expected a list of at least one model")
-    models = []
+    models: dict[str, Model] = {}
     for number, row in enumerate(rows, start=1):
+        where = f"--models, entry {number}"
         if not isinstance(row, Mapping):
-            raise FigureError(f"--models, entry {number}: {row!r}, expected an object with the keys of one model")
-        wanted = {"model": str, "display_name": str, "family": str, "objective": str, "n_blocks": int}
-        for key, kind in wanted.items():
-            if not isinstance(row.get(key), kind) or row[key] in ("", True, False):
-                raise FigureError(f"--models, entry {number}: {key} is {row.get(key)!r}, expected a {kind.__name__}")
-        toy = row.get("toy", False)
-        if not isinstance(toy, bool):
-            raise FigureError(f"--models, entry {number}: toy is {toy!r}, expected true or false")
+            raise FigureError(f"{where}: {row!r}, expected an object with the keys of one model")
+        row = {"family_name": row.get("family"), "n_blocks": None, "toy": False, **row}
+        for key in ("model", "display_name", "family", "objective", "family_name"):
+            if not isinstance(row.get(key), str) or not row[key].strip():
+                raise FigureError(f"{where}: {key} is {row.get(key)!r}, expected a text")
         if row["objective"] not in OBJECTIVES:
-            raise FigureError(f"--models, entry {number}: objective {row['objective']!r}, expected one of {OBJECTIVES}")
-        if row["n_blocks"] < 1:
-            raise FigureError(f"--models, entry {number}: n_blocks is {row['n_blocks']}, expected at least 1")
-        if row["model"] in {m.model for m in models}:
+            raise FigureError(f"{where}: objective is {row['objective']!r}, expected one of {', '.join(OBJECTIVES)}")
+        n_blocks = row["n_blocks"]
+        if n_blocks is not None and (type(n_blocks) is not int or n_blocks < 1):
+            raise FigureError(f"{where}: n_blocks is {n_blocks!r}, expected a whole number from 1 on, or no such key")
+        if not isinstance(row["toy"], bool):
+            raise FigureError(f"{where}: toy is {row['toy']!r}, expected true or false")
+        if row["model"] in models:
             raise FigureError(f"--models lists {row['model']!r} twice; keep one entry")
-        family_name = row.get("family_name", row["family"])
-        if not isinstance(family_name, str) or not family_name:
-            raise FigureError(f"--models, entry {number}: family_name is {family_name!r}, expected a text")
-        models.append(Model(**{key: row[key] for key in wanted}, family_name=family_name, is_toy=toy))
-    return models
+        models[row["model"]] = Model(
+            model=row["model"],
+            display_name=row["display_name"].strip(),
+            family=row["family"],
+            objective=row["objective"],
+            family_name=row["family_name"].strip(),
+            n_blocks=n_blocks,
+            is_toy=row["toy"],
+        )
+    return list(models.values())
+
+
+def with_depths(models: Sequence[Model], tables: Sequence[pl.DataFrame]) -> list[Model]:
+    """Return the models with the number of blocks that the tables (PROFILE, SUMMARY) tell.
+
+    Raises:
+        FigureError: tables disagree with each other or with a depth that is known.
+    """
+    told: dict[str, set[int]] = {}
+    for table in tables:
+        for model, n_blocks in table.select("model_id", "n_blocks").unique().iter_rows():
+            told.setdefault(model, set()).add(n_blocks)
+    found = []
+    for model in models:
+        depths = told.get(model.model, set()) | ({model.n_blocks} - {None})
+        if len(depths) > 1:
+            raise FigureError(
+                f"{model.model} has {' and '.join(map(str, sorted(depths)))} blocks in tables and --models; these are "
+                "different models: give tables and list of one run"
+            )
+        found.append(replace(model, n_blocks=depths.pop() if depths else None))
+    return found
 
 
 def primary_rows(table: pl.DataFrame) -> pl.DataFrame:
@@ -196,27 +224,32 @@ def profile_numbers(
     return _tidy(pl.concat(parts), study.models, quantities, aggregates)
 
 
-def summary_numbers(study: Study, *, statistics: Sequence[tuple[str, str, float | None]]) -> pl.DataFrame:
-    """Return summary statistics of every model of the study (``NUMBERS``); ``quantity`` is "statistic: profile".
+def summary_numbers(study: Study, *, statistics: Sequence[tuple[str, str]]) -> pl.DataFrame:
+    """Return summary statistics of every model of the study (``NUMBERS``), at every threshold they were computed for.
+
+    ``quantity`` is "statistic: profile", ``parameter`` the threshold; larger thresholds stand first.
 
     Args:
-        statistics: (stat, profile, param), in the order in which they shall stand; param None for one without.
+        statistics: (stat, profile), in the order in which they shall stand.
     Raises:
-        FigureError: a model lacks a statistic or has it twice.
+        FigureError: a model lacks a statistic or has it twice, or models were summarised at different thresholds.
     """
-    found, parts = study.summaries, []
+    parts, thresholds = [], {}
     for model in study.models:
-        rows = _rows_of(found, model, what="summaries")
-        for stat, profile, param in statistics:
-            is_param = pl.col("param").is_nan() if param is None else (pl.col("param") - param).abs() < 1e-6
-            one = rows.filter((pl.col("stat") == stat) & (pl.col("profile") == profile) & is_param)
+        rows = _rows_of(study.summaries, model, what="summaries")
+        for stat, profile in statistics:
             name = statistic_name(stat, profile)
-            label = name if param is None else f"{name} at {param:g}"
+            one = rows.filter((pl.col("stat") == stat) & (pl.col("profile") == profile))
             trained = one.filter(pl.col("null_model") == TRAINED)
-            if trained.height != 1 or one.select("null_model", "null_seed").is_duplicated().any():
+            if trained.is_empty():
+                raise FigureError(f"summaries of {model.model}: no trained row of {name}; run metrics.summary again")
+            if one.select("null_model", "null_seed", "param").is_duplicated().any():
+                raise FigureError(f"summaries of {model.model}: {name} stands twice; give each table once")
+            own = sorted(trained["param"].to_list())
+            if str(own) != str(thresholds.setdefault(name, own)):  # as text, because NaN differs from itself
                 raise FigureError(
-                    f"summaries of {model.model}: {trained.height} trained rows of {label}, expected 1 (and one per "
-                    "seed of a null model); run metrics.summary again with these thresholds"
+                    f"summaries of {model.model}: {name} at {own}, but at {thresholds[name]} for "
+                    f"{study.models[0].model}; run metrics.summary again with the same thresholds"
                 )
             parts.append(
                 one.with_columns(
@@ -227,7 +260,7 @@ def summary_numbers(study: Study, *, statistics: Sequence[tuple[str, str, float 
                     relative_depth=pl.lit(math.nan),
                 )
             )
-    names = list(dict.fromkeys(statistic_name(stat, profile) for stat, profile, _ in statistics))
+    names = list(dict.fromkeys(statistic_name(*statistic) for statistic in statistics))
     return _tidy(pl.concat(parts), study.models, names, ["statistic"])
 
 
@@ -244,10 +277,10 @@ def _rows_of(table: pl.DataFrame, model: Model, *, what: str) -> pl.DataFrame:
             f"{what}: no row of {model.model} at its primary input ({PRIMARY_INPUT[model.objective]}) for this figure; "
             f"there are rows of {known}. Give its table, or take the model out of --models"
         )
-    for column, expected in (("n_blocks", model.n_blocks), ("objective", model.objective), ("family", model.family)):
+    for column, expected in (("objective", model.objective), ("family", model.family)):
         came = rows[column].unique().to_list()
         if came != [expected]:
-            raise FigureError(f"{what} of {model.model}: {column} {came}, but --models says {expected}")
+            raise FigureError(f"{what} of {model.model}: {column} is {came}, but --models says {expected}")
     return rows
 
 
@@ -323,6 +356,7 @@ def _tidy(
             *(pl.col(column).replace_strict(values, range(len(values))) for column, values in order.items()),
             "parameter",
             "layer",
+            descending=[False] * 4 + [True, False],
             maintain_order=True,
         )
         .select(pl.col(column).cast(kind) for column, kind in NUMBERS.items())

@@ -73,7 +73,9 @@ def darker(colour: str, by: float) -> str:
 
 
 def by_depth(models: Sequence[Model]) -> list[Model]:
-    """Return models from shallow to deep, equal depths in their order."""
+    """Return models from shallow to deep, equal depths in their order; in their order if a depth is not known."""
+    if any(model.n_blocks is None for model in models):
+        return list(models)
     return sorted(models, key=lambda model: model.n_blocks)
 
 

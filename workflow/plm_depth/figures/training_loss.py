@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from plm_depth.figures.door import FigureStage, run
-from plm_depth.figures.draw import DOTTED, FamilyGrid, columns_of, finish_value_axis
+from plm_depth.figures.draw import DOTTED, FamilyGrid, columns_of, finish_value_axis, name_of
 from plm_depth.figures.select import FigureError, Model, Study
 from plm_depth.figures.sheet import Key, span
 from plm_depth.figures.style import GREY
@@ -40,7 +40,7 @@ def numbers(study: Study) -> pl.DataFrame:
                 display_name=pl.lit(model.display_name),
                 family=pl.lit(model.family),
                 objective=pl.lit(model.objective),
-                n_blocks=pl.lit(model.n_blocks),
+                n_blocks=pl.lit(model.n_blocks, pl.Int64),
                 quantity=pl.col("split"),
                 step=pl.col("step"),
                 n_residues=pl.col("n_residues"),
@@ -63,9 +63,7 @@ def draw(numbers: pl.DataFrame, models: Sequence[Model]) -> Figure:
     notes = [
         f"Held-out loss at the end over n = {span(pl.Series([row['n'] for row in last.values()]))} residues.",
         "Background: predicting the composition of the training proteins.",
-        f"Did not beat it: {', '.join(f'{m.display_name} ({m.n_blocks} blocks)' for m in worse)}."
-        if worse
-        else "Every model beat it.",
+        f"Did not beat it: {'; '.join(name_of(m) for m in worse)}." if worse else "Every model beat it.",
     ]
     if len(shown) < len(models):
         notes.append(f"{len(models) - len(shown)} models were not trained here and have no curve.")

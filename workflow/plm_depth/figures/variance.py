@@ -1,5 +1,6 @@
 """Figure: growth of the stream's variance with depth, and how fast (metrics A4)."""
 
+import math
 from collections.abc import Sequence
 
 import polars as pl
@@ -7,32 +8,39 @@ from matplotlib.figure import Figure
 
 from plm_depth.figures.door import FigureStage, run
 from plm_depth.figures.draw import Row, profile_figure
-from plm_depth.figures.select import Model, Study, profile_numbers, summary_numbers
+from plm_depth.figures.select import Model, Study, profile_numbers, statistic_name, summary_numbers
 
 TITLE = "Variance of the residual stream"
-POWER, EXPONENTIAL, DELTA_AICC = ("growth_beta", "growth_gamma", "growth_delta_aicc")
+BETA, GAMMA, _ = GROWTH = (("growth_beta", "var_h"), ("growth_gamma", "var_h"), ("growth_delta_aicc", "var_h"))
+NBSP = "\N{NO-BREAK SPACE}"
 ROWS = (Row("var_h", "variance of the coordinates\nactivation units squared", is_log=True),)
 
 
 def numbers(study: Study) -> pl.DataFrame:
-    """Return the mean variance per model and layer, and the exponents of both growth laws."""
+    """Return the mean variance per model and layer, and the exponents of both growth laws with their comparison."""
     profile = profile_numbers(study, table="contributions", quantities=["var_h"])
-    growth = summary_numbers(study, statistics=[(stat, "var_h", None) for stat in (POWER, EXPONENTIAL, DELTA_AICC)])
-    return pl.concat([profile, growth])
+    return pl.concat([profile, summary_numbers(study, statistics=GROWTH)])
 
 
 def draw(numbers: pl.DataFrame, models: Sequence[Model]) -> Figure:
     """Return the picture of these numbers."""
+    trained = numbers.filter(pl.col("network") == "trained")
     remarks = {}
     for model in models:
-        own = numbers.filter((pl.col("model") == model.model) & (pl.col("network") == "trained"))
-        beta, gamma = (own.filter(pl.col("quantity") == f"{s}: var_h")["value"][0] for s in (POWER, EXPONENTIAL))
-        remarks[model.model] = (
-            f"; β\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{beta:.2f}, γ\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{gamma:.3f}"
-        )
-    note = "Exponents of fits from layer 2 on: layer to the power β, exp(γ layer)."
+        exponents = []
+        for symbol, statistic, digits in (("β", BETA, 2), ("γ", GAMMA, 3)):
+            is_it = (pl.col("model") == model.model) & (pl.col("quantity") == statistic_name(*statistic))
+            value = trained.filter(is_it)["value"].item()
+            text = "undefined" if math.isnan(value) else f"{value:.{digits}f}"
+            exponents.append(f"{symbol}{NBSP}={NBSP}{text}")
+        remarks[model.model] = f"; {', '.join(exponents)}"
     return profile_figure(
-        numbers.filter(pl.col("quantity") == "var_h"), models, title=TITLE, rows=ROWS, notes=[note], remarks=remarks
+        numbers.filter(pl.col("quantity") == "var_h"),
+        models,
+        title=TITLE,
+        rows=ROWS,
+        notes=["Fits from layer 2 on: variance grows as layer to the power β, or as exp(γ layer)."],
+        remarks=remarks,
     )
 
 
