@@ -115,7 +115,7 @@ def test_a_file_that_is_not_fasta_is_an_error(tmp_path, content):
 
 
 def test_a_missing_file_and_a_folder_are_errors(tmp_path):
-    with pytest.raises(SourceError, match="nothing.fasta: cannot be read as a file"):
+    with pytest.raises(SourceError, match=r"nothing\.fasta: cannot be read as a file"):
         list(raw_batches(tmp_path / "nothing.fasta"))
     with pytest.raises(SourceError, match="cannot be read as a file"):
         list(raw_batches(tmp_path))
@@ -140,7 +140,7 @@ def test_a_header_without_accession_is_an_error(tmp_path, header):
 
 
 def test_an_accession_that_is_not_text_is_an_error(tmp_path):
-    with pytest.raises(SourceError, match="record 1: the accession .* is not UTF-8"):
+    with pytest.raises(SourceError, match=r"record 1: the accession .* is not UTF-8"):
         read(write(tmp_path / "x.fasta", b">a\xff\nAC\n"))
 
 

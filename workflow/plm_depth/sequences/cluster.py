@@ -69,14 +69,19 @@ def align(a: str, b: str) -> Alignment:
     if result.score <= 0:
         return Alignment(0, math.nan, 0.0)
     cigar = result.cigar
-    counts = {op: 0 for op in "=XID"}
-    for packed in cigar.seq:
-        counts[cigar.decode_op(packed).decode()] += cigar.decode_len(packed)
-    on_query = counts["="] + counts["X"] + counts["I"]
-    on_target = counts["="] + counts["X"] + counts["D"]
+    steps = [(cigar.decode_op(packed), cigar.decode_len(packed)) for packed in cigar.seq]
+    # The best local alignment begins and ends with a pair of residues. The library puts a gap before it where the
+    # alignment begins at the first residue of one protein: that is not part of it.
+    while steps and steps[0][0] in (b"I", b"D"):
+        del steps[0]
+    counts = collections.Counter()
+    for step, n in steps:
+        counts[step] += n
+    on_query = counts[b"="] + counts[b"X"] + counts[b"I"]
+    on_target = counts[b"="] + counts[b"X"] + counts[b"D"]
     shorter = on_target / len(target)
     coverage = max(shorter, on_query / len(query)) if len(query) == len(target) else shorter
-    return Alignment(result.score, counts["="] / sum(counts.values()), coverage)
+    return Alignment(result.score, counts[b"="] / counts.total(), coverage)
 
 
 def least_score(n_residues: int, n_searched: int, max_evalue: float) -> float:

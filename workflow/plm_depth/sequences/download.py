@@ -101,14 +101,14 @@ def download(
                 partial.receive()
                 break
             except _Interrupted as error:
-                failures = 1 if partial.reached > most else failures + 1
+                failures = 0 if partial.reached > most else failures + 1
                 most = max(most, partial.reached)
                 if failures >= attempts:
                     raise SourceError(
                         f"{url}: {error}; {attempts} attempts in a row brought nothing new ({partial.reached} bytes so "
                         "far). Run again to go on, or fetch the file by other means and give its path"
                     ) from error
-                seconds = min(max(pause(failures), error.pause or 0.0), LONGEST_PAUSE)
+                seconds = min(max(pause(max(failures, 1)), error.pause or 0.0), LONGEST_PAUSE)
                 log.info("%s; %d bytes so far, next attempt in %.0f s", error, partial.reached, seconds)
                 sleep(seconds)
         return partial.finish(sha256)
@@ -219,13 +219,13 @@ class _Partial:
             while block := self._read(response):
                 self.file.write(block)
                 progress.add(len(block))
-        progress.finish()
         if self.size is not None and self.reached < self.size:
             raise _Interrupted(f"the connection was cut at {self.reached} of {self.size} bytes")
         if self.size is not None and self.reached > self.size:
             n_bytes = self.reached
             self.start_over()
             raise _Interrupted(f"{n_bytes} bytes came, the server stated fewer")
+        progress.finish()
 
     def _open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
         try:
