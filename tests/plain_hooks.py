@@ -1,4 +1,4 @@
-"""The same measurement, done plainly: one full forward pass of the library's module for each silenced block, with hooks.
+"""The same measurement, done plainly: one full forward pass of the library for each silenced block, with hooks.
 
 It shares nothing with the engine: no stepping, no prefix reuse, one protein at a time, no batch.
 """

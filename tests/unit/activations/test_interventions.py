@@ -41,9 +41,9 @@ class TestReplacements:
     def test_mean_is_one_vector_everywhere(self):
         assert torch.equal(Mean(torch.tensor([1.0, 2, 3])).of(self.update), torch.tensor([[1.0, 2, 3]] * 4))
 
-    def test_resample_gives_each_position_its_own_vector_and_padding_zeros(self):
-        values = -self.update[:3]
-        assert torch.equal(Resample(values).of(self.update), torch.cat([values, torch.zeros(1, 3)]))
+    def test_resample_gives_each_token_the_vector_of_its_donor(self):
+        found = Resample(-self.update, np.array([3, 0, 3])).of(self.update)
+        assert torch.equal(found[:3], -self.update[[3, 0, 3]]), "the fourth token is padding"
 
 
 class TestLanes:

@@ -172,7 +172,7 @@ class TestAgainstOneFullForwardPassPerSource:
         replacement = Mean(by)
         if ablation == "resample":
             by = torch.randn(tokens.n_tokens, adapter.d_model, generator=random, dtype=torch.float64)
-            replacement = Resample(by)
+            replacement = Resample(by.flip(0), np.arange(tokens.n_tokens)[::-1].copy())
         for positions in sets_of(adapter):
             outcome = run(adapter, lanes_of(adapter, positions, part, replacement))
             for lane, source in enumerate(range(1, adapter.n_blocks + 1)):

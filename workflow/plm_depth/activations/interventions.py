@@ -69,17 +69,21 @@ class Mean:
 
 @dataclass(frozen=True, eq=False)
 class Resample:
-    """The update is replaced, position by position, by updates seen elsewhere: (n_tokens, d_model)."""
+    """The update is replaced, token by token, by one that the block gave elsewhere.
 
-    values: Tensor
+    Attributes:
+        pool: (n_donors, d_model) updates of the same part and block.
+        donor: (n_tokens,) int64, row of the pool for each token.
+    """
+
+    pool: Tensor
+    donor: np.ndarray
     name = "resample"
 
     def of(self, update: Tensor) -> Tensor:
-        if self.values.shape[0] < update.shape[-2]:  # right padding of a batch
-            padded = torch.zeros_like(update)
-            padded[..., : self.values.shape[0], :] = self.values.to(update)
-            return padded
-        return self.values.to(update).expand_as(update)
+        donor = np.zeros(update.shape[-2], np.int64)  # tokens beyond the protein's own are padding
+        donor[: len(self.donor)] = self.donor
+        return self.pool[torch.from_numpy(donor)].to(update).expand_as(update)
 
 
 Replacement = Zero | Itself | Mean | Resample

@@ -72,8 +72,8 @@ def sweep(
     """Run all lanes of all works; yield (index into ``works``, outcome), longest proteins first.
 
     Args:
-        token_budget: largest rows x tokens carried through a block at once. A protein whose lanes do not fit is cut into
-            groups of lanes, ascending in their first block; later groups start from the kept clean stream.
+        token_budget: largest rows x tokens carried through a block at once. A protein whose lanes do not fit is cut
+            into groups of lanes, ascending in their first block; later groups start from the kept clean stream.
         max_padding: share of padding allowed when proteins go side by side; 0: only proteins of equal length.
     Running out of memory halves what runs together (first proteins, then lanes) and goes on, logged.
 
@@ -159,8 +159,8 @@ def run_lanes(
 ) -> list[Outcome]:
     """Run lanes of one shape (``Lane.shape``) on proteins side by side; one outcome a protein.
 
-    Rows are lane-major: row ``(1 + lane) * n_works + work``, the clean runs first, so that the active rows are always the
-    head of one buffer.
+    Rows are lane-major: row ``(1 + lane) * n_works + work``, the clean runs first, so that the active rows are always
+    the head of one buffer.
 
     Args:
         start, start_layer: clean stream (n_works, n_tokens, d_model) at a layer before every lane's first intervention;
@@ -172,7 +172,8 @@ def run_lanes(
     batch = adapter.collate([work.tokens for work in works], adapter.device)
     with adapter.precision():
         embedded, context = adapter.embed(batch)
-        clean = embedded if start is None else start
+        # Half-precision weights work under autocast; the stream itself is never narrower than float32.
+        clean = embedded.to(torch.promote_types(embedded.dtype, torch.float32)) if start is None else start
         n_tokens = clean.shape[1]
         carried = _Lanes(adapter, works, order, clean, context)
         size = clean.new_zeros(adapter.n_blocks, n_works, n_tokens)
@@ -233,8 +234,8 @@ class _Lanes:
         for k, taken in self.taken.items():
             if k < active:
                 torch.add(self.clean, taken, out=self.streams[self.rows(k)])
-        updates = adapter.updates(block, rows, self.contexts(len(rows)))
-        total = _total(updates)
+        updates = _widened(adapter.updates(block, rows, self.contexts(len(rows))), rows.dtype)
+        total = updates.total
         after = adapter.add(rows, updates)
         size.copy_(torch.linalg.vector_norm(total[:n], dim=-1))
         if active:
@@ -288,7 +289,7 @@ class _Lanes:
                     f"block {block} of {self.adapter.family} has no geometric branch; leave out geom"
                 )
             mask = self._mask(edits)
-            by = torch.stack([_replacement(edit, original[w]) for w, edit in enumerate(edits)])
+            by = torch.stack([edit.by.of(original[w]) for w, edit in enumerate(edits)])
             if k in self.taken:
                 yield k, (torch.where(mask, by - original, 0).to(rows.dtype), total[:0])
             elif part == "layer":
@@ -300,7 +301,7 @@ class _Lanes:
                 if part == "mlp" or (part == "attn" and self.adapter.is_parallel):
                     changed = Updates(by, here.mlp, here.middle) if part == "attn" else _with_mlp(here, by)
                     moved = self.adapter.add(rows[at], changed)
-                    yield k, (torch.where(mask, moved, after[at]), torch.where(mask, _total(changed), total[at]))
+                    yield k, (torch.where(mask, moved, after[at]), torch.where(mask, changed.total, total[at]))
                 else:
                     again.append((k, at, _with_branch(here, part, by), mask))
         if again:
@@ -328,8 +329,9 @@ class _Lanes:
                 if changed.geometric is not None:  # this branch is the one that was replaced
                     geometric[place * n : (place + 1) * n] = changed.geometric
             middle = middle + geometric
-        changed = Updates(attention, adapter.mlp_update(block, middle, context), middle, geometric)
-        moved, moved_total = adapter.add(stream, changed), _total(changed)
+        mlp = adapter.mlp_update(block, middle, context)
+        changed = _widened(Updates(attention, mlp, middle, geometric), rows.dtype)
+        moved, moved_total = adapter.add(stream, changed), changed.total
         for place, (k, at, _, mask) in enumerate(again):
             new, new_total = moved[place * n : (place + 1) * n], moved_total[place * n : (place + 1) * n]
             if again[place][2].geometric is None and updates.geometric is not None:
@@ -344,10 +346,6 @@ class _Lanes:
         return torch.from_numpy(mask).to(self.streams.device)
 
 
-def _replacement(edit: Intervention, update: Tensor) -> Tensor:
-    return edit.by.of(update)
-
-
 def _with_mlp(updates: Updates, mlp: Tensor) -> Updates:
     return Updates(updates.attention, mlp, updates.middle, updates.geometric)
 
@@ -359,12 +357,12 @@ def _with_branch(updates: Updates, part: str, by: Tensor) -> Updates:
     return Updates(updates.attention, updates.mlp, updates.middle, by)
 
 
-def _total(updates: Updates) -> Tensor:
-    """Return the whole update, never rounded to half precision."""
-    if updates.attention.dtype in (torch.bfloat16, torch.float16):
-        geometric = None if updates.geometric is None else updates.geometric.float()
-        updates = Updates(updates.attention.float(), updates.mlp.float(), updates.middle, geometric)
-    return updates.total
+def _widened(updates: Updates, dtype: torch.dtype) -> Updates:
+    """Return the updates in the dtype of the stream, so that half-precision ones are not summed in half precision."""
+    if updates.attention.dtype == updates.mlp.dtype == updates.middle.dtype == dtype:
+        return updates
+    geometric = None if updates.geometric is None else updates.geometric.to(dtype)
+    return Updates(updates.attention.to(dtype), updates.mlp.to(dtype), updates.middle.to(dtype), geometric)
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -418,8 +416,8 @@ def _place_of(true: np.ndarray, columns: np.ndarray) -> np.ndarray:
 def output_changes(before: Tensor, after: Tensor, true: Tensor) -> Tensor:
     """Return how the output changed, the quantities of ``OUTPUTS`` on the axis before the last.
 
-    l2 is the norm of the difference of the probabilities, in [0, sqrt 2]; kl_fo KL(before || after) in nats; tv the total
-    variation, in [0, 1]; flip1 whether the likeliest token changed, 0 or 1; dnll the growth of the negative
+    l2 is the norm of the difference of the probabilities, in [0, sqrt 2]; kl_fo KL(before || after) in nats; tv the
+    total variation, in [0, 1]; flip1 whether the likeliest token changed, 0 or 1; dnll the growth of the negative
     log-likelihood of the true residue in nats.
 
     Args:
