@@ -398,13 +398,49 @@ class TableWriter:
         return self
 
     def append(self, columns: Mapping[str, object] | pa.Table) -> None:
-        """Add rows: columns as in ``as_table``."""
+        """Add rows, which ``iterate_table`` will give back together: columns as in ``as_table``."""
         if isinstance(columns, pa.Table):
             columns = {name: columns.column(name) for name in columns.column_names}
         table = as_table(columns, self.schema)
         if table.num_rows:
-            self._writer.write_table(table)
+            self._writer.write_table(table, row_group_size=table.num_rows)
             self.n_rows += table.num_rows
+
+    def __exit__(self, kind, value, trace) -> None:
+        try:
+            self._writer.close()
+        except BaseException as error:
+            self._stack.__exit__(type(error), error, error.__traceback__)
+            raise
+        self._stack.__exit__(kind, value, trace)
+
+
+class TableWriter:
+    """Write an ordinary table part by part, so that it need not fit into memory; whole or not at all.
+
+    Use as a context manager: an exception removes the temporary file. Same format as ``write_table``.
+    """
+
+    def __init__(self, path: str | Path, schema: pa.Schema, **metadata: str):
+        self.path, self.n_rows = Path(path), 0
+        about = {k: str(v) for k, v in metadata.items()}
+        self._columns, self.schema = schema, schema.with_metadata({**(schema.metadata or {}), **about})
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> "TableWriter":
+        temporary = self._stack.enter_context(replacing(self.path))
+        self._writer = pq.ParquetWriter(temporary, self.schema, compression="zstd", write_page_checksum=True)
+        return self
+
+    def append(self, columns: Mapping[str, object]) -> None:
+        """Add rows.
+
+        Raises:
+            TableError: see ``as_table``.
+        """
+        table = as_table(columns, self._columns)
+        self._writer.write_table(table.cast(self.schema))
+        self.n_rows += table.num_rows
 
     def __exit__(self, kind, value, trace) -> None:
         try:

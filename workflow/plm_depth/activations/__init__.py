@@ -3,3 +3,4 @@
 # Of the tables that ``activations.extract`` writes. Raise it by hand when a change can alter a number: it is a setting
 # of the GPU stages, so that a reworded comment costs no forward pass. Readable without importing torch.
 VERSION = 1
+EFFECTS_VERSION = 1  # the same for the tables of ``activations.effects``
