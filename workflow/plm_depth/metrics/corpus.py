@@ -1,7 +1,7 @@
 """Per-protein tables of one model, brought to one value a protein: mask draws averaged, noise levels last.
 
-What ``profile`` and ``summary`` share. A measurement is what one row of a profile says: a quantity at a layer, of a class
-of positions, under a view and a null model.
+What ``profile`` and ``summary`` share. A measurement is what one row of a profile says: a quantity at a layer, of a
+class of positions, under a view and a null model.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,8 +37,8 @@ class Measurements:
 
     Attributes:
         keys: a column per name of ``KEYS``, (n_measurements,).
-        mean, p95, max: (..., n_measurements, n_sequences), with the noise levels to be averaged in front, if any; NaN where a protein has no defined value; p95 is NaN
-            throughout for the lens.
+        mean, p95, max: (..., n_measurements, n_sequences), with the noise levels to be averaged in front, if any; NaN
+            where a protein has no defined value; p95 is NaN throughout for the lens.
         total, n, n_nan: the same shape, sum and number of values over positions and draws, and of undefined ones.
     """
 
@@ -86,6 +86,7 @@ def parts_of(paths: Sequence[str | Path], *, table: str, bootstrap: Bootstrap) -
     seen: dict[tuple, str] = {}
     model = None
     for path in paths:
+        layers: set[int] = set()
         n_vocabulary = _n_vocabulary(path) if table == "lens" else None
         for rows in iterate_table(path, LENS_SEQ if table == "lens" else CONTRIB_SEQ):
             part = measurements(rows, table=table, bootstrap=bootstrap, n_vocabulary=n_vocabulary, path=str(path))
@@ -95,6 +96,12 @@ def parts_of(paths: Sequence[str | Path], *, table: str, bootstrap: Bootstrap) -
             if model not in (None, identity):
                 raise TableError(f"{path}: of model {identity}, but the tables before it of {model}; give one model's")
             model = identity
+            again = layers & set(part.keys["layer"].tolist())
+            if again:
+                raise TableError(
+                    f"{path}: layer {min(again)} is split over row groups; write it again with this version"
+                )
+            layers |= set(part.keys["layer"].tolist())
             for null in set(zip(part.keys["null_model"].tolist(), part.keys["null_seed"].tolist())):
                 if seen.setdefault(null, str(path)) != str(path):
                     raise TableError(f"null model {null} stands in {seen[null]} and in {path}; give each table once")
@@ -195,8 +202,8 @@ def concatenated(parts: Sequence[Measurements]) -> Measurements:
 def over_noise(found: Measurements, grid: Sequence[float]) -> Measurements | None:
     """Return, for diffusion models, the measurements at the noise levels of the grid, stacked on a leading axis.
 
-    The keys say noise_t -1 (``views.MEAN_OVER_NOISE``); a mean over the leading axis is the mean over the grid. Clean and
-    fully masked inputs and levels off the grid stay out. None if nothing was measured on a diffusion model.
+    The keys say noise_t -1 (``views.MEAN_OVER_NOISE``); a mean over the leading axis is the mean over the grid. Clean
+    and fully masked inputs and levels off the grid stay out. None if nothing was measured on a diffusion model.
 
     Raises:
         TableError: a level of the grid was not measured.
@@ -213,10 +220,10 @@ def over_noise(found: Measurements, grid: Sequence[float]) -> Measurements | Non
     place = np.full((len(levels), len(first)), -1, np.int64)
     place[level, number] = np.arange(len(kept))
     if (place < 0).any() or not len(first):
-        measured = sorted({round(float(t), 6) for t in noise})
+        measured, wanted = ([round(float(t), 6) for t in np.unique(values)] for values in (noise, levels))
         raise TableError(
-            f"noise levels {measured} were measured, but the mean is to be over {[round(float(t), 6) for t in levels]}; "
-            "give --grid the levels that every quantity has"
+            f"noise levels {measured} were measured, but the mean is to be over {wanted}; give --grid the levels that "
+            "every quantity has"
         )
     keys = {name: column[first] for name, column in kept.keys.items()}
     keys["noise_t"] = np.full(len(first), MEAN_OVER_NOISE)
