@@ -36,6 +36,7 @@ STATISTICS = (
     ("overlap_area", "ov5_cc", np.nan),
     ("settling", "kl_lf", 0.5),
     ("settling", "kl_lf", 0.1),
+    ("settling", "top1", np.nan),
     ("growth_beta", "var_h", np.nan),
     ("growth_gamma", "var_h", np.nan),
     ("growth_delta_aicc", "var_h", np.nan),

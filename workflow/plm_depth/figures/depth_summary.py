@@ -10,13 +10,14 @@ from plm_depth.figures.draw import Statistic, dot_figure
 from plm_depth.figures.select import Model, Study, statistic_name, summary_numbers
 
 TITLE = "Effective depth, by definition"
-# Statistic and profile, heading ({:.0%} or {:g}: its threshold), axis.
+# Statistic and profile, heading (with its threshold, as it is or in percent), axis.
 STATISTICS = (
     ("depth_score", "rel_u", "centre of mass of contributions", "relative depth"),
     ("cosine_depth", "cos", "mean cosine turns positive", "relative depth"),
-    ("kl_depth", "kl_0", "lens KL stays below {:.0%} of layer 0", "relative depth"),
-    ("overlap_depth", "ov5_cc", "top-5 overlap stays above {:g}", "relative depth"),
-    ("settling", "kl_lf", "median residue stays within {:g} nats", "relative depth"),
+    ("kl_depth", "kl_0", "lens KL stays below {percent:g} % of layer 0", "relative depth"),
+    ("overlap_depth", "ov5_cc", "top-5 overlap stays above {threshold:g}", "relative depth"),
+    ("settling", "kl_lf", "median residue stays within {threshold:g} nats", "relative depth"),
+    ("settling", "top1", "median residue keeps its top residue", "relative depth"),
     ("kl_area", "kl_lf", "area under lens KL over that of layer 0", "area"),
     ("overlap_area", "ov5_cc", "area under top-5 overlap above chance", "area"),
 )
@@ -33,7 +34,8 @@ def draw(numbers: pl.DataFrame, models: Sequence[Model]) -> Figure:
     for stat, profile, label, x_label in STATISTICS:
         name = statistic_name(stat, profile)
         for threshold in numbers.filter(pl.col("quantity") == name)["parameter"].unique().sort(descending=True):
-            panels.append(Statistic(name, threshold, label.format(threshold), x_label))
+            heading = label.format(threshold=threshold, percent=100 * threshold)
+            panels.append(Statistic(name, threshold, heading, x_label))
     return dot_figure(numbers, models, title=TITLE, statistics=panels)
 
 

@@ -1,5 +1,6 @@
 """How numbers become a picture: profiles against relative depth, and statistics side by side, one way each."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -295,14 +296,14 @@ class Statistic:
     """One panel of a dot figure.
 
     Attributes:
-        quantity, parameter: which numbers; parameter None for a statistic without one.
+        quantity, parameter: which numbers; parameter NaN for a statistic without one.
         label: heading of the panel.
         x_label: of the axis, with the unit.
         is_share: whether the axis shows 0 to 1 (and more only where a number lies beyond).
     """
 
     quantity: str
-    parameter: float | None
+    parameter: float
     label: str
     x_label: str
     is_share: bool = True
@@ -341,8 +342,8 @@ def dot_figure(
         y += 0.1
     panel_height = y
 
-    n_columns = len(statistics) if len(models) > 8 else min(len(statistics), 4 if len(statistics) > 5 else 5)
-    n_folds = -(-len(statistics) // n_columns)
+    n_folds = 1 if len(models) > 8 else math.ceil(len(statistics) / 5)
+    n_columns = math.ceil(len(statistics) / n_folds)
     left, right, gap_x = 0.15 + left_width + 0.12, 0.2, 0.25
     panel_width = min(max((WIDTH - left - right - (n_columns - 1) * gap_x) / n_columns, 0.95), 2.8)
     width = max(left + right + n_columns * panel_width + (n_columns - 1) * gap_x, 6.5)
@@ -391,9 +392,8 @@ def _draw_dots(
 ) -> None:
     for y in places.values():
         axes.axhline(y, color=LIGHT_GREY, linewidth=0.5, zorder=0)
-    own = numbers.filter(pl.col("quantity") == statistic.quantity)
-    if statistic.parameter is not None:
-        own = own.filter((pl.col("parameter") - statistic.parameter).abs() < 1e-6)
+    # In polars NaN equals NaN, so this also finds the statistics without a parameter.
+    own = numbers.filter((pl.col("quantity") == statistic.quantity) & (pl.col("parameter") == statistic.parameter))
     for row in own.iter_rows(named=True):
         colour, marker = looks[row["model"]]
         if row["network"] == "trained":
