@@ -14,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
 from plm_depth.models.base import Adapter, Batch, Context, SequenceError, Tokens, Updates
 from plm_depth.randomness import generator
 from plm_depth.tables import AMINO_ACIDS, LENS_KEYS, MOMENT_KEYS, MOMENTS, VectorWriter
 from plm_depth.views import View, mask_of
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 BOS, EOS, PAD, MASK = range(4)
 LETTERS = "LAGVSERTIDPKQNFYMHWC"  # token order of the residues: deliberately not that of AMINO_ACIDS
@@ -136,6 +137,7 @@ class Toy(Adapter):
 
     def __init__(self, module: Transformer, objective: str):
         self.module = module.eval()
+        self.dtype = str(module.embedding.dtype).removeprefix("torch.")
         self.objective = objective
         self.is_parallel = module.parallel
         self.n_blocks, self.d_model = len(module.blocks), module.embedding.shape[1]
@@ -501,8 +503,9 @@ def constants_of(adapter: Adapter, model_id: str = "toy") -> dict[str, object]:
         "objective": adapter.objective,
         "n_blocks": adapter.n_blocks,
         "d_model": adapter.d_model,
-        "dtype": str(next(adapter.module.parameters()).dtype).removeprefix("torch."),
+        "dtype": adapter.dtype,
         "readout": "seq",
+        "amino_acid_columns": [adapter.vocabulary[int(token)] for token in adapter.residue_ids],
     }
 
 

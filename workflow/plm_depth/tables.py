@@ -415,42 +415,6 @@ class TableWriter:
         self._stack.__exit__(kind, value, trace)
 
 
-class TableWriter:
-    """Write an ordinary table part by part, so that it need not fit into memory; whole or not at all.
-
-    Use as a context manager: an exception removes the temporary file. Same format as ``write_table``.
-    """
-
-    def __init__(self, path: str | Path, schema: pa.Schema, **metadata: str):
-        self.path, self.n_rows = Path(path), 0
-        about = {k: str(v) for k, v in metadata.items()}
-        self._columns, self.schema = schema, schema.with_metadata({**(schema.metadata or {}), **about})
-        self._stack = contextlib.ExitStack()
-
-    def __enter__(self) -> "TableWriter":
-        temporary = self._stack.enter_context(replacing(self.path))
-        self._writer = pq.ParquetWriter(temporary, self.schema, compression="zstd", write_page_checksum=True)
-        return self
-
-    def append(self, columns: Mapping[str, object]) -> None:
-        """Add rows.
-
-        Raises:
-            TableError: see ``as_table``.
-        """
-        table = as_table(columns, self._columns)
-        self._writer.write_table(table.cast(self.schema))
-        self.n_rows += table.num_rows
-
-    def __exit__(self, kind, value, trace) -> None:
-        try:
-            self._writer.close()
-        except BaseException as error:
-            self._stack.__exit__(type(error), error, error.__traceback__)
-            raise
-        self._stack.__exit__(kind, value, trace)
-
-
 def read_table(path: str | Path, schema: pa.Schema) -> pa.Table:
     """Return one ordinary table, checked against its schema, dictionary columns as plain strings kept encoded.
 

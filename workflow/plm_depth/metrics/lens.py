@@ -223,11 +223,13 @@ def lens(paths: Sequence[str | Path], output: str | Path) -> int:
 
 
 def _vocabularies(shard: Shard) -> dict[str, _Vocabulary]:
-    names = shard.table.names
-    missing = [letter for letter in AMINO_ACIDS if not names or letter not in names]
-    if missing:
-        raise TableError(f"{shard.table.path}: no logits of {', '.join(missing)}; its columns are {names}")
-    residues = np.array([names.index(letter) for letter in AMINO_ACIDS])
+    names, letters = shard.table.names or [], shard.table.constants.get("amino_acid_columns")
+    if not isinstance(letters, list) or len(letters) != len(AMINO_ACIDS) or not set(letters) <= set(names):
+        raise TableError(
+            f"{shard.table.path}: its columns are {names} and the residues among them {letters}; expected one column "
+            f"for each of {AMINO_ACIDS}, in this order. Extract it again"
+        )
+    residues = np.array([names.index(letter) for letter in letters])
     return {
         "aa20": _Vocabulary(residues, np.arange(len(AMINO_ACIDS))),
         "full": _Vocabulary(np.arange(len(names)), residues),
