@@ -21,8 +21,10 @@ and by ascending position; readers go by the keys, never by the order.
 """
 
 import argparse
+import contextlib
 import json
 import logging
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -320,9 +322,8 @@ def _check_finite(measured: Measured, items: Sequence[Item]) -> None:
         if bad.any():
             layer, row = np.argwhere(bad)[0]
             raise ExtractionError(
-                f"{what} of protein {items[owner[row]].sequence_id} at layer {layer} are NaN or infinite "
-                f"({bad[layer].sum()} of {bad.shape[1]} values' tokens at that layer); check the weights "
-                "(the card's digests) or use a wider dtype; nothing was written"
+                f"{what} of protein {items[owner[row]].sequence_id} are NaN or infinite from layer {layer} on; "
+                "expected finite numbers: check the checkpoint's digests or use a wider dtype; nothing was written"
             )
 
 
@@ -384,14 +385,14 @@ def extract(
         VectorWriter(files.stream, STREAM_KEYS, layers, adapter.d_model, stream_dtype, about) as stream,
     ):
         for null in nulls:
-            with applied(adapter, null):
+            with applied(adapter, null), _naming(model_id, null):
                 for view, items, measured in _measured(
                     adapter, sequences, null, views, batches, seed=seed, n_anchors=n_anchors, log=log
                 ):
                     moments.append(moment_keys(items, null, view), measured.moments)
                     lens.append(lens_keys(items, null, view), measured.logits)
                     if items[0].anchors is not None:
-                        _check_range(items, measured.stream, stream_dtype, model_id, null)
+                        check_range(items, measured.stream, stream_dtype)
                         stream.append(stream_keys(items, null, view), measured.stream)
                     progress.advance(len(items))
     progress.finish()
@@ -399,6 +400,15 @@ def extract(
     counts = {"moments": moments.n_rows, "lens": lens.n_rows, "stream": stream.n_rows}
     log.info(f"{rate:.0f} tokens/s; rows: " + ", ".join(f"{name} {n}" for name, n in counts.items()))
     return counts
+
+
+@contextlib.contextmanager
+def _naming(model_id: str, null: Null) -> Iterator[None]:
+    """Say in an error which model and null model it was."""
+    try:
+        yield
+    except (ExtractionError, BatchError, SequenceError) as error:
+        raise type(error)(f"{model_id}, {null}: {error}") from error
 
 
 def _measured(
@@ -423,14 +433,11 @@ def _measured(
                     sequence = shuffle_sequence(sequence, null.seed, sequence_id)
                 wanted = n_anchors if keeps_stream else None
                 items.append(item_of(adapter, sequence_id, sequence, view, seed=seed, n_anchors=wanted))
-            try:
-                parts = run_halving(
-                    items, lambda part: measure(adapter, part), log=log, name=lambda item: item.sequence_id
-                )
-                for part, measured in parts:
-                    yield view, part, measured
-            except ExtractionError as error:
-                raise ExtractionError(f"{null}: {error}") from error
+            parts = run_halving(
+                items, lambda part: measure(adapter, part), log=log, name=lambda item: f"protein {item.sequence_id}"
+            )
+            for part, measured in parts:
+                yield view, part, measured
 
 
 def check_sequences(sequences: Sequence[tuple[str, str]]) -> None:
@@ -513,17 +520,20 @@ def stream_keys(items: Sequence[Item], null: Null, view: View) -> dict[str, obje
     }
 
 
-def _check_range(items: Sequence[Item], stream: np.ndarray, dtype: str, model_id: str, null: Null) -> None:
-    largest = np.abs(stream).max((1, 2))
+def check_range(items: Sequence[Item], stream: np.ndarray, dtype: str) -> None:
+    """Refuse a stream (n_blocks + 1, n_rows, d_model) that the stored dtype cannot hold.
+
+    Raises:
+        ExtractionError: naming protein, layer, value and the option.
+    """
+    largest = np.abs(stream).max(-1)
     limit = float(np.finfo(dtype).max)
-    if largest.max() > limit:
-        layer = int(np.argmax(largest > limit))
-        proteins = [item.sequence_id for item in items]
+    if (largest > limit).any():
+        layer, row = np.argwhere(largest > limit)[0]
         owner = np.repeat(range(len(items)), [1 + len(item.anchors) for item in items])
-        row = int(np.abs(stream[layer]).max(-1).argmax())
         raise ExtractionError(
-            f"the stream of {model_id} ({null}) reaches {largest[layer]:.3g} at layer {layer} "
-            f"(protein {proteins[owner[row]]}), above the largest {dtype} ({limit:.6g}); use --stream-dtype float32"
+            f"the stream of protein {items[owner[row]].sequence_id} reaches {largest[layer, row]:.3g} at layer "
+            f"{layer}; the largest {dtype} is {limit:.6g}: use --stream-dtype float32"
         )
 
 
@@ -535,18 +545,26 @@ def resolve_device(name: str) -> str:
     """Return the device to use: the given one, or for "auto" cuda where there is one, else cpu.
 
     Raises:
-        ExtractionError: a device this machine does not have.
+        ExtractionError: another name, or a device that this machine does not have.
     """
     has_cuda = torch.cuda.is_available()
     if name == "auto":
         return "cuda" if has_cuda else "cpu"
-    if name.startswith("cuda") and not has_cuda:
+    if name != "cpu" and not re.fullmatch(r"cuda(:\d+)?", name):
+        raise ExtractionError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
+    if name != "cpu" and not has_cuda:
         raise ExtractionError(f"--device {name}: this machine offers no CUDA device; use --device auto or cpu")
     return name
 
 
 def full_precision(threads: int | None = None) -> None:
-    """Switch TF32 off, so that float32 means float32 on every device, and set the number of threads."""
+    """Switch TF32 off, so that float32 means float32 on every device, and set the number of CPU threads if given.
+
+    Raises:
+        ExtractionError: fewer than one thread.
+    """
+    if threads is not None and threads < 1:
+        raise ExtractionError(f"--threads {threads}: expected at least 1")
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     if threads is not None:
