@@ -1,0 +1,735 @@
+"""Skip effects of a shard: what silencing each block does to every later block and to the output (metrics B1-B3, B6).
+
+    python -m plm_depth.activations.effects --card P --sequences P --nulls JSON --inputs JSON --skips JSON --seed N
+        --skip P --output-change P
+
+``--skips`` is a JSON object: ``parts`` (layer, attn, mlp, geom), ``pos_sets`` (all, prefix, other, ctx2mask, tokens),
+``local`` (also the direct effects), ``draws`` of random sets, ``ablations`` (zero, mean, resample), and optionally
+``parity`` (conventions of the published study's code, see ``position_sets``; denominators are clamped at 1e-6, nothing
+is left out) and ``reference`` (proteins of ``--reference`` behind the means and donors of the other ablations).
+
+Every null model, view, protein, part, position set and draw is swept over all source blocks at once
+(``plm_depth.activations.sweep``); only norms and read-outs leave the sweep. Rows come protein by protein, long ones
+first; readers go by the keys.
+
+The noise floor is measured per null model, on the model and dtype at hand: the same sweep with every update replaced by
+its own copy, over two random proteins that are the same in every shard. It says how far two equal runs of one batch are
+apart, and is kept in the tables' metadata; what is below three times it is flagged.
+"""
+
+import argparse
+import json
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from plm_depth.activations import EFFECTS_VERSION
+from plm_depth.activations.batches import MAX_PADDING, BatchError
+from plm_depth.activations.extract import (
+    ExtractionError,
+    check_sequences,
+    full_precision,
+    read_shard,
+    resolve_device,
+    views_for,
+)
+from plm_depth.activations.interventions import (
+    PARTS,
+    POSITION_SETS,
+    Intervention,
+    InterventionError,
+    Itself,
+    Lane,
+    Mean,
+    PositionSet,
+    Replacement,
+    Resample,
+    Zero,
+    position_sets,
+)
+from plm_depth.activations.nulls import Null, NullError, applied, parse_nulls, shuffle_sequence
+from plm_depth.activations.sweep import OUTPUTS, VOCABULARIES, Outcome, Work, sweep
+from plm_depth.models.base import Adapter, CheckpointError, SequenceError, Tokens
+from plm_depth.progress import Progress, start_log
+from plm_depth.randomness import generator
+from plm_depth.tables import AMINO_ACIDS, SKIP_OUT_SEQ, SKIP_SEQ, TableError, TableWriter
+from plm_depth.views import View, mask_of
+
+ABLATIONS = ("zero", "mean", "resample")
+SMALLEST = 1e-6  # of the largest update of the same block and protein: below it a ratio means nothing
+CLAMP = 1e-6  # parity: smallest denominator
+FLOORS = 3.0  # values below this many noise floors are flagged
+FLOOR_LENGTHS = (48, 152)  # residues of the proteins that the noise floor is measured on
+LANES_AT_ONCE = 20_000  # lanes that are planned together
+DONORS = 16  # residues of each reference protein whose updates stand in under resample ablation
+
+
+@dataclass(frozen=True)
+class Skips:
+    """What is silenced; see the module."""
+
+    parts: tuple[str, ...] = ("layer", "attn", "mlp")
+    pos_sets: tuple[str, ...] = ("all", "prefix", "other", "ctx2mask")
+    local: bool = True
+    draws: int = 4
+    ablations: tuple[str, ...] = ("zero",)
+    parity: bool = False
+    reference: int = 32
+
+    def __post_init__(self) -> None:
+        for name, known in (("parts", PARTS), ("pos_sets", POSITION_SETS), ("ablations", ABLATIONS)):
+            values = getattr(self, name)
+            unknown = sorted(set(values) - set(known))
+            if unknown or not values or len(set(values)) < len(values):
+                raise InterventionError(
+                    f"--skips: {name} is {list(values)}; expected at least one of {', '.join(known)}, none twice"
+                )
+        for name in ("draws", "reference"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InterventionError(f"--skips: {name} is {value!r}; expected a whole number from 1 on")
+        for name in ("local", "parity"):
+            if not isinstance(getattr(self, name), bool):
+                raise InterventionError(f"--skips: {name} is {getattr(self, name)!r}; expected true or false")
+        if self.parity and not set(self.pos_sets) <= {"all", "prefix"}:
+            raise InterventionError(f"--skips: parity knows the pos_sets all and prefix, got {list(self.pos_sets)}")
+
+
+def parse_skips(text: str) -> Skips:
+    """Return the settings of a JSON object; keys that are not given have the defaults of ``Skips``.
+
+    Raises:
+        InterventionError: not JSON, an unknown key or a value that is not possible.
+    """
+    known = [f.name for f in fields(Skips)]
+    try:
+        given = json.loads(text)
+        if not isinstance(given, dict) or not set(given) <= set(known):
+            raise ValueError(f"keys {sorted(given) if isinstance(given, dict) else type(given).__name__}")
+        lists = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+        for name in ("parts", "pos_sets", "ablations"):
+            if not isinstance(lists.get(name, ()), tuple):
+                raise ValueError(f"{name} is not a list")
+    except (json.JSONDecodeError, ValueError) as error:
+        raise InterventionError(
+            f"--skips: expected a JSON object with keys among {', '.join(known)}, got {text!r} ({error})"
+        ) from error
+    return Skips(**lists)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Lanes of one protein
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """All sources of one part, position set, draw and ablation: lanes ``first`` .. ``first + len(sources) - 1``."""
+
+    part: str
+    positions: PositionSet
+    local: bool
+    ablation: str
+    sources: tuple[int, ...]
+    first: int
+
+
+@dataclass(frozen=True, eq=False)
+class Protein:
+    """One protein of one view with everything that is silenced in it."""
+
+    sequence_id: str
+    sequence: str
+    work: Work
+    sweeps: tuple[Sweep, ...]
+    residues: np.ndarray  # (n_tokens,) bool, canonical residues
+
+
+@dataclass(frozen=True, eq=False)
+class Donors:
+    """Updates of reference proteins, by (part, block): their mean over residues (d_model,) and a pool (n, d_model)."""
+
+    mean: Mapping[tuple[str, int], Tensor] = field(default_factory=dict)
+    pool: Mapping[tuple[str, int], Tensor] = field(default_factory=dict)
+    owner: np.ndarray = field(default_factory=lambda: np.empty(0, str))  # protein of each donor
+
+
+def protein_of(
+    adapter: Adapter,
+    sequence_id: str,
+    sequence: str,
+    view: View,
+    skips: Skips,
+    *,
+    seed: int,
+    blocks: Mapping[str, Sequence[int]],
+    donors: Donors | None = None,
+) -> Protein:
+    """Return a protein as one view shows it, with the lanes of every sweep.
+
+    Args:
+        seed: of masks, position sets and donors.
+        blocks: the blocks that have each part, ascending.
+        donors: updates of reference proteins, for the ablations mean and resample.
+    Raises:
+        SequenceError: the model cannot read this protein; names it.
+    """
+    masked = mask_of(view, len(sequence), seed, sequence_id)
+    try:
+        tokens = adapter.encode(sequence, masked=masked if masked.any() else None, direction=view.direction)
+    except SequenceError as error:
+        raise SequenceError(f"protein {sequence_id}: {error}") from error
+    found = position_sets(
+        skips.pos_sets, sequence, tokens, seed=seed, sequence_id=sequence_id, draws=skips.draws, parity=skips.parity
+    )
+    lanes: list[Lane] = []
+    sweeps: list[Sweep] = []
+    donor = _donors_for(sequence_id, tokens, donors, seed) if "resample" in skips.ablations else None
+    for positions in found:
+        for part in skips.parts:
+            sources = tuple(blocks[part])
+            for ablation in skips.ablations:
+                for local in (False, True) if skips.local and ablation == "zero" else (False,):
+                    sweeps.append(Sweep(part, positions, local, ablation, sources, len(lanes)))
+                    lanes += [
+                        Lane(
+                            (Intervention(part, i, positions.skip, _replacement(ablation, part, i, donors, donor)),),
+                            local,
+                        )
+                        for i in sources
+                    ]
+    reads, true = reads_of(adapter, sequence, tokens, view, everywhere=skips.parity)
+    residues = np.full(tokens.n_tokens, False)
+    residues[tokens.residue_tokens] = [letter in AMINO_ACIDS for letter in sequence]
+    return Protein(sequence_id, sequence, Work(sequence_id, tokens, tuple(lanes), reads, true), tuple(sweeps), residues)
+
+
+def reads_of(
+    adapter: Adapter, sequence: str, tokens: Tokens, view: View, *, everywhere: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the tokens whose read-out predicts a canonical residue, and the id of that residue, (n_reads,) each.
+
+    For autoregressive models the token before the residue must be a canonical residue too.
+
+    Args:
+        everywhere: read every token; the id is -1 where no canonical residue is predicted.
+    """
+    canonical = np.array([letter in AMINO_ACIDS for letter in sequence])
+    next_only = view.reads == "next" and not everywhere
+    positions = adapter.read_positions(sequence, tokens, which="next") if next_only else np.flatnonzero(canonical)
+    reads = tokens.residue_tokens[positions] + adapter.read_offset
+    true = np.array([adapter.residue_ids[AMINO_ACIDS.index(sequence[p])] for p in positions], np.int64)
+    if not everywhere:
+        return reads, true
+    ids = np.full(tokens.n_tokens, -1)
+    inside = reads >= 0
+    ids[reads[inside]] = true[inside]
+    return np.arange(tokens.n_tokens), ids
+
+
+def _replacement(ablation: str, part: str, block: int, donors: Donors | None, donor: np.ndarray | None) -> Replacement:
+    if ablation == "zero":
+        return Zero()
+    if donors is None:
+        raise InterventionError(f"--skips: the ablation {ablation} needs --reference, the proteins that stand in")
+    if ablation == "mean":
+        return Mean(donors.mean[part, block])
+    return Resample(donors.pool[part, block], donor)
+
+
+def _donors_for(sequence_id: str, tokens: Tokens, donors: Donors | None, seed: int) -> np.ndarray | None:
+    """Return a donor for each token, (n_tokens,), never one of the protein itself."""
+    if donors is None:
+        return None
+    choice = np.flatnonzero(donors.owner != sequence_id)
+    if not len(choice):
+        raise InterventionError(f"--reference holds no protein but {sequence_id}; resample ablation needs others")
+    return choice[generator(seed, "resample", sequence_id).integers(len(choice), size=tokens.n_tokens)]
+
+
+@torch.inference_mode()
+def donors_of(
+    adapter: Adapter,
+    sequences: Sequence[tuple[str, str]],
+    view: View,
+    parts: Sequence[str],
+    blocks: Mapping[str, Sequence[int]],
+    *,
+    seed: int,
+) -> Donors:
+    """Return means and donor pools of the updates of reference proteins under one view, one protein at a time.
+
+    Means are over all canonical residues, summed in float64. The pool holds ``DONORS`` residues a protein (fewer where
+    it is shorter), keyed by (seed, "donors", sequence_id), kept in the machine's memory in the dtype of the stream.
+    """
+    sums: dict[tuple[str, int], Tensor] = {}
+    pools: dict[tuple[str, int], list[Tensor]] = {}
+    owner: list[str] = []
+    n_residues = 0
+    for sequence_id, sequence in sequences:
+        masked = mask_of(view, len(sequence), seed, sequence_id)
+        try:
+            tokens = adapter.encode(sequence, masked=masked if masked.any() else None, direction=view.direction)
+        except SequenceError as error:
+            raise SequenceError(f"protein {sequence_id} of --reference: {error}") from error
+        residues = tokens.residue_tokens[[letter in AMINO_ACIDS for letter in sequence]]
+        random = generator(seed, "donors", sequence_id)
+        chosen = random.choice(residues, size=min(DONORS, len(residues)), replace=False)
+        owner += [sequence_id] * len(chosen)
+        n_residues += len(residues)
+        with adapter.precision():
+            stream, context = adapter.embed(adapter.collate([tokens], adapter.device))
+            for block in range(1, adapter.n_blocks + 1):
+                updates = adapter.updates(block, stream, context)
+                stream = adapter.add(stream, updates)
+                values = {"attn": updates.attention, "mlp": updates.mlp, "geom": updates.geometric}
+                values["layer"] = sum(x.to(stream.dtype) for x in values.values() if x is not None)
+                for part in parts:
+                    if block in blocks[part]:
+                        update = values[part][0]
+                        total = update[torch.as_tensor(residues, device=update.device)].double().sum(0).cpu()
+                        sums[part, block] = sums.get((part, block), 0) + total
+                        kept = update[torch.as_tensor(chosen, device=update.device)].to(stream.dtype).cpu()
+                        pools.setdefault((part, block), []).append(kept)
+    return Donors(
+        {key: total / n_residues for key, total in sums.items()},
+        {key: torch.cat(parts) for key, parts in pools.items()},
+        np.array(owner),
+    )
+
+
+@torch.inference_mode()
+def blocks_with(adapter: Adapter, parts: Sequence[str], log: logging.Logger) -> dict[str, tuple[int, ...]]:
+    """Return the blocks that have each part: all of them, or for geom those with a geometric branch."""
+    everywhere = tuple(range(1, adapter.n_blocks + 1))
+    blocks = {part: everywhere for part in parts}
+    if "geom" in parts:
+        tokens = adapter.encode("ACDEFGHIKLMN", direction=adapter.directions[0])
+        with adapter.precision():
+            stream, context = adapter.embed(adapter.collate([tokens], adapter.device))
+            blocks["geom"] = tuple(
+                block for block in everywhere if adapter.geometric_update(block, stream, context) is not None
+            )
+        if not blocks["geom"]:
+            log.info(f"{adapter.family} has no geometric branch: geom is left out")
+    return blocks
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Reductions over positions
+
+
+def reduce_effects(
+    change: np.ndarray, size: np.ndarray, read: np.ndarray, residues: np.ndarray, *, parity: bool = False
+) -> dict[str, np.ndarray]:
+    """Return, for every lane and target block, what SKIP_SEQ keeps of the positions read; each (n_lanes, n_blocks).
+
+    A ratio is undefined where the clean update is at most ``SMALLEST`` of the largest over the protein's residues.
+
+    Args:
+        change: (n_lanes, n_blocks, n_tokens), |u_j - u*_j|.
+        size: (n_blocks, n_tokens), |u_j|.
+        read, residues: (n_tokens,) bool.
+        parity: clamp denominators at ``CLAMP`` instead; nothing is undefined.
+    """
+    clean = size[:, read].astype(np.float64)
+    moved = change[..., read].astype(np.float64)
+    n_lanes, n_blocks, n_read = moved.shape
+    if parity:
+        defined = np.full(clean.shape, True)
+        ratio = moved / np.maximum(clean, CLAMP)
+    else:
+        largest = size[:, residues].max(-1, keepdims=True, initial=0.0)
+        defined = clean > SMALLEST * largest
+        ratio = np.divide(moved, clean, out=np.zeros_like(moved), where=defined)
+    n = defined.sum(-1)
+    p95, largest = np.full((n_lanes, n_blocks), np.nan), np.full((n_lanes, n_blocks), np.nan)
+    whole = n == n_read
+    if n_read and whole.any():
+        p95[:, whole] = np.percentile(ratio[:, whole], 95, axis=-1)
+        largest[:, whole] = ratio[:, whole].max(-1)
+    for block in np.flatnonzero(~whole & (n > 0)):
+        values = ratio[:, block][:, defined[block]]
+        p95[:, block], largest[:, block] = np.percentile(values, 95, axis=-1), values.max(-1)
+    repeated = np.broadcast_to(n, (n_lanes, n_blocks))
+    return {
+        "n": repeated,
+        "n_nan": n_read - repeated,
+        "sum": ratio.sum(-1),
+        "sumsq": np.square(ratio).sum(-1),
+        "num": moved.sum(-1),
+        "den": np.broadcast_to(clean.sum(-1), (n_lanes, n_blocks)),
+        "p95": p95,
+        "max": largest,
+    }
+
+
+def reduce_output(values: np.ndarray) -> dict[str, np.ndarray]:
+    """Return what SKIP_OUT_SEQ keeps of (..., n_reads) values, NaN where undefined; each (...)."""
+    defined = ~np.isnan(values)
+    n = defined.sum(-1)
+    filled = np.where(defined, values, 0.0)
+    p95, largest = np.full(n.shape, np.nan), np.full(n.shape, np.nan)
+    some = n > 0
+    if some.any():
+        p95[some] = np.nanpercentile(values[some], 95, axis=-1)
+        largest[some] = np.nanmax(values[some], axis=-1)
+    return {
+        "n": n,
+        "n_nan": values.shape[-1] - n,
+        "sum": filled.sum(-1),
+        "sumsq": np.square(filled).sum(-1),
+        "p95": p95,
+        "max": largest,
+    }
+
+
+def _below(total: np.ndarray, n: np.ndarray, floor: np.ndarray) -> np.ndarray:
+    """Return whether a mean that exists is below ``FLOORS`` noise floors."""
+    return (n > 0) & (total < FLOORS * floor * np.maximum(n, 1))
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# The noise floor
+
+
+@dataclass(frozen=True, eq=False)
+class Floor:
+    """How far equal runs are apart.
+
+    Attributes:
+        target: (n_blocks,) largest |u - u*| / |u| of each block.
+        output: largest change of the output by (vocabulary, quantity).
+    """
+
+    target: np.ndarray
+    output: Mapping[tuple[str, str], float]
+
+    def describe(self) -> str:
+        largest = max(self.output[v, "l2"] for v in VOCABULARIES)
+        return f"noise floor: updates {self.target.max():.2g}, output (l2) {largest:.2g}"
+
+
+def noise_floor(
+    adapter: Adapter, view: View, parts: Sequence[str], *, seed: int, token_budget: int, max_padding: float, log
+) -> Floor:
+    """Return how far apart two equal runs of one batch are: every update is replaced by its own copy.
+
+    The proteins are random (keyed by their length alone), so that the floor does not depend on the shard.
+    """
+    kept = [part for part in parts if part != "geom"] or ["layer"]
+    copies = []
+    for length in FLOOR_LENGTHS:
+        length = min(length, adapter.max_residues)
+        letters = generator("noise floor", length).integers(len(AMINO_ACIDS), size=length)
+        sequence = "".join(AMINO_ACIDS[i] for i in letters)
+        masked = mask_of(view, length, seed, f"noise floor {length}")
+        tokens = adapter.encode(sequence, masked=masked if masked.any() else None, direction=view.direction)
+        (positions,) = position_sets(["all"], sequence, tokens, seed=seed, sequence_id="noise floor")
+        lanes = [
+            Lane((Intervention(part, block, positions.skip, Itself()),))
+            for part in kept
+            for block in range(1, adapter.n_blocks + 1)
+        ]
+        reads, true = reads_of(adapter, sequence, tokens, view)
+        copies.append(Work("noise floor", tokens, tuple(lanes), reads, true))
+    target = np.zeros(adapter.n_blocks)
+    output = {(v, q): 0.0 for v in VOCABULARIES for q in OUTPUTS}
+    for index, outcome in sweep(adapter, copies, token_budget=token_budget, max_padding=max_padding, log=log):
+        at = copies[index].tokens.residue_tokens
+        size = outcome.size[:, at]
+        ratio = np.divide(outcome.change[..., at], size, out=np.zeros_like(outcome.change[..., at]), where=size > 0)
+        target = np.maximum(target, ratio.max((0, 2)))
+        for vocabulary, values in outcome.output.items():
+            for q, quantity in enumerate(OUTPUTS):
+                largest = float(np.abs(values[:, q]).max(initial=0.0))
+                output[vocabulary, quantity] = max(output[vocabulary, quantity], largest)
+    return Floor(target, output)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Rows
+
+
+def effect_rows(protein: Protein, outcome: Outcome, floor: Floor, *, parity: bool) -> dict[str, object]:
+    """Return the columns of SKIP_SEQ of one protein that differ between its rows, a row a source."""
+    kept: dict[str, list[np.ndarray]] = {}
+    for swept in protein.sweeps:
+        lanes = slice(swept.first, swept.first + len(swept.sources))
+        reduced = reduce_effects(
+            outcome.change[lanes], outcome.size, swept.positions.read, protein.residues, parity=parity
+        )
+        reduced["below_floor"] = _below(reduced["sum"], reduced["n"], floor.target)
+        # Blocks before the source were not run: their 0 is exact, not a small measured value.
+        reduced["below_floor"] &= np.arange(1, len(floor.target) + 1) >= np.array(swept.sources)[:, None]
+        for name, values in reduced.items():
+            kept.setdefault(name, []).append(values)
+    columns: dict[str, object] = _sweep_columns(protein.sweeps)
+    for name, parts in kept.items():
+        values = np.concatenate(parts)
+        kind = SKIP_SEQ.field(name).type.value_type
+        offsets = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
+        flat = pa.array(values.ravel().astype(kind.to_pandas_dtype()), kind)
+        columns[name] = pa.ListArray.from_arrays(pa.array(offsets), flat)
+    return columns
+
+
+def output_rows(protein: Protein, outcome: Outcome, floor: Floor) -> dict[str, object]:
+    """Return the columns of SKIP_OUT_SEQ of one protein that differ between its rows: a row a source and quantity."""
+    sweeps = [swept for swept in protein.sweeps if not swept.local]
+    n_kinds = len(VOCABULARIES) * len(OUTPUTS)
+    kept: dict[str, list[np.ndarray]] = {}
+    floors = np.array([[floor.output[v, q] for q in OUTPUTS] for v in VOCABULARIES])
+    for swept in sweeps:
+        lanes = slice(swept.first, swept.first + len(swept.sources))
+        at = swept.positions.read[protein.work.reads]
+        values = np.stack([outcome.output[v][lanes][..., at] for v in VOCABULARIES], axis=1)
+        reduced = reduce_output(values)
+        reduced["below_floor"] = _below(np.abs(reduced["sum"]), reduced["n"], floors)
+        for name, part in reduced.items():
+            kept.setdefault(name, []).append(part.reshape(-1))
+    n_rows = sum(len(swept.sources) for swept in sweeps)
+    columns: dict[str, object] = _sweep_columns(sweeps, repeat=n_kinds)
+    columns["vocab"] = np.tile(np.repeat(VOCABULARIES, len(OUTPUTS)), n_rows)
+    columns["quantity"] = np.tile(OUTPUTS, n_rows * len(VOCABULARIES))
+    return columns | {name: np.concatenate(parts) for name, parts in kept.items()}
+
+
+def _sweep_columns(sweeps: Sequence[Sweep], repeat: int = 1) -> dict[str, object]:
+    counts = [len(swept.sources) * repeat for swept in sweeps]
+
+    def column(values: list) -> np.ndarray:
+        return np.repeat(np.array(values), counts)
+
+    return {
+        "part": column([swept.part for swept in sweeps]),
+        "pos_set": column([swept.positions.name for swept in sweeps]),
+        "local": column([swept.local for swept in sweeps]),
+        "ablation": column([swept.ablation for swept in sweeps]),
+        "draw": column([swept.positions.draw for swept in sweeps]),
+        "src": np.concatenate([np.repeat(swept.sources, repeat) for swept in sweeps]),
+    }
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# A shard
+
+
+def measure(
+    adapter: Adapter,
+    sequences: Sequence[tuple[str, str]],
+    *,
+    skip: Path,
+    output_change: Path,
+    model_id: str,
+    nulls: Sequence[Null],
+    views: Sequence[View],
+    skips: Skips,
+    seed: int,
+    reference: Sequence[tuple[str, str]] = (),
+    token_budget: int = 4096,
+    log: logging.Logger,
+) -> dict[str, int]:
+    """Sweep every (sequence_id, sequence) under every null model and view, and write the two tables.
+
+    Args:
+        seed: of masks, position sets, donors.
+        reference: proteins behind the means and donors of the ablations mean and resample.
+        token_budget: largest rows x tokens carried through a block at once; changes speed and memory only.
+    Returns:
+        Rows written, by table.
+    Raises:
+        InterventionError, SequenceError, BatchError, TableError, ExtractionError: nothing stands under the final names.
+    """
+    check_sequences(sequences)
+    if set(skips.ablations) - {"zero"} and not reference:
+        raise InterventionError(
+            f"--skips: the ablations {', '.join(skips.ablations)} need --reference, a SEQUENCES table of proteins "
+            "whose updates stand in (the sample, so that all shards share it)"
+        )
+    # On a CPU padding costs more than short batches; on a GPU full batches are worth some.
+    max_padding = 0.0 if adapter.device.type == "cpu" else MAX_PADDING
+    blocks = blocks_with(adapter, skips.parts, log)
+    about = {"seed": str(seed), "version": str(EFFECTS_VERSION), "skips": json.dumps(skips.__dict__)}
+    progress = Progress(log, total=len(nulls) * len(views) * len(sequences), unit="proteins")
+    started, missing = time.monotonic(), 0
+    with (
+        TableWriter(skip, SKIP_SEQ, **about) as effect_table,
+        TableWriter(output_change, SKIP_OUT_SEQ, **about) as output_table,
+    ):
+        for null in nulls:
+            with applied(adapter, null):
+                floor = noise_floor(
+                    adapter,
+                    views[0],
+                    skips.parts,
+                    seed=seed,
+                    token_budget=token_budget,
+                    max_padding=max_padding,
+                    log=log,
+                )
+                log.info(f"{null}: {floor.describe()}")
+                for view in views:
+                    donors = None
+                    if set(skips.ablations) - {"zero"}:
+                        others = [(i, shuffled(s, i, null)) for i, s in reference]
+                        donors = donors_of(adapter, others, view, skips.parts, blocks, seed=seed)
+                    prepared = (
+                        protein_of(
+                            adapter, i, shuffled(s, i, null), view, skips, seed=seed, blocks=blocks, donors=donors
+                        )
+                        for i, s in sorted(sequences, key=lambda pair: -len(pair[1]))
+                    )
+                    for proteins in in_portions(prepared):
+                        missing += sum(expected_sets(skips, view) - n_sets(protein) for protein in proteins)
+                        works = [protein.work for protein in proteins]
+                        for index, outcome in sweep(
+                            adapter, works, token_budget=token_budget, max_padding=max_padding, log=log
+                        ):
+                            protein = proteins[index]
+                            check_finite(outcome, f"{model_id} ({null})", protein.sequence_id)
+                            keys = keys_of(adapter, protein, null, view, model_id)
+                            if protein.sweeps:
+                                effect_table.append(keys | effect_rows(protein, outcome, floor, parity=skips.parity))
+                                output_table.append(keys | output_rows(protein, outcome, floor))
+                            progress.advance()
+    progress.finish()
+    if missing:
+        log.info(f"{missing} position sets left out: proteins without hidden or visible residues, or too short")
+    counts = {"skip": effect_table.n_rows, "output_change": output_table.n_rows}
+    log.info(f"{time.monotonic() - started:.1f} s; rows: " + ", ".join(f"{name} {n}" for name, n in counts.items()))
+    return counts
+
+
+def in_portions(proteins: Iterable[Protein]) -> Iterator[list[Protein]]:
+    """Yield proteins by the handful, so that memory does not grow with their number."""
+    portion: list[Protein] = []
+    for protein in proteins:
+        portion.append(protein)
+        if sum(len(p.work.lanes) for p in portion) >= LANES_AT_ONCE:
+            yield portion
+            portion = []
+    if portion:
+        yield portion
+
+
+def shuffled(sequence: str, sequence_id: str, null: Null) -> str:
+    """Return the residues as a null model sees them."""
+    return shuffle_sequence(sequence, null.seed, sequence_id) if null.null_model == "shuffle_seq" else sequence
+
+
+def expected_sets(skips: Skips, view: View) -> int:
+    """Return how many position sets a long enough protein has under a view."""
+    return sum(
+        (skips.draws if name in ("prefix", "other") else 1)
+        for name in skips.pos_sets
+        if name != "ctx2mask" or view.reads == "masked"
+    )
+
+
+def n_sets(protein: Protein) -> int:
+    return len({(swept.positions.name, swept.positions.draw) for swept in protein.sweeps})
+
+
+def keys_of(adapter: Adapter, protein: Protein, null: Null, view: View, model_id: str) -> dict[str, object]:
+    """Return the COMMON and PER_SEQUENCE columns of one protein."""
+    return {
+        "model_id": model_id,
+        "family": adapter.family,
+        "objective": adapter.objective,
+        "n_blocks": adapter.n_blocks,
+        "d_model": adapter.d_model,
+        "dtype": adapter.dtype,
+        "null_model": null.null_model,
+        "null_seed": null.seed,
+        "condition": "seq",
+        "readout": "seq",
+        "direction": view.direction,
+        "noise_t": view.noise_t,
+        "mask_draw": view.mask_draw,
+        "sequence_id": protein.sequence_id,
+        "n_residues": len(protein.sequence),
+    }
+
+
+def check_finite(outcome: Outcome, model: str, sequence_id: str) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        ExtractionError: naming model, protein and the first block.
+    """
+    bad = ~(np.isfinite(outcome.size).all(-1) & np.isfinite(outcome.change).all((0, 2)))
+    if bad.any():
+        block = int(np.argmax(bad)) + 1
+        raise ExtractionError(
+            f"updates of block {block} of {model} are NaN or infinite in protein {sequence_id}; check the weights "
+            "(the card's digests) or use a wider dtype; nothing was written"
+        )
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# The stage
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the stage from the command line; see the module."""
+    parser = argparse.ArgumentParser(prog="python -m plm_depth.activations.effects", description=__doc__.split("\n")[0])
+    parser.add_argument("--card", type=Path, required=True, help="card of the checkpoint (models.describe)")
+    parser.add_argument("--sequences", type=Path, required=True, help="shard (SEQUENCES table)")
+    parser.add_argument("--nulls", required=True, help="JSON list of {null_model, seed}")
+    parser.add_argument("--inputs", required=True, help="JSON: the inputs section of the config")
+    parser.add_argument("--skips", required=True, help="JSON: what is silenced; see the module")
+    parser.add_argument("--reference", type=Path, help="SEQUENCES table behind the ablations mean and resample")
+    parser.add_argument("--seed", type=int, required=True, help="of masks, position sets and donors")
+    parser.add_argument("--token-budget", type=int, default=4096, help="largest rows x tokens of a batch")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--threads", type=int, help="CPU threads of torch")
+    parser.add_argument("--skip", type=Path, required=True, help="table SKIP_SEQ")
+    parser.add_argument("--output-change", type=Path, required=True, help="table SKIP_OUT_SEQ")
+    options = parser.parse_args(argv)
+    log = start_log("activations.effects")
+    from plm_depth.models.describe import load_from_card, read_card
+
+    try:
+        nulls, skips = parse_nulls(options.nulls), parse_skips(options.skips)
+        sequences = read_shard(options.sequences)
+        reference = read_shard(options.reference)[: skips.reference] if options.reference else []
+        device = resolve_device(options.device)
+        full_precision(options.threads)
+        card = read_card(options.card)
+        adapter = load_from_card(options.card, device)
+        log.info(f"{card['model_id']} ({adapter.family}, {adapter.n_blocks} blocks) on {device}, {card['dtype']}")
+        measure(
+            adapter,
+            sequences,
+            skip=options.skip,
+            output_change=options.output_change,
+            model_id=card["model_id"],
+            nulls=nulls,
+            views=views_for(adapter, options.inputs),
+            skips=skips,
+            seed=options.seed,
+            reference=reference,
+            token_budget=options.token_budget,
+            log=log,
+        )
+    except (
+        BatchError,
+        CheckpointError,
+        ExtractionError,
+        InterventionError,
+        NullError,
+        SequenceError,
+        TableError,
+    ) as error:
+        raise SystemExit(f"activations.effects: {error}") from error
+
+
+if __name__ == "__main__":
+    main()
