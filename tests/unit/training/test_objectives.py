@@ -40,7 +40,7 @@ def causal_model():
 
 
 def drawn(adapter, epoch=0, sequence=SEQUENCE, **options):
-    options = {"seed": 0, "sequence_id": "P1", "mask_rate": 0.15, **options}
+    options = {"objective": adapter.objective, "seed": 0, "sequence_id": "P1", "mask_rate": 0.15, **options}
     return training_example(adapter, sequence, epoch=epoch, **options)
 
 
@@ -133,6 +133,13 @@ def test_specials_are_never_masked(diffusion_model):
     for example in examples:
         assert example.tokens.ids[0] == diffusion_model.encode("MKT").ids[0] != diffusion_model.mask_id
         assert example.tokens.ids[-1] == diffusion_model.encode("MKT").ids[-1] != diffusion_model.mask_id
+
+
+def test_a_diffusion_model_can_be_asked_as_a_masked_one_in_a_first_stage(diffusion_model, masked_model):
+    first, other = drawn(diffusion_model, objective="mlm"), drawn(masked_model)
+    np.testing.assert_array_equal(first.tokens.ids, other.tokens.ids)
+    np.testing.assert_array_equal(first.reads, other.reads)
+    assert (first.weights == 1).all()
 
 
 # ------------------------------------------------------------------------------------------------- autoregressive

@@ -239,6 +239,31 @@ def test_dropout_is_off_in_validation_and_in_the_result(corpus):
     assert torch.equal(result.adapter.library_logits(tokens), result.adapter.library_logits(tokens))
 
 
+def test_the_first_stage_of_a_diffusion_model_is_masked_and_the_second_is_not(corpus, monkeypatch):
+    asked = []
+    real = stage.training_example
+
+    def kept(adapter, sequence, **options):
+        asked.append(options["objective"])
+        return real(adapter, sequence, **options)
+
+    monkeypatch.setattr(stage, "training_example", kept)
+    stage.train(recipe("dplm", steps=3, mlm_steps=2, tokens_per_batch=10_000), *corpus)
+    assert asked == ["mlm"] * 24 + ["diffusion"] * 12
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_spread_of_the_initial_weights_follows_the_recipe_and_is_published(family, tmp_path):
+    plain, wide = stage.untrained(recipe(family)), stage.untrained(recipe(family, initializer_range=0.1))
+    name, matrix = next((n, p) for n, p in wide.module.named_parameters() if p.ndim == 2)
+    assert matrix.std().item() == pytest.approx(0.1, rel=0.15)
+    assert plain.module.get_parameter(name).std().item() == pytest.approx(0.02, rel=0.15)
+    registry.save(wide, tmp_path)
+    loaded = registry.load(family, tmp_path)
+    loaded.reinitialise(1)  # a null model
+    assert torch.equal(loaded.module.get_parameter(name), matrix)
+
+
 def test_bfloat16_products_keep_float32_weights(corpus):
     result = stage.train(recipe("esm2", steps=2, dtype="bfloat16"), *corpus)
     assert {p.dtype for p in result.adapter.module.parameters()} == {torch.float32}
@@ -400,6 +425,11 @@ def test_an_unknown_family_and_sizes_that_do_not_fit_are_refused(corpus):
         stage.train(recipe("progen2", n_heads=4), *corpus)
     with pytest.raises(RecipeError, match=r"unknown size 'rotary_dims' of progen2; did you mean 'rotary_dim'"):
         stage.train(recipe("progen2", sizes={"rotary_dims": 4}), *corpus)
+
+
+def test_a_first_stage_of_masked_modelling_is_for_diffusion_models_alone(corpus):
+    with pytest.raises(RecipeError, match="only diffusion models have such a first stage and esm2 is 'mlm'"):
+        stage.train(recipe("esm2", mlm_steps=1), *corpus)
 
 
 def test_validation_proteins_without_a_canonical_residue_are_refused(corpus):

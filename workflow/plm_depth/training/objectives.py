@@ -41,9 +41,11 @@ class Example:
 
 
 def training_example(
-    adapter: Adapter, sequence: str, *, seed: int, epoch: int, sequence_id: str, mask_rate: float
+    adapter: Adapter, sequence: str, *, objective: str, seed: int, epoch: int, sequence_id: str, mask_rate: float
 ) -> Example:
     """Return the example of a protein in one epoch, drawn from a generator keyed by (seed, epoch, sequence_id).
+
+    The objective is the adapter's own, or "mlm" in the first stage of a diffusion model:
 
     * "mlm": ``mask_rate`` of the residues are selected; of these 80 % are hidden, 10 % replaced by a random amino acid,
       10 % left; all selected ones are scored.
@@ -52,11 +54,11 @@ def training_example(
     * "ar": a reading direction is drawn; every next token is scored, terminals included.
     """
     rng = generator(seed, "example", epoch, sequence_id)
-    if adapter.objective == "ar":
+    if objective == "ar":
         direction = adapter.directions[rng.integers(len(adapter.directions))]
         return _next_tokens(adapter, sequence, direction)
     n_residues = len(sequence)
-    if adapter.objective == "diffusion":
+    if objective == "diffusion":
         level = int(rng.integers(1, NOISE_LEVELS + 1))
         masked = rng.random(n_residues) < level / NOISE_LEVELS
         return _hidden(adapter, sequence, masked, weight=diffusion_weight(level))

@@ -4,7 +4,7 @@ import difflib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 
 DTYPES = ("float32", "bfloat16")
@@ -31,6 +31,10 @@ class Recipe:
         clip_norm: largest norm of the gradient.
         seed: seed of weights, order, crops, masks, directions and noise levels.
         mask_rate: share of residues selected in masked language modelling.
+        mlm_steps: for diffusion models, how many of the steps come first as masked language modelling with the same
+            network; the published models were trained in these two stages.
+        initializer_range: standard deviation of the random initial matrices; None: what the family's library takes,
+            which is made for widths of about a thousand and slow to leave at a width of 64.
         crop: longest piece of a protein in residues; None: the longest protein that the family was made for.
         validate_every: optimiser steps between two points of the curve; there is one at 0 and one at the end besides.
         dtype: dtype of the matrix products; the weights and their updates stay float32.
@@ -50,6 +54,8 @@ class Recipe:
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     mask_rate: float = 0.15
+    mlm_steps: int = 0
+    initializer_range: float | None = None
     crop: int | None = None
     dtype: str = "float32"
     sizes: Mapping[str, object] = field(default_factory=dict)
@@ -61,8 +67,10 @@ class Recipe:
                 raise RecipeError(f"recipe: {name} must be a name, not {value!r}")
         for name in ("n_blocks", "d_model", "n_heads", "steps", "tokens_per_batch", "validate_every"):
             _whole(name, getattr(self, name), at_least=1)
-        for name in ("seed", "warmup"):
+        for name in ("seed", "warmup", "mlm_steps"):
             _whole(name, getattr(self, name), at_least=0)
+        if self.initializer_range is not None:
+            _number("initializer_range", self.initializer_range, above=0.0, up_to=1.0)
         if self.crop is not None:
             _whole("crop", self.crop, at_least=1)
         _number("learning_rate", self.learning_rate, above=0.0, up_to=1.0)
@@ -72,8 +80,11 @@ class Recipe:
             _number("weight_decay", self.weight_decay, above=0.0, up_to=math.inf)
         if self.dtype not in DTYPES:
             raise RecipeError(f"recipe: dtype is {self.dtype!r}; allowed: {', '.join(DTYPES)}")
-        if self.warmup > self.steps:
-            raise RecipeError(f"recipe: warmup is {self.warmup}, longer than the {self.steps} steps; lower warmup")
+        for name in ("warmup", "mlm_steps"):
+            if getattr(self, name) > self.steps:
+                raise RecipeError(
+                    f"recipe: {name} is {getattr(self, name)}, more than the {self.steps} steps; lower it"
+                )
         if not isinstance(self.sizes, Mapping):
             raise RecipeError(f"recipe: sizes must be a mapping of names to sizes, not {self.sizes!r}")
         doubled = sorted({"n_blocks", "d_model", "n_heads"} & set(self.sizes))
@@ -107,14 +118,14 @@ def parse_recipe(values: object) -> Recipe:
     """
     if not isinstance(values, Mapping):
         raise RecipeError(f"recipe: expected a mapping of keys to values, found {type(values).__name__}")
-    known = list(Recipe.__dataclass_fields__)
+    known = [f.name for f in fields(Recipe)]
     for key in values:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise RecipeError(f"recipe: unknown key {key!r}; {hint}known: {', '.join(known)}")
-    optional = {"warmup", "weight_decay", "clip_norm", "mask_rate", "crop", "dtype", "sizes"}
-    missing = [key for key in known if key not in values and key not in optional]
+    required = [f.name for f in fields(Recipe) if f.default is MISSING and f.default_factory is MISSING]
+    missing = [key for key in required if key not in values]
     if missing:
         raise RecipeError(f"recipe: missing {', '.join(missing)}")
     return Recipe(**values)

@@ -161,7 +161,8 @@ def train(
     device = torch.device(device)
     check_disjoint(train_proteins, valid_proteins)
     with torch.random.fork_rng(), _deterministic(device):
-        adapter = _untrained(recipe, device)
+        adapter = untrained(recipe)
+        adapter.module.to(device)
         longest = min(adapter.max_residues, recipe.crop or adapter.max_residues)
         n_tokens = _token_counts(adapter, train_proteins, longest, "training", log)
         _token_counts(adapter, valid_proteins, longest, "validation", log)
@@ -169,12 +170,29 @@ def train(
         return _train(recipe, adapter, train_proteins, n_tokens, valid_proteins, longest, log)
 
 
-def _untrained(recipe: Recipe, device: torch.device) -> Adapter:
+def untrained(recipe: Recipe) -> Adapter:
+    """Return the model of a recipe with its random initial weights, ready for gradients.
+
+    Raises:
+        RecipeError: an unknown family, sizes that it cannot have, or settings that are not for its objective.
+    """
     try:
         adapter = registry.build(recipe.family, recipe.model_sizes, seed=recipe.seed)
     except ValueError as error:
         raise RecipeError(f"recipe of {recipe.model}: {error}") from error
-    adapter.module.to(device).requires_grad_(True)
+    if recipe.mlm_steps and adapter.objective != "diffusion":
+        raise RecipeError(
+            f"recipe of {recipe.model}: mlm_steps is {recipe.mlm_steps}, but only diffusion models have such a first "
+            f"stage and {recipe.family} is {adapter.objective!r}; leave it out"
+        )
+    if recipe.initializer_range is not None:
+        config = getattr(adapter.module, "config", None)
+        if not hasattr(config, "initializer_range"):
+            raise RecipeError(f"recipe of {recipe.model}: {recipe.family} has no initializer_range; leave it out")
+        # In the config, so that it is published with the weights and every re-initialised null model has it too.
+        config.initializer_range = recipe.initializer_range
+        adapter.reinitialise(recipe.seed)
+    adapter.module.requires_grad_(True)
     return adapter
 
 
@@ -216,12 +234,9 @@ def _train(
     for step in range(recipe.steps):
         epoch, rows = next(batches)
         pieces = [(proteins[i].sequence_id, crop_of(proteins[i], longest, recipe.seed, epoch)) for i in rows]
-        examples = [
-            training_example(
-                adapter, piece, seed=recipe.seed, epoch=epoch, sequence_id=name, mask_rate=recipe.mask_rate
-            )
-            for name, piece in pieces
-        ]
+        objective = "mlm" if step < recipe.mlm_steps else adapter.objective
+        options = {"objective": objective, "seed": recipe.seed, "epoch": epoch, "mask_rate": recipe.mask_rate}
+        examples = [training_example(adapter, piece, sequence_id=name, **options) for name, piece in pieces]
         batch, at = _collated(adapter, examples, device)
         adapter.module.train()
         for group in optimiser.param_groups:
