@@ -150,10 +150,9 @@ def raw_accession(header: bytes) -> bytes:
     Raises:
         SourceError: no accession directly behind ``>``, or bytes that are not UTF-8. The caller adds the place.
     """
-    words = header.split(None, 1)
-    if not words or not header.startswith(words[0]):
+    if not header or header[0] in WHITE_SPACE:
         raise SourceError(f"no accession directly behind '>' in {b'>' + header[:60]!r}")
-    word = words[0]
+    word = header.split(None, 1)[0]
     if b"|" in word:
         parts = word.split(b"|")
         if len(parts) == 3 and parts[0] in _UNIPROT_DATABASES and parts[1]:

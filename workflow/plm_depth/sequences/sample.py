@@ -13,7 +13,6 @@ letters: ``plm_depth.sequences.fasta``). Every record read is counted under exac
 
 import argparse
 import hashlib
-import heapq
 import logging
 import time
 from collections.abc import Iterable, Sequence
@@ -22,12 +21,11 @@ from pathlib import Path
 
 from plm_depth.progress import start_log
 from plm_depth.sequences import SourceError
-from plm_depth.sequences.fasta import CANONICAL, clean, raw_accession, raw_batches
+from plm_depth.sequences.fasta import CANONICAL, WHITE_SPACE, clean, raw_accession, raw_batches
 from plm_depth.sequences.megabytes import Megabytes
 from plm_depth.tables import LEFT_OUT, SEQUENCES, write_table
 
 REASONS = ("sampled", "not_sampled", "non_canonical", "too_short", "too_long")
-_RESIDUES_AND_LINE_ENDS = CANONICAL + b"\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,36 +48,42 @@ class Sample:
 @dataclass(slots=True)
 class _Candidate:
     accession: bytes
-    residues: bytes
-    place: str
-    second_place: str = ""  # where the accession came again, if it did
+    body: bytes  # residues, perhaps with white space
+    path: str | Path
+    number: int  # of the record in its file, from 1
+    again: "_Candidate | None" = None  # the last record with the same accession, if there is one
+
+    @property
+    def place(self) -> str:
+        return f"{self.path}, record {self.number}"
 
 
 class _Smallest:
-    """The ``size`` smallest digests offered so far, with what belongs to them.
+    """The ``size`` smallest digests offered so far, with what belongs to them; holds up to twice as many at a time.
 
-    ``limit``: only a digest up to this one can change anything.
+    ``limit``: only a digest up to this one can still belong to them.
     """
 
     def __init__(self, size: int):
         self.size = size
-        self.kept: dict[bytes, _Candidate] = {}
         self.limit = b"\xff" * 16
-        self._heap: list[int] = []  # negated digests, so that the largest is at the top
+        self._kept: dict[bytes, _Candidate] = {}
 
-    def offer(self, digest: bytes, accession: bytes, body: bytes, place: str) -> None:
-        if digest in self.kept:
-            self.kept[digest].second_place = place
+    def offer(self, digest: bytes, candidate: _Candidate) -> None:
+        if digest in self._kept:
+            self._kept[digest].again = candidate
             return
-        self.kept[digest] = _Candidate(accession, body.replace(b"\n", b""), place)
-        heapq.heappush(self._heap, -int.from_bytes(digest, "big"))
-        if len(self._heap) > self.size:
-            del self.kept[(-heapq.heappop(self._heap)).to_bytes(16, "big")]
-        if len(self._heap) == self.size:
-            self.limit = (-self._heap[0]).to_bytes(16, "big")
+        self._kept[digest] = candidate
+        if len(self._kept) >= 2 * self.size:
+            self.in_order()
 
     def in_order(self) -> list[_Candidate]:
-        return [self.kept[digest] for digest in sorted(self.kept)]
+        """Forget all but the ``size`` smallest and return them, the smallest first."""
+        digests = sorted(self._kept)[: self.size]
+        self._kept = {digest: self._kept[digest] for digest in digests}
+        if len(digests) == self.size:
+            self.limit = digests[-1]
+        return list(self._kept.values())
 
 
 def draw(
@@ -124,15 +128,16 @@ def draw(
                     number += 1
                     header, _, body = raw.partition(b"\n")
                     accession = raw_accession(header)
-                    if body.translate(None, _RESIDUES_AND_LINE_ENDS):  # rare: the policies for odd letters
+                    rest = body.translate(None, CANONICAL)
+                    if rest and not rest.isspace():  # rare: the policies for odd letters
                         residues = clean(body)
                         upper_cased += residues.upper_cased
                         stop_dropped += residues.stop_dropped
                         if not residues.canonical:
                             non_canonical += 1
                             continue
-                        body = residues.text
-                    length = len(body) - body.count(b"\n")
+                        body, rest = residues.text, b""
+                    length = len(body) - len(rest)
                     if length < min_length:
                         if not length:
                             raise SourceError("no residues")
@@ -145,7 +150,7 @@ def draw(
                     hasher.update(accession)
                     digest = hasher.digest()
                     if digest <= smallest.limit:
-                        smallest.offer(digest, accession, body, f"{path}, record {number}")
+                        smallest.offer(digest, _Candidate(accession, body, path, number))
             except SourceError as error:
                 raise SourceError(f"{path}, record {number}: {error}") from error
         n_read += number
@@ -176,22 +181,23 @@ def _check_options(fastas: Sequence[str | Path], size: int, min_length: int, max
 
 
 def _check_unique(chosen: Iterable[_Candidate]) -> None:
-    twice = [candidate for candidate in chosen if candidate.second_place]
+    twice = [candidate for candidate in chosen if candidate.again is not None]
     if twice:
         first = twice[0]
         raise SourceError(
-            f"accession {first.accession.decode()} comes twice: {first.place}, and {first.second_place} "
+            f"accession {first.accession.decode()} comes twice: {first.place}, and {first.again.place} "
             f"({len(twice)} such accession(s) in the sample); expected every accession once: was a file given twice?"
         )
 
 
 def _columns(chosen: Sequence[_Candidate]) -> dict[str, list]:
+    residues = [candidate.body.translate(None, WHITE_SPACE) for candidate in chosen]
     return {
-        "sequence_id": [c.accession.decode() for c in chosen],
-        "sequence_hash": [hashlib.sha256(c.residues).hexdigest() for c in chosen],
+        "sequence_id": [candidate.accession.decode() for candidate in chosen],
+        "sequence_hash": [hashlib.sha256(text).hexdigest() for text in residues],
         "rank": list(range(len(chosen))),
-        "n_residues": [len(c.residues) for c in chosen],
-        "sequence": [c.residues.decode() for c in chosen],
+        "n_residues": [len(text) for text in residues],
+        "sequence": [text.decode() for text in residues],
     }
 
 
