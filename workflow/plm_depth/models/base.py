@@ -52,6 +52,21 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class Structure:
+    """What is known of a protein's structure, each part or None; every part has one entry a residue.
+
+    Attributes:
+        three_di: 3Di states, lower case, "#" where unknown.
+        codes: (n_residues,) int64, codes of the model's own structure tokenizer, -1 where unknown.
+        coordinates: (n_residues, 3, 3) float32, N, CA and C in Angstrom, NaN where missing.
+    """
+
+    three_di: str | None = None
+    codes: np.ndarray | None = None
+    coordinates: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
 class Batch:
     """Right-padded tokens of several proteins: ids (n_rows, n_tokens), valid (n_rows, n_tokens) bool, extra by name."""
 
@@ -121,6 +136,8 @@ class Adapter(ABC):
         read_offset: token offset from a residue to the token whose logits predict it (0, or -1 when autoregressive).
         max_residues: longest protein the family was made for; longer ones are refused, never cut.
         directions: the reading directions, ("none",) or ("n2c", "c2n").
+        conditions: what the model can be shown: "seq" (sequence), "seq_struct" (and structure), "struct" (structure
+            alone). Families with more than "seq" take ``structure`` and ``condition`` in ``encode``.
         layouts: names of the on-disk layouts that the family is published in.
         extra_padding: by name of ``Tokens.extra``, the value that stands at padded tokens.
 
@@ -141,6 +158,7 @@ class Adapter(ABC):
     read_offset: int = 0
     max_residues: int
     directions: tuple[str, ...] = ("none",)
+    conditions: tuple[str, ...] = ("seq",)
     layouts: tuple[str, ...] = ()
     extra_padding: Mapping[str, float] = {}
 
@@ -204,6 +222,10 @@ class Adapter(ABC):
         """Return the logits of the heads beside the one of ``read_out``, by the name of their track."""
         return {}
 
+    def native_logits(self, stream: Tensor) -> Tensor:
+        """Return the logits as the family's own code gives them; ``read_out`` unless that merges or drops tokens."""
+        return self.read_out(stream)
+
     def log_likelihood(self, logits: Tensor, batch: Batch) -> Tensor | None:
         """Return the family's own score of each row, (n_rows,) nats per residue, or None if it publishes none."""
         return None
@@ -266,6 +288,10 @@ class Adapter(ABC):
             extra[name] = torch.from_numpy(padded).to(device)
         return Batch(torch.from_numpy(ids).to(device), torch.from_numpy(valid).to(device), extra)
 
+    def parse(self, text: str) -> tuple[str, dict[str, object]]:
+        """Return the sequence, and further arguments of ``encode``, of a protein as the family writes it."""
+        return text, {}
+
     def batch_of(self, inputs: Mapping[str, Tensor]) -> Batch:
         """Return the batch of inputs that bear the names under which the family's own code takes them."""
         return Batch(inputs["input_ids"].long(), inputs["attention_mask"].bool())
@@ -308,6 +334,29 @@ class Adapter(ABC):
         """
         if direction not in self.directions:
             raise SequenceError(f"direction {direction!r}; {self.family} reads {' or '.join(self.directions)}")
+
+    def check_condition(self, condition: str, sequence: str, structure: Structure | None, part: str) -> None:
+        """Refuse a condition that this family does not have, or that lacks its structure.
+
+        Args:
+            condition: one of ``conditions``.
+            sequence: the protein.
+            structure: what is known of its structure.
+            part: the attribute of ``Structure`` that the condition needs.
+        Raises:
+            SequenceError: naming what is missing, or lengths that differ.
+        """
+        if condition not in self.conditions:
+            raise SequenceError(f"condition {condition!r}; {self.family} can be shown {' or '.join(self.conditions)}")
+        if condition == "seq":
+            return
+        value = None if structure is None else getattr(structure, part)
+        if value is None:
+            raise SequenceError(
+                f"condition {condition!r} of {self.family} needs the structure's {part}; none was given"
+            )
+        if len(value) != len(sequence):
+            raise SequenceError(f"{len(value)} entries of {part} for {len(sequence)} residues")
 
     def check_masked(self, sequence: str, masked: np.ndarray | None) -> np.ndarray:
         """Return the masks as (n_residues,) bool.
@@ -356,6 +405,9 @@ class Adapter(ABC):
     def self_check(self, sequence: str = "MKTAYIAKQRQISFVKSHFSRQ") -> float:
         """Return the largest |logits by stepping - logits of the library| on a few residues, relative to the largest.
 
+        Real tokens only: padding rows of the vocabulary are not compared.
+
+
         Raises:
             CheckpointError: above 1e-4 (float32) or 0.1 (half precision), or a value that is not finite.
         """
@@ -370,6 +422,8 @@ class Adapter(ABC):
             for block in range(1, self.n_blocks + 1):
                 stream = self.add(stream, self.updates(block, stream, context))
             logits = self.read_out(stream).float()
+        columns = torch.tensor(list(self.vocabulary), device=logits.device)
+        expected, logits = expected[..., columns], logits[..., columns]
         if not torch.isfinite(expected).all():
             raise CheckpointError(f"{self.family}: logits are not finite: the checkpoint holds NaN or inf")
         error = float((logits - expected).abs().max() / expected.abs().max().clamp(min=1e-12))

@@ -37,7 +37,8 @@ class Esm(Adapter):
 
     Class attributes beyond those of ``Adapter``:
         alphabet: ids of the residues.
-        architecture, extra_config, weights_name, stores_tied_decoder: how the family writes its own checkpoints.
+        architecture, extra_config, weights_name, stores_tied_decoder, stores_positions: how the family writes its own
+            checkpoints.
         dropout: hidden dropout of the published config (off in evaluation mode).
         position_embeddings: "rotary" or "absolute".
     """
@@ -47,6 +48,7 @@ class Esm(Adapter):
     extra_config: ClassVar[Mapping[str, object]] = {}
     weights_name: ClassVar[str] = "model.safetensors"
     stores_tied_decoder: ClassVar[bool] = False
+    stores_positions: ClassVar[bool] = True
     dropout: ClassVar[float] = 0.0
     position_embeddings: ClassVar[str] = "rotary"
     max_residues = 1022
@@ -57,10 +59,17 @@ class Esm(Adapter):
         config = module.config
         self.n_blocks, self.d_model = config.num_hidden_layers, config.hidden_size
         self.mask_id, self.pad_id = config.mask_token_id, config.pad_token_id
-        self.residue_ids = np.array([self.alphabet.id_of[letter] for letter in AMINO_ACIDS])
+        if self.position_embeddings == "absolute":  # rows up to the pad id are not positions
+            self.max_residues = config.max_position_embeddings - self.pad_id - 1 - 2
+        self.residue_ids = np.array([self.alphabet.id_of[self.token_of(letter)] for letter in AMINO_ACIDS])
         self.vocabulary = dict(enumerate(self.alphabet.tokens))
 
     # ------------------------------------------------------------------------------------------------- tokens
+
+    @classmethod
+    def token_of(cls, letter: str) -> str:
+        """Return the text of the token of a residue whose structure is not told."""
+        return letter
 
     def encode(self, sequence: str, *, masked: np.ndarray | None = None, direction: str = "none") -> Tokens:
         """Return ``<cls>`` residues ``<eos>``; see ``Adapter.encode``."""
@@ -135,11 +144,13 @@ class Esm(Adapter):
         folder = Path(folder)
         path = folder / "config.json"
         if cls.layout_of(folder, layout) == "fair_esm":
-            config, tensors, path = cls.from_fair_esm(_fair_esm_file(folder))
+            config, tensors, path = cls.from_fair_esm(fair_esm_file(folder))
         else:
             config = checkpoints.read_json(path)
             tensors = checkpoints.read_weights(folder)
         cls.check_config(config, path)
+        if cls.position_embeddings == "absolute":  # ESM-1b has a norm on the embeddings, ESM-1v none: the file says
+            config = {**config, "emb_layer_norm_before": "esm.embeddings.layer_norm.weight" in tensors}
         return cls._of(cls._config(config, path), tensors, dtype, path)
 
     @classmethod
@@ -157,7 +168,7 @@ class Esm(Adapter):
     def files(cls, folder: Path, layout: str | None = None) -> list[Path]:
         """Return the files that ``load`` reads."""
         if cls.layout_of(folder, layout) == "fair_esm":
-            return sorted(folder.glob(f"{_fair_esm_file(folder).stem}*.pt"))
+            return sorted(folder.glob(f"{fair_esm_file(folder).stem}*.pt"))
         return [folder / "config.json", *checkpoints.weight_files(folder, with_index=True)]
 
     @classmethod
@@ -261,7 +272,7 @@ class Esm(Adapter):
             ValueError: sizes that do not fit.
         """
         if d_model % (2 * n_heads):
-            raise ValueError(f"d_model {d_model} is not a multiple of 2 n_heads = {2 * n_heads} (rotary needs pairs)")
+            raise ValueError(f"d_model {d_model} is not a multiple of 2 n_heads = {2 * n_heads}: heads of even width")
         raw = {
             **cls.template(),
             "hidden_size": d_model,
@@ -281,6 +292,7 @@ class Esm(Adapter):
             "classifier_dropout": None,
             "emb_layer_norm_before": False,
             "esmfold_config": None,
+            "hidden_act": "gelu",
             "initializer_range": 0.02,
             "is_folding_model": False,
             "layer_norm_eps": 1e-05,
@@ -342,7 +354,7 @@ class Esm(Adapter):
             # The published files carry a position table that no rotary model reads.
             unused = torch.zeros(config.max_position_embeddings, self.d_model)
             tensors["esm.embeddings.position_embeddings.weight"] = unused
-        if self.weights_name.endswith(".safetensors"):
+        if self.stores_positions:
             positions = torch.arange(config.max_position_embeddings)[None]
             tensors["esm.embeddings.position_ids"] = positions
         return tensors
@@ -363,7 +375,7 @@ def _untrained(config, seed: int | None) -> torch.nn.Module:
         return EsmForMaskedLM(config)
 
 
-def _fair_esm_file(folder: Path) -> Path:
+def fair_esm_file(folder: Path) -> Path:
     """Return the one ``.pt`` checkpoint of a folder.
 
     Raises:
@@ -479,6 +491,39 @@ class Esm2(Esm):
         return config, tensors, path
 
 
+class Esm1b(Esm):
+    """ESM-1b: learned positions, a norm on the embeddings; hub folders and fair-esm's ``esm1b_*.pt``."""
+
+    family = "esm1b"
+    objective = "mlm"
+    layouts = ("hub", "fair_esm")
+    position_embeddings = "absolute"
+    extra_config: ClassVar[Mapping[str, object]] = {"emb_layer_norm_before": True}
+
+    @classmethod
+    def from_fair_esm(cls, path: Path) -> tuple[dict[str, object], dict[str, Tensor], Path]:
+        model, tensors = read_fair_esm(path)
+        arguments = model.args
+        config = {
+            **cls.template(),
+            "hidden_size": arguments.embed_dim,
+            "num_hidden_layers": arguments.layers,
+            "num_attention_heads": arguments.attention_heads,
+            "intermediate_size": arguments.ffn_embed_dim,
+            "max_position_embeddings": model.embed_positions.num_embeddings,
+            "token_dropout": bool(getattr(arguments, "token_dropout", False)),
+            "hidden_dropout_prob": 0.0,
+        }
+        return config, tensors, path
+
+
+class Esm1v(Esm1b):
+    """ESM-1v: the network of ESM-1b without the norm on the embeddings; five models, one checkpoint each."""
+
+    family = "esm1v"
+    extra_config: ClassVar[Mapping[str, object]] = {}
+
+
 class Dplm(Esm):
     """DPLM: the network of ESM-2 trained by absorbing diffusion; it gets no time step."""
 
@@ -488,6 +533,7 @@ class Dplm(Esm):
     extra_config: ClassVar[Mapping[str, object]] = {"dplm_type": "dplm_esm"}
     weights_name = "pytorch_model.bin"
     stores_tied_decoder = True
+    stores_positions = False
     dropout = 0.1
 
     @classmethod

@@ -23,9 +23,12 @@ class Entry(NamedTuple):
     objective: str
 
 
-FAMILIES = {
+FAMILIES = {  # every value is an Entry
     "esm2": Entry("plm_depth.models.esm:Esm2", "mlm"),
     "dplm": Entry("plm_depth.models.esm:Dplm", "diffusion"),
+    "esm1b": Entry("plm_depth.models.esm:Esm1b", "mlm"),
+    "esm1v": Entry("plm_depth.models.esm:Esm1v", "mlm"),
+    "saprot": Entry("plm_depth.models.saprot:SaProt", "mlm"),
     "progen2": Entry("plm_depth.models.gptj:ProGen2", "ar"),
 }
 

@@ -70,8 +70,8 @@ def walk(adapter: Adapter, batch: Batch) -> dict[str, Tensor]:
     """Return what stepping through the blocks gives, under the names of the expected tensors.
 
     x (n_blocks + 1, rows, tokens, d_model); attn and mlp (n_blocks, ...); geom likewise, for the blocks that have such
-    a branch; final_norm, logits, logits of further heads and log_likelihood, where the family has them; and library,
-    the logits of the library's own forward pass.
+    a branch; final_norm, logits, logits of further heads and log_likelihood, where the family has them; and read_out
+    and library, the logits that the rest of the package reads and those of the library's own forward pass.
     """
     with adapter.precision():
         stream, context = adapter.embed(batch)
@@ -85,15 +85,17 @@ def walk(adapter: Adapter, batch: Batch) -> dict[str, Tensor]:
             if updates.geometric is not None:
                 geometric.append(updates.geometric)
         logits = adapter.read_out(stream)
+        library = adapter.library_logits(batch)
         found = {
             "x": torch.stack(states),
             "attn": torch.stack(attention),
             "mlp": torch.stack(mlp),
             "geom": torch.stack(geometric) if geometric else None,
             "final_norm": adapter.final_norm(stream),
-            "logits": logits,
+            "read_out": logits,
+            "logits": adapter.native_logits(stream),
             "log_likelihood": adapter.log_likelihood(logits, batch),
-            "library": adapter.library_logits(batch),
+            "library": library,
             **{f"logits_{track}": values for track, values in adapter.other_logits(stream).items()},
         }
     return {name: value for name, value in found.items() if value is not None}
@@ -117,7 +119,7 @@ def compare(adapter: Adapter, about: Mapping, tensors: Mapping[str, Tensor]) -> 
             yield Difference(name, "token ids that differ", float(wrong.sum()), 0.0)
         found = walk(adapter, batch)
         found = {key: value.float().cpu() for key, value in found.items()}
-        library = (found.pop("library") - found["logits"])[keep].abs().max()
+        library = (found.pop("library") - found.pop("read_out"))[keep].abs().max()
         yield Difference(name, "stepping vs library", float(library), case["tolerance"]["logits"])
         for tensor, tolerance in case["tolerance"].items():
             expected = given[tensor].float()
@@ -151,12 +153,11 @@ def tokens_of_cases(adapter: Adapter, about: Mapping) -> Iterator[tuple[str, lis
     for name, case in about["cases"].items():
         direction = names[case.get("direction")]
         tokens = []
-        for row, sequence in enumerate(case.get("sequences", [])):
-            masked = None
+        for row, text in enumerate(case.get("sequences", [])):
+            sequence, options = adapter.parse(text)
             if "masked_residues" in case:
-                masked = np.zeros(len(sequence), bool)
-                masked[case["masked_residues"][row]] = True
-            tokens.append(adapter.encode(sequence, masked=masked, direction=direction))
+                options["masked"] = np.isin(np.arange(len(sequence)), case["masked_residues"][row])
+            tokens.append(adapter.encode(sequence, direction=direction, **options))
         if tokens:
             yield name, tokens
 
