@@ -431,13 +431,16 @@ def hub_name(name: str, where: Path) -> str:
     raise CheckpointError(f"{where}: {name} is not a tensor of this architecture")
 
 
-def read_fair_esm(path: Path) -> tuple[torch.nn.Module, dict[str, Tensor]]:
+def read_fair_esm(path: Path, kind: str) -> tuple[torch.nn.Module, dict[str, Tensor]]:
     """Return fair-esm's own model of a ``.pt`` file, and its tensors under the hub's names.
 
     The pickle holds an ``argparse.Namespace`` beside tensors; that and nothing else is let through.
 
+    Args:
+        path: the file, under its published name.
+        kind: name of fair-esm's class of this family.
     Raises:
-        CheckpointError: fair-esm is not installed or cannot read the file, or it holds other objects.
+        CheckpointError: fair-esm is not installed or cannot read the file, or it holds other objects or another class.
     """
     import argparse
     import pickle
@@ -460,6 +463,8 @@ def read_fair_esm(path: Path) -> tuple[torch.nn.Module, dict[str, Tensor]]:
             f"{path}: fair-esm cannot read it ({type(error).__name__}: {error}); keep the published file name, "
             "fair-esm chooses the architecture by it"
         ) from error
+    if type(model).__name__ != kind:
+        raise CheckpointError(f"{path}: a {type(model).__name__} of fair-esm, but this family is its {kind}")
     return model, {hub_name(name, path): value for name, value in model.state_dict().items()}
 
 
@@ -478,7 +483,7 @@ class Esm2(Esm):
 
     @classmethod
     def from_fair_esm(cls, path: Path) -> tuple[dict[str, object], dict[str, Tensor], Path]:
-        model, tensors = read_fair_esm(path)
+        model, tensors = read_fair_esm(path, "ESM2")
         config = {
             **cls.template(),
             "hidden_size": model.embed_dim,
@@ -502,7 +507,7 @@ class Esm1b(Esm):
 
     @classmethod
     def from_fair_esm(cls, path: Path) -> tuple[dict[str, object], dict[str, Tensor], Path]:
-        model, tensors = read_fair_esm(path)
+        model, tensors = read_fair_esm(path, "ProteinBertModel")
         arguments = model.args
         config = {
             **cls.template(),
