@@ -70,7 +70,7 @@ LOSS = _schema(
     split=(_cat, "train or valid"),
     nats=(_f64, "mean loss per predicted residue, in nats, over the 20 canonical residues"),
     n=(_i64, "predicted residues behind the mean"),
-    reference=(_f64, "entropy of the background composition of the same residues, nats: the loss of ignoring context"),
+    reference=(_f64, "nats that the composition of the training proteins pays for the same residues: ignoring context"),
 )
 
 # Which measurement a row belongs to. Categories: objective ar, mlm, diffusion; null_model trained, randinit, shuffle_w,
