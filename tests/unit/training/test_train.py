@@ -391,7 +391,17 @@ def test_a_failure_while_writing_leaves_nothing(corpus, tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     monkeypatch.setattr(stage, "write_table", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(SystemExit, match="no space"):
+        stage.main(arguments(tmp_path, corpus, recipe("esm2")))
+    assert left_over(tmp_path) == []
+
+
+def test_running_out_of_memory_says_what_to_lower(corpus, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+
+    monkeypatch.setattr(stage, "training_loss", full)
+    with pytest.raises(SystemExit, match=r"tried to allocate 20 GiB.*lower tokens_per_batch or crop"):
         stage.main(arguments(tmp_path, corpus, recipe("esm2")))
     assert left_over(tmp_path) == []
 

@@ -457,7 +457,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             loss=args.loss,
             device=args.device,
         )
-    except (RecipeError, CorpusError, TrainingError, SequenceError, CheckpointError, TableError) as error:
+    except torch.OutOfMemoryError as error:
+        raise SystemExit(f"{STAGE}: out of memory ({error}); lower tokens_per_batch or crop of the recipe") from error
+    except (RecipeError, CorpusError, TrainingError, SequenceError, CheckpointError, TableError, OSError) as error:
         raise SystemExit(f"{STAGE}: {error}") from error
 
 
