@@ -429,13 +429,24 @@ def read_table(path: str | Path, schema: pa.Schema) -> pa.Table:
     return table
 
 
-def iterate_table(path: str | Path, schema: pa.Schema) -> Iterator[pa.Table]:
-    """Yield one ordinary table in parts (its row groups), in order, checked as by ``read_table``."""
+def iterate_table(
+    path: str | Path,
+    schema: pa.Schema,
+    *,
+    columns: Sequence[str] | None = None,
+    parts: Sequence[int] | None = None,
+) -> Iterator[pa.Table]:
+    """Yield one ordinary table in parts (its row groups), in order, checked as by ``read_table``.
+
+    Args:
+        columns: the columns to read, all by default.
+        parts: numbers of the parts to read, all by default.
+    """
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
         _check_columns(path, file.schema_arrow, schema)
-        for part in range(file.num_row_groups):
-            yield file.read_row_group(part, columns=schema.names)
+        for part in range(file.num_row_groups) if parts is None else parts:
+            yield file.read_row_group(part, columns=schema.names if columns is None else list(columns))
     except (OSError, pa.ArrowInvalid) as error:
         raise TableError(f"{path}: not a readable Parquet file ({error}); delete it and run again") from error
 
