@@ -1,9 +1,10 @@
 """The planted models are what their plants say; everything measured on them rests on that."""
 
 import numpy as np
-import planted
 import pytest
 import torch
+
+import planted
 from planted import toy, walk
 
 SEQUENCE = "MKTAYIAKQRWQ"

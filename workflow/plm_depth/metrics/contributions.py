@@ -38,20 +38,23 @@ class MomentsError(ValueError):
 # From moments to quantities per token
 
 
-def state_quantities(moments: Mapping[str, np.ndarray], *, d_model: int) -> dict[str, np.ndarray]:
+def state_quantities(
+    moments: Mapping[str, np.ndarray], group: np.ndarray, is_residue: np.ndarray, *, d_model: int
+) -> dict[str, np.ndarray]:
     """Return norm_h, var_h and massive of every token, (n_tokens,) each; var_h in squared units of the stream.
 
     Args:
-        moments: float64 arrays (n_tokens,) by the names of ``plm_depth.tables.MOMENTS``.
+        moments, group, is_residue: as for ``block_quantities``.
     Raises:
         MomentsError: a variance below zero or a share outside 0..1 by more than rounding.
     """
     mean_square = moments["hh"] / d_model
     variance = mean_square - (moments["sum_h"] / d_model) ** 2
     _refuse(variance < -ROUNDING * mean_square, "the variance of the stream is negative")
-    share = _divide(moments["max_h2"], moments["hh"], undefined=moments["hh"] <= 0)
+    norm = np.sqrt(moments["hh"])
+    share = _divide(moments["max_h2"], moments["hh"], undefined=_is_tiny(norm, group, is_residue))
     _refuse(share > 1 + ROUNDING, "one coordinate is longer than the whole stream")
-    return {"norm_h": np.sqrt(moments["hh"]), "var_h": np.maximum(variance, 0.0), "massive": np.minimum(share, 1.0)}
+    return {"norm_h": norm, "var_h": np.maximum(variance, 0.0), "massive": np.minimum(share, 1.0)}
 
 
 def block_quantities(
@@ -272,9 +275,10 @@ def contributions(paths: Sequence[str | Path], output: str | Path) -> int:
             for index, layout in enumerate(layouts):
                 moments = layout.moments(layer)
                 try:
-                    values = state_quantities(moments, d_model=int(groups.constants["d_model"]))
+                    tokens = (layout.shard.group, layout.is_residue)
+                    values = state_quantities(moments, *tokens, d_model=int(groups.constants["d_model"]))
                     if layer:
-                        values |= block_quantities(moments, before[index], layout.shard.group, layout.is_residue)
+                        values |= block_quantities(moments, before[index], *tokens)
                 except MomentsError as error:
                     raise TableError(f"{layout.shard.table.path}, layer {layer}: {error}. Extract it again") from error
                 after.append(moments["hh"])
