@@ -21,6 +21,7 @@ from plm_depth.activations.batches import BatchError
 from plm_depth.activations.extract import (
     ExtractionError,
     Files,
+    block_moments,
     check_range,
     item_of,
     measure,
@@ -31,7 +32,7 @@ from plm_depth.activations.extract import (
 )
 from plm_depth.activations.nulls import Null, shuffle_sequence
 from plm_depth.models import registry
-from plm_depth.models.base import SequenceError, Tokens
+from plm_depth.models.base import SequenceError, Tokens, Updates
 from plm_depth.randomness import generator
 from plm_depth.tables import (
     AMINO_ACIDS,
@@ -199,6 +200,18 @@ def test_float32_reductions_are_as_good_as_float64_ones():
         assert (error <= 1e-6 * scale).all(), name
 
 
+def test_updates_that_nearly_cancel_are_measured_as_added():
+    random = torch.Generator().manual_seed(0)
+    attention, small, before = (torch.randn(50, 64, generator=random) for _ in range(3))
+    before, mlp = 1e3 * before, -attention + 1e-4 * small
+    middle = before + attention
+    moments = block_moments(before, Updates(attention, mlp, middle), middle + mlp)
+    update = (attention + mlp).double()
+    np.testing.assert_allclose(moments["uu"], (update * update).sum(-1), rtol=1e-6)
+    inner = (before.double() * update).sum(-1)
+    assert ((moments["hu"] - inner).abs() <= 1e-6 * before.double().norm(dim=-1) * update.norm(dim=-1)).all()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_norm_of_a_state_is_that_of_the_one_before_plus_the_update(dtype, tmp_path):
     """Holds to float32 in a half-precision model too: the stream and the sums of updates stay wide."""
@@ -352,6 +365,14 @@ def test_positions_of_tokens_that_are_no_residues_count_outwards():
     assert positions([1], 3) == [-1, 0, 1]
     with pytest.raises(SequenceError, match="between the residues"):
         positions([1, 3], 5)
+
+
+@pytest.mark.parametrize("view", [FORWARD, BACKWARD])
+def test_the_rows_of_a_protein_stand_by_ascending_position_whatever_the_direction(view):
+    item = item_of(toy(variant="causal"), *PROTEINS[1], view, seed=0, n_anchors=5)
+    assert item.positions.tolist() == list(range(-1, 31))
+    assert (np.diff(item.reads) > 0).all() and (np.diff(item.anchors) > 0).all()
+    assert item.tokens.residue_tokens.tolist() == item.token_order[1:-1].tolist()
 
 
 def test_letters_outside_the_twenty_are_special_never_read_and_no_anchors():
@@ -738,8 +759,9 @@ def test_bad_input_ends_in_one_message_and_no_file(stage, tmp_path):
     flipped[len(whole) // 3] ^= 0xFF
     wrong = tmp_path / "wrong.parquet"
     write_shard(PROTEINS, wrong, n_residues=[len(s) + (i == "P2") for i, s in PROTEINS])
-    card = tmp_path / "card.json"
+    card, unknown = tmp_path / "card.json", tmp_path / "unknown.json"
     card.write_text("{}")
+    unknown.write_text(json.dumps(json.loads(Path(stage["--card"]).read_text()) | {"family": "esm22"}))
     cases = [
         ({"sequences": tmp_path / "absent.parquet"}, "absent.parquet: not a readable Parquet file", None),
         ({"sequences": damaged}, "damaged.parquet: not a readable Parquet file", whole[:-100]),
@@ -752,6 +774,8 @@ def test_bad_input_ends_in_one_message_and_no_file(stage, tmp_path):
         ({"token_budget": 0}, "token budget 0: expected at least 1", None),
         ({"threads": 0}, "--threads 0: expected at least 1", None),
         ({"card": card}, "not the card of a checkpoint", None),
+        ({"card": unknown}, "unknown.json: unknown family 'esm22'", None),
+        ({"moments": "/proc/absent/moments.parquet"}, "/proc/absent", None),
         ({"device": "tpu"}, "--device tpu", None),
     ]
     out = tmp_path / "out"
@@ -762,6 +786,15 @@ def test_bad_input_ends_in_one_message_and_no_file(stage, tmp_path):
             call(stage, out, **changes)
         assert isinstance(ended.value.code, str) and message in ended.value.code, (message, ended.value.code)
         assert not out.exists() or list(out.iterdir()) == []
+
+
+def test_memory_running_out_while_loading_says_so(stage, tmp_path, monkeypatch):
+    def load(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 60 GiB")
+
+    monkeypatch.setattr("plm_depth.models.describe.load_from_card", load)
+    with pytest.raises(SystemExit, match="out of memory outside of a batch"):
+        call(stage, tmp_path)
 
 
 def test_a_foreseeable_failure_of_the_command_shows_no_traceback(stage, tmp_path):

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from plm_depth.activations import VERSION
-from plm_depth.activations.batches import BatchError, plan, run_halving
+from plm_depth.activations.batches import BatchError, is_out_of_memory, plan, run_halving
 from plm_depth.activations.nulls import Null, NullError, applied, parse_nulls, shuffle_sequence
 from plm_depth.models.base import Adapter, CheckpointError, SequenceError, Tokens, Updates
 from plm_depth.progress import Progress, start_log
@@ -173,7 +173,7 @@ def state_moments(stream: Tensor) -> dict[str, Tensor]:
     return {
         "hh": torch.linalg.vecdot(stream, stream),
         "sum_h": stream.sum(-1),
-        "max_h2": torch.linalg.vector_norm(stream, ord=torch.inf, dim=-1).square(),
+        "max_h2": stream.abs().amax(-1).square(),
     }
 
 
@@ -252,7 +252,7 @@ def measure(adapter: Adapter, items: Sequence[Item]) -> Measured:
         nan = torch.full_like(moments["hh"], torch.nan)
         rows = torch.stack([moments.get(name, nan) for name in MOMENTS], -1).flatten(0, 1)[tokens]
         out_moments[layer].copy_(rows, non_blocking=True)
-        out_logits[layer].copy_(logits[:, columns], non_blocking=True)
+        out_logits[layer].copy_(logits[:, columns].to(kept), non_blocking=True)
         if pooling is not None:
             out_stream[layer].copy_(_pooled(stream, pooling), non_blocking=True)
 
@@ -640,7 +640,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         device = resolve_device(options.device)
         full_precision(options.threads)
         card = read_card(options.card)
-        adapter = load_from_card(options.card, device)
+        try:
+            adapter = load_from_card(options.card, device)
+        except ValueError as error:
+            raise ExtractionError(f"{options.card}: {error}") from error
         log.info(f"{card['model_id']} ({adapter.family}, {adapter.n_blocks} blocks) on {device}, {card['dtype']}")
         extract(
             adapter,
@@ -655,8 +658,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             stream_dtype=options.stream_dtype,
             log=log,
         )
-    except (BatchError, CheckpointError, ExtractionError, NullError, SequenceError, TableError) as error:
+    except (BatchError, CheckpointError, ExtractionError, NullError, SequenceError, TableError, OSError) as error:
         raise SystemExit(f"activations.extract: {error}") from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise SystemExit(
+            f"activations.extract: out of memory outside of a batch, where nothing can be halved ({error}); the model "
+            "itself needs a device or a machine with more memory, or a half-precision dtype"
+        ) from error
 
 
 if __name__ == "__main__":
