@@ -9,7 +9,7 @@ import functools
 import json
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +100,39 @@ def mask_id_of_esm2(adapter, monkeypatch, reload):
     return adapter
 
 
+def order_qvk_of_esmc(adapter, monkeypatch, reload):
+    for layer in adapter.module.esmc.layers:
+        attention = layer.self_attn
+        attention.k_proj, attention.v_proj = attention.v_proj, attention.k_proj
+    return adapter
+
+
+def gate_as_up(adapter, monkeypatch, reload):
+    for layer in adapter.module.esmc.layers:
+        layer.mlp.gate_proj, layer.mlp.up_proj = layer.mlp.up_proj, layer.mlp.gate_proj
+    return adapter
+
+
+def undivided_contributions(adapter, monkeypatch, reload):
+    """What hooks on the library's sub-modules would give: right states, wrong updates."""
+    factor = adapter.module.esmc.layers[0].scaling_factor
+    right = adapter.updates
+
+    def wrong(block, stream, context):
+        updates = right(block, stream, context)
+        return replace(updates, attention=updates.attention * factor, mlp=updates.mlp * factor)
+
+    monkeypatch.setattr(adapter, "updates", wrong)
+    monkeypatch.setattr(adapter, "add", lambda stream, updates: stream + (updates.attention + updates.mlp) / factor)
+    return adapter
+
+
+def no_divisor(adapter, monkeypatch, reload):
+    for layer in adapter.module.esmc.layers:
+        layer.scaling_factor = 1.0
+    return adapter
+
+
 def order_qkv(adapter, monkeypatch, reload):
     def wrong(fused):
         q, v, k = right(fused)
@@ -173,6 +206,20 @@ FAMILIES = {
             "attention_mask omitted": without_mask,
             "train mode (dropout 0.1)": training_mode,
             "token dropout off": no_token_dropout,
+        },
+    ),
+    "esmc": Family(
+        checkpoints={"native": ("esmc/native", "esmc"), "pth": ("esmc/pth", "esmc")},
+        sizes={"n_blocks": 3, "d_model": 32, "n_heads": 4},
+        published=({"n_blocks": 30, "d_model": 960, "n_heads": 15}, 332_997_184),
+        blocks=lambda module: module.esmc.layers,
+        forbidden="J*-.1",
+        mistakes={
+            "order q,v,k": order_qvk_of_esmc,
+            "gate and up swapped": gate_as_up,
+            "contributions not divided": undivided_contributions,
+            "attention_mask omitted (own mask of the class)": without_mask,
+            "residual divisor missing": no_divisor,
         },
     ),
     "progen2": Family(

@@ -9,6 +9,7 @@ ESM_TOKENS = (
     "<cls>", "<pad>", "<eos>", "<unk>",
     *"LAGVSERTIDPKQNFYMHWC", *"XBUZO", ".", "-", "<null_1>", "<mask>",
 )  # fmt: skip
+ESMC_TOKENS = tuple("|" if text == "<null_1>" else text for text in ESM_TOKENS)  # ESM C and ESM3: a chain break
 PROGEN2_TOKENS = ("<|pad|>", "<|bos|>", "<|eos|>", "1", "2", *"ABCDEFGHIKLMNOPQRSTUVWXYZ")
 
 ESM_RESIDUES = "LAGVSERTIDPKQNFYMHWCXBUZO"

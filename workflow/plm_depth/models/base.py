@@ -239,6 +239,17 @@ class Adapter(ABC):
         Raises:
             NotImplementedError: this adapter has no initialisation of its own.
         """
+        fresh = self.fresh_module(seed)
+        with torch.no_grad():
+            for mine, new in zip(self.module.parameters(), fresh.parameters(), strict=True):
+                mine.copy_(new)
+
+    def fresh_module(self, seed: int) -> torch.nn.Module:
+        """Return an untrained module of the same architecture, drawn by its library under ``seed``.
+
+        Raises:
+            NotImplementedError: this adapter has no initialisation of its own.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not say how its weights are initialised")
 
     def save(self, folder: Path | str) -> None:

@@ -59,6 +59,27 @@ def setting(config: Mapping[str, object], path: Path, *names: str, default: obje
     return default
 
 
+def check_settings(
+    config: Mapping[str, object], expected: Mapping[str, tuple[object, ...]], path: Path, family: str
+) -> None:
+    """Refuse a config of another architecture or family.
+
+    Args:
+        config: the config.
+        expected: allowed values by key; None among them allows that the key is absent.
+        path: of the config.
+        family: named in the error.
+    Raises:
+        CheckpointError: naming the key, its value and what the family has.
+    """
+    for key, allowed in expected.items():
+        if config.get(key) not in allowed:
+            raise CheckpointError(
+                f"{path}: {key} is {config.get(key)!r}, but {family} has {allowed[0]!r}; is this a checkpoint of another "
+                "family?"
+            )
+
+
 def weight_files(folder: Path, *, with_index: bool = False) -> list[Path]:
     """Return the weight files of a folder: safetensors before pickles, shards in the order of their names.
 

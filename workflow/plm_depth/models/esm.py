@@ -13,7 +13,7 @@ from torch import Tensor
 from plm_depth.models import checkpoints
 from plm_depth.models.alphabets import ESM_RESIDUES, ESM_TOKENS, Alphabet
 from plm_depth.models.base import Adapter, Batch, CheckpointError, Context, Tokens
-from plm_depth.randomness import key_of
+from plm_depth.models.untrained import untrained
 from plm_depth.tables import AMINO_ACIDS, write_text
 
 log = logging.getLogger("models.esm")
@@ -120,11 +120,8 @@ class Esm(Adapter):
     def library_logits(self, batch: Batch) -> Tensor:
         return self.module(input_ids=batch.ids, attention_mask=batch.valid.long()).logits
 
-    def reinitialise(self, seed: int) -> None:
-        fresh = _untrained(self.module.config, seed)
-        with torch.no_grad():
-            for mine, new in zip(self.module.parameters(), fresh.parameters(), strict=True):
-                mine.copy_(new)
+    def fresh_module(self, seed: int) -> torch.nn.Module:
+        return _module(self.module.config, seed)
 
     # -------------------------------------------------------------------------------------------------- files
 
@@ -173,11 +170,7 @@ class Esm(Adapter):
 
     @classmethod
     def check_config(cls, config: Mapping[str, object], path: Path) -> None:
-        """Refuse a config of another architecture or family.
-
-        Raises:
-            CheckpointError: naming the key, its value and what this family has.
-        """
+        """Refuse a config of another architecture or family; see ``checkpoints.check_settings``."""
         expected = {
             "model_type": ("esm",),
             "vocab_size": (len(cls.alphabet.tokens),),
@@ -189,12 +182,7 @@ class Esm(Adapter):
             "is_folding_model": (False, None),
             "add_cross_attention": (False, None),
         }
-        for key, allowed in expected.items():
-            if config.get(key) not in allowed:
-                raise CheckpointError(
-                    f"{path}: {key} is {config.get(key)!r}, but {cls.family} has {allowed[0]!r}; is this a checkpoint "
-                    "of another family?"
-                )
+        checkpoints.check_settings(config, expected, path, cls.family)
 
     @classmethod
     def _config(cls, config: Mapping[str, object], path: Path):
@@ -226,7 +214,7 @@ class Esm(Adapter):
     @classmethod
     def _of(cls, config, tensors: dict[str, Tensor], dtype: str, where: Path) -> Self:
         """Return the adapter of a config and a complete set of tensors under the hub's names."""
-        module = _untrained(config, seed=None)
+        module = _module(config, seed=None)
         ignored = [r"esm\.embeddings\.position_ids"]
         if config.position_embedding_type == "rotary":
             ignored.append(r"esm\.embeddings\.position_embeddings\.weight")  # a table that rotary models never read
@@ -281,7 +269,7 @@ class Esm(Adapter):
             "intermediate_size": d_mlp or 4 * d_model,
             "hidden_dropout_prob": cls.dropout if dropout is None else dropout,
         }
-        return cls(_untrained(cls._config(raw, Path("sizes")), seed))
+        return cls(_module(cls._config(raw, Path("sizes")), seed))
 
     @classmethod
     def template(cls) -> dict[str, object]:
@@ -360,19 +348,10 @@ class Esm(Adapter):
         return tensors
 
 
-def _untrained(config, seed: int | None) -> torch.nn.Module:
-    """Return a fresh module: initialised by the library under ``seed``, or with unset weights if that is None."""
-    from transformers.initialization import no_init_weights
+def _module(config, seed: int | None) -> torch.nn.Module:
     from transformers.models.esm.modeling_esm import EsmForMaskedLM
 
-    if seed is None:
-        with no_init_weights():
-            module = EsmForMaskedLM(config)
-        module.tie_weights()  # part of the initialisation that was left out
-        return module
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key_of(seed, "initialisation") % 2**63)
-        return EsmForMaskedLM(config)
+    return untrained(lambda: EsmForMaskedLM(config), seed)
 
 
 def fair_esm_file(folder: Path) -> Path:

@@ -13,7 +13,7 @@ from torch import Tensor
 from plm_depth.models import checkpoints
 from plm_depth.models.alphabets import PROGEN2_RESIDUES, PROGEN2_TOKENS, Alphabet
 from plm_depth.models.base import Adapter, Batch, CheckpointError, Context, Tokens
-from plm_depth.randomness import key_of
+from plm_depth.models.untrained import untrained
 from plm_depth.tables import AMINO_ACIDS
 
 log = logging.getLogger("models.gptj")
@@ -114,11 +114,8 @@ class ProGen2(Adapter):
             scores.append(logp.gather(1, (targets - letters[0])[:, None]).mean())
         return torch.stack(scores)
 
-    def reinitialise(self, seed: int) -> None:
-        fresh = _untrained(self.module.config, seed)
-        with torch.no_grad():
-            for mine, new in zip(self.module.parameters(), fresh.parameters(), strict=True):
-                mine.copy_(new)
+    def fresh_module(self, seed: int) -> torch.nn.Module:
+        return _module(self.module.config, seed)
 
     # -------------------------------------------------------------------------------------------------- files
 
@@ -141,7 +138,7 @@ class ProGen2(Adapter):
                 "another family?"
             )
         tensors = split_fused(checkpoints.read_weights(folder), folder)
-        module = _untrained(cls._config(raw, tensors, path), seed=None)
+        module = _module(cls._config(raw, tensors, path), seed=None)
         checkpoints.cast_parameters(module, dtype)
         checkpoints.fill(module, tensors, folder, ignored=CONSTANTS)
         module.requires_grad_(False)
@@ -244,7 +241,7 @@ class ProGen2(Adapter):
             tie_word_embeddings=False,
             attn_implementation="eager",
         )
-        return cls(_untrained(config, seed))
+        return cls(_module(config, seed))
 
     def save(self, folder: Path | str) -> None:
         """Write the authors' archive layout: ``config.json`` and ``pytorch_model.bin`` with the fused projection.
@@ -334,17 +331,10 @@ def split_fused(tensors: Mapping[str, Tensor], where: Path) -> dict[str, Tensor]
     return split
 
 
-def _untrained(config, seed: int | None) -> torch.nn.Module:
-    """Return a fresh module: initialised by the library under ``seed``, or with unset weights if that is None."""
-    from transformers.initialization import no_init_weights
+def _module(config, seed: int | None) -> torch.nn.Module:
     from transformers.models.gptj.modeling_gptj import GPTJForCausalLM
 
-    if seed is None:
-        with no_init_weights():
-            return GPTJForCausalLM(config)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key_of(seed, "initialisation") % 2**63)
-        return GPTJForCausalLM(config)
+    return untrained(lambda: GPTJForCausalLM(config), seed)
 
 
 def _outside_autocast(attend):
