@@ -1,0 +1,277 @@
+"""Corpus skip effects: reductions, averaging, locality, and that shards do not matter."""
+
+import itertools
+import json
+import logging
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from planted import toy, with_dependency, with_zero_block, without_attention
+from plm_depth.activations.effects import Skips, measure
+from plm_depth.activations.nulls import Null
+from plm_depth.metrics import skip as stage
+from plm_depth.metrics.skip import dependence, halves, influence, skip
+from plm_depth.randomness import generator
+from plm_depth.tables import AMINO_ACIDS, CLUSTERS, SKIP, SKIP_OUT_SEQ, SKIP_SEQ, TableError, read_table, write_table
+from plm_depth.views import MEAN_OVER_NOISE, View
+
+LOG = logging.getLogger("test")
+MASKED = View("none", 0.15, 0)
+TRAINED = Null("trained", -1)
+
+
+def proteins(n: int) -> list[tuple[str, str]]:
+    return [(f"P{i}", "".join(AMINO_ACIDS[a] for a in generator("test", i).integers(20, size=22))) for i in range(n)]
+
+
+def write_clusters(tmp_path, names):
+    path = tmp_path / "clusters.parquet"
+    # Two proteins a cluster.
+    write_table({"sequence_id": names, "cluster_id": [names[i // 2 * 2] for i in range(len(names))]}, CLUSTERS, path)
+    return path
+
+
+def measured(tmp_path, adapter, sequences, *, name="s", views=(MASKED,), nulls=(TRAINED,), **skips):
+    paths = tmp_path / f"{name}.skip.parquet", tmp_path / f"{name}.out.parquet"
+    measure(
+        adapter,
+        sequences,
+        skip=paths[0],
+        output_change=paths[1],
+        model_id="m",
+        nulls=list(nulls),
+        views=list(views),
+        skips=Skips(**{"parts": ("layer",), "pos_sets": ("all", "other"), "draws": 2, **skips}),
+        seed=0,
+        token_budget=10**5,
+        log=LOG,
+    )
+    return paths
+
+
+def corpus(tmp_path, paths, names, *, name="corpus", **options) -> list[dict]:
+    clusters = write_clusters(tmp_path, names)
+    output = tmp_path / f"{name}.parquet"
+    options = {"n_boot": 50, **options}
+    skip([p[0] for p in paths], [p[1] for p in paths], clusters, output, **options)
+    return read_table(output, SKIP).to_pylist()
+
+
+def chosen(rows, **wanted) -> list[dict]:
+    wanted = {"null_model": "trained", "local": False, "agg": "mean"} | wanted
+    return [row for row in rows if all(row[k] == v for k, v in wanted.items())]
+
+
+def matrix(rows, **wanted) -> np.ndarray:
+    found = chosen(rows, quantity="effect", **wanted)
+    n = max(row["tgt"] for row in found)
+    values = np.full((n, n), np.nan)
+    for row in found:
+        values[row["src"] - 1, row["tgt"] - 1] = row["value"]
+    return values
+
+
+class TestReductions:
+    def test_hand_computed(self):
+        effect = np.array([[9.0, 1, 2, 3], [9, 9, 4, 5], [9, 9, 9, 6], [9, 9, 9, 9]])
+        assert influence(effect)[:3].tolist() == [2, 4.5, 6] and np.isnan(influence(effect)[3])
+        assert dependence(effect)[1:].tolist() == [1, 3, 14 / 3] and np.isnan(dependence(effect)[0])
+        found = halves(effect)
+        assert {k: float(v) for k, v in found.items()} == {"EE": 1, "LL": 6, "EL": 14 / 4, "LL/EE": 6}
+
+    def test_a_middle_block_belongs_to_neither_half(self):
+        effect = np.zeros((5, 5))
+        effect[2, 3] = effect[1, 2] = 100
+        assert halves(effect)["EE"] == 0 and halves(effect)["LL"] == 0 and halves(effect)["EL"] > 0
+
+    @pytest.mark.parametrize("n", range(4, 13))
+    def test_the_halves_hold_the_same_entries_per_lag(self, n):
+        lag = np.arange(n) - np.arange(n)[:, None]
+        for power in (1, 2, 3):
+            found = halves(lag.astype(float) ** power)
+            assert found["EE"] == pytest.approx(float(found["LL"])) and found["LL/EE"] == pytest.approx(1)
+
+    @given(st.integers(1, 9), st.integers(0, 99), st.floats(0.1, 10))
+    @settings(max_examples=50, deadline=None)
+    def test_scale_and_the_lower_triangle(self, n, seed, factor):
+        effect = np.random.default_rng(seed).random((3, n, n))
+        other = np.where(np.triu(np.ones((n, n)), 1) > 0, effect * factor, -1e9)
+        for reduce in (influence, dependence):
+            np.testing.assert_allclose(reduce(other), reduce(effect) * factor, rtol=1e-12)
+        np.testing.assert_allclose(halves(other)["LL/EE"], halves(effect)["LL/EE"], rtol=1e-12)
+
+    def test_fewer_than_four_blocks_have_no_halves(self):
+        for n in (1, 2, 3):
+            assert all(np.isnan(v) for k, v in halves(np.ones((n, n))).items() if k != "EL")
+
+    def test_undefined_entries_are_left_out(self):
+        effect = np.array([[0, 2, np.nan], [0, 0, 4], [0, 0, 0]])
+        assert influence(effect)[0] == 2 and dependence(effect)[2] == 4
+
+
+class TestCorpus:
+    def test_values_are_means_over_positions_then_draws_then_proteins(self, tmp_path):
+        views = [View("none", 0.15, draw) for draw in (0, 1)]
+        names = [f"P{i}" for i in range(4)]
+        paths = measured(tmp_path, toy(n_blocks=4), proteins(4), views=views)
+        rows = corpus(tmp_path, [paths], names)
+        source = read_table(paths[0], SKIP_SEQ).to_pylist()
+        for pos_set, local in itertools.product(("all", "other"), (False, True)):
+            means = []
+            for name in names:
+                own = [
+                    r
+                    for r in source
+                    if (r["sequence_id"], r["pos_set"], r["local"], r["src"]) == (name, pos_set, local, 2)
+                ]
+                assert len(own) == (4 if pos_set == "other" else 2)
+                means.append(np.mean([r["sum"][3] / r["n"][3] for r in own]))
+            (row,) = chosen(rows, quantity="effect", pos_set=pos_set, local=local, src=2, tgt=4)
+            assert row["value"] == pytest.approx(np.mean(means), rel=1e-12)
+            assert row["ci_lo"] <= row["value"] <= row["ci_hi"]
+            assert (row["n_seq"], row["n_cluster"], row["n_boot"], row["mask_draw"]) == (4, 2, 50, -1)
+        (row,) = chosen(rows, quantity="effect", pos_set="other", src=2, tgt=4, agg="max")
+        largest = max(r["max"][3] for r in source if (r["pos_set"], r["src"], r["local"]) == ("other", 2, False))
+        assert row["value"] == largest and math.isnan(row["ci_lo"]) and row["n_boot"] == 0
+        (row,) = chosen(rows, quantity="effect", pos_set="all", src=2, tgt=4, agg="ratio")
+        one = [r for r in source if (r["pos_set"], r["src"], r["local"]) == ("all", 2, False)]
+        expected = np.mean([np.mean([r["num"][3] / r["den"][3] for r in one if r["sequence_id"] == n]) for n in names])
+        assert row["value"] == pytest.approx(expected, rel=1e-12)
+
+    def test_reductions_stand_beside_their_matrix(self, tmp_path):
+        rows = corpus(tmp_path, [measured(tmp_path, toy(), proteins(4))], [f"P{i}" for i in range(4)])
+        effect = matrix(rows, pos_set="other")
+        assert np.isnan(effect[np.tril_indices(6, -1)]).all() and (np.diag(effect) == 0).all()
+        found = [row["value"] for row in chosen(rows, quantity="influence", pos_set="other")]
+        np.testing.assert_allclose(found, influence(effect), rtol=1e-12)
+        found = [row["value"] for row in chosen(rows, quantity="dependence", pos_set="other")]
+        np.testing.assert_allclose(found, dependence(effect), rtol=1e-12)
+        for name, value in halves(effect).items():
+            (row,) = chosen(rows, quantity=name, pos_set="other")
+            assert row["value"] == pytest.approx(float(value), rel=1e-12)
+            assert row["ci_lo"] <= row["ci_hi"] and (row["src"], row["tgt"]) == (-1, -1)
+
+    def test_no_effect_before_the_source_and_one_on_the_diagonal(self, tmp_path):
+        rows = corpus(tmp_path, [measured(tmp_path, toy(), proteins(2))], ["P0", "P1"])
+        assert all(row["tgt"] >= row["src"] for row in chosen(rows, quantity="effect"))
+        assert (np.diag(matrix(rows, pos_set="all")) == 1).all()
+
+    def test_a_planted_dependency_is_what_is_left(self, tmp_path):
+        adapter = with_dependency(toy(norm="identity"), 2, 5)
+        rows = corpus(tmp_path, [measured(tmp_path, adapter, proteins(2))], ["P0", "P1"])
+        effect = matrix(rows, pos_set="all")
+        assert effect[1, 4] == 1
+        effect[1, 4] = 0
+        np.fill_diagonal(effect, 0)
+        assert np.nansum(effect) == 0
+
+    def test_a_silent_block_has_an_empty_row_and_an_undefined_column(self, tmp_path):
+        rows = corpus(tmp_path, [measured(tmp_path, with_zero_block(toy(), 3), proteins(2))], ["P0", "P1"])
+        effect = matrix(rows, pos_set="other")
+        assert (effect[2, 3:] == 0).all() and np.isnan(effect[:3, 2]).all()
+        (row,) = chosen(rows, quantity="effect", pos_set="other", src=1, tgt=3)
+        assert row["n_seq"] == 0 and row["n_nan"] == 2 * 2 * 11, "proteins x draws x positions read"
+        (row,) = chosen(rows, quantity="kl_fo", vocab="aa20", pos_set="other", src=3)
+        assert row["value"] == 0
+
+    def test_locality_is_the_share_that_travels(self, tmp_path):
+        rows = corpus(tmp_path, [measured(tmp_path, toy(), proteins(4))], [f"P{i}" for i in range(4)])
+        found = chosen(rows, quantity="locality", vocab="aa20", pos_set="other")
+        assert [row["src"] for row in found] == [1, 2, 3, 4, 5, 6] and found[-1]["value"] == 0
+        for row in found:
+            part, whole = (
+                chosen(rows, quantity="l2", vocab="aa20", pos_set=name, src=row["src"])[0]["value"]
+                for name in ("other", "all")
+            )
+            assert row["value"] == pytest.approx(part / whole, rel=1e-12)
+        assert not chosen(rows, quantity="locality", pos_set="all")
+
+    def test_nothing_travels_without_attention(self, tmp_path):
+        rows = corpus(tmp_path, [measured(tmp_path, without_attention(toy()), proteins(2))], ["P0", "P1"])
+        assert all(row["value"] == 0 for row in chosen(rows, quantity="locality"))
+
+    def test_null_models_have_their_own_rows(self, tmp_path):
+        adapter = toy(n_blocks=4)
+        paths = [
+            measured(tmp_path, adapter, proteins(2), name="t"),
+            measured(tmp_path, adapter, proteins(2), name="n", nulls=[Null("randinit", 1), Null("randinit", 2)]),
+        ]
+        rows = corpus(tmp_path, paths, ["P0", "P1"])
+        values = {
+            (r["null_model"], r["null_seed"]): r["value"]
+            for r in rows
+            if r["quantity"] == "LL/EE" and r["agg"] == "mean" and r["pos_set"] == "other" and not r["local"]
+        }
+        assert set(values) == {("trained", -1), ("randinit", 1), ("randinit", 2)} and len(set(values.values())) == 3
+
+    def test_diffusion_levels_are_averaged_last_within_each_protein(self, tmp_path):
+        adapter = toy(objective="diffusion", n_blocks=4)
+        grid = [0.1, 0.5]
+        views = [View("none", 0.0, -1), *(View("none", t, 0) for t in (*grid, 1.0))]
+        paths = measured(tmp_path, adapter, proteins(3), views=views)
+        rows = corpus(tmp_path, [paths], [f"P{i}" for i in range(3)], grid=grid)
+        for quantity in ("effect", "influence"):
+            levels = {
+                round(row["noise_t"], 3): row["value"]
+                for row in chosen(rows, quantity=quantity, pos_set="other", src=1)
+                if row["tgt"] in (-1, 3)
+            }
+            assert set(levels) == {0.0, 0.1, 0.5, 1.0, MEAN_OVER_NOISE}
+            assert levels[MEAN_OVER_NOISE] == pytest.approx((levels[0.1] + levels[0.5]) / 2, rel=1e-12)
+        with pytest.raises(TableError, match=r"the mean is to be over \[.*0\.3"):
+            corpus(tmp_path, [paths], [f"P{i}" for i in range(3)], grid=[0.1, 0.3])
+
+    def test_the_share_below_the_noise_floor_is_kept(self, tmp_path):
+        paths = measured(tmp_path, toy(n_blocks=4), proteins(2))
+        table = read_table(paths[0], SKIP_SEQ)
+        flags = [[row["sequence_id"] == "P0"] * 4 for row in table.to_pylist()]
+        place = table.column_names.index("below_floor")
+        write_table(table.set_column(place, "below_floor", pa.array(flags)), SKIP_SEQ, paths[0])
+        (row,) = chosen(corpus(tmp_path, [paths], ["P0", "P1"]), quantity="LL/EE", pos_set="other")
+        assert row["below_floor"] == 0.5
+
+
+class TestShards:
+    def test_one_or_several_in_any_order_give_the_same_bytes(self, tmp_path):
+        adapter, sequences = toy(n_blocks=4), proteins(6)
+        names = [i for i, _ in sequences]
+        whole = measured(tmp_path, adapter, sequences, name="whole")
+        parts = [measured(tmp_path, adapter, sequences[k::3], name=f"part{k}") for k in range(3)]
+        corpus(tmp_path, [whole], names, name="one")
+        corpus(tmp_path, parts[::-1], names, name="three")
+        assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "three.parquet").read_bytes()
+
+    def test_overlapping_shards_are_refused(self, tmp_path):
+        paths = [measured(tmp_path, toy(n_blocks=2), proteins(k), name=f"{k}") for k in (1, 2)]
+        with pytest.raises(TableError, match="two rows for one source"):
+            corpus(tmp_path, paths, ["P0", "P1"])
+
+    def test_a_protein_without_cluster_is_refused(self, tmp_path):
+        with pytest.raises(TableError, match="'P1'"):
+            corpus(tmp_path, [measured(tmp_path, toy(n_blocks=2), proteins(2))], ["P0"])
+
+    def test_tables_of_two_models_are_refused(self, tmp_path):
+        paths = [measured(tmp_path, toy(n_blocks=k), proteins(2)[k - 2 : k - 1], name=f"{k}") for k in (2, 3)]
+        with pytest.raises(TableError, match="give the tables of one model"):
+            corpus(tmp_path, paths, ["P0", "P1"])
+
+    def test_an_empty_table_is_refused(self, tmp_path):
+        for schema in (SKIP_SEQ, SKIP_OUT_SEQ):
+            pa.parquet.write_table(schema.empty_table(), tmp_path / "empty.parquet")
+            with pytest.raises(TableError, match="no rows"):
+                stage.views_in([tmp_path / "empty.parquet"], schema)
+
+    def test_the_command(self, tmp_path):
+        paths = measured(tmp_path, toy(n_blocks=4), proteins(2))
+        clusters = write_clusters(tmp_path, ["P0", "P1"])
+        arguments = ["--skip", str(paths[0]), "--output-change", str(paths[1]), "--clusters", str(clusters)]
+        arguments += ["--grid", json.dumps([0.1, 0.5]), "--resamples", "20", "--output", str(tmp_path / "o.parquet")]
+        stage.main(arguments)
+        assert read_table(tmp_path / "o.parquet", SKIP).num_rows > 100
+        with pytest.raises(SystemExit, match=r"metrics.skip: .*not a readable Parquet file"):
+            stage.main([*arguments[:1], str(tmp_path / "none"), *arguments[2:]])
