@@ -8,8 +8,8 @@ for diffusion models the mean over the noise levels is taken last. Written is th
     effect        D_ij, what silencing block i (``src``) changes in the update of block j (``tgt``), tgt >= src
     influence     s_i, mean of D_ij over the later blocks j > i; undefined for the last block
     dependence    c_j, mean of D_ij over the earlier blocks i < j; undefined for the first block
-    EE, LL, EL    mean of D_ij within the early half (i < j <= h), within the late half (n - h < i < j), and from early to
-                  later blocks (i <= h < j), h = floor(n / 2): EE and LL have the same entries per lag
+    EE, LL, EL    mean of D_ij within the early half (i < j <= h), within the late half (n - h < i < j), and from early
+                  to later blocks (i <= h < j), h = floor(n / 2): EE and LL have the same entries per lag
     LL/EE         their ratio: below 1, late blocks depend less on each other than early blocks do
     l2, kl_fo, tv, flip1, dnll      output change
     locality      share of a block's output effect (l2) that travels between positions: output change at positions that
@@ -52,7 +52,7 @@ def influence(effect: np.ndarray) -> np.ndarray:
 
 
 def dependence(effect: np.ndarray) -> np.ndarray:
-    """Return c_j = mean of D_ij over i < j, (..., n_blocks); NaN for the first block. Undefined entries are left out."""
+    """Return c_j = mean of D_ij over i < j, (..., n_blocks); NaN for the first block. Leaves undefined entries out."""
     return _mean(np.where(_later(effect.shape[-1]), effect, np.nan), -2)
 
 
@@ -337,7 +337,7 @@ class _Rows:
         n_nan: np.ndarray,
         below: np.ndarray,
     ) -> None:
-        """Add one row a statistic; ``defined`` and ``below`` are (n_statistics, n_sequences), resamples come first."""
+        """Add a row a statistic; resamples are (n_statistics, n_boot), the last two (n_statistics, n_sequences)."""
         n = len(value)
         if resampled is None:
             low = high = np.full(n, np.nan)
@@ -370,11 +370,10 @@ class _Rows:
 def matrix_of(measured: Measured, aggregate: str, bootstrap: Bootstrap) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the corpus matrix (n_blocks, n_blocks) and its resamples (n_boot, n_blocks, n_blocks), None for max."""
     values = measured.values[aggregate]
-    n = values.shape[0]
     if aggregate == "max":
         return np.fmax.reduce(values, axis=-1), None
-    point, resampled = bootstrap.means(values.reshape(n * n, -1))
-    return point.reshape(n, n), resampled.reshape(-1, n, n)
+    point, resampled = bootstrap.means(values)
+    return point, np.moveaxis(resampled, -1, 0)
 
 
 def add_effects(rows: _Rows, fixed: Mapping[str, object], measured: Measured) -> None:
@@ -392,7 +391,7 @@ def add_effects(rows: _Rows, fixed: Mapping[str, object], measured: Measured) ->
             src=source + 1,
             tgt=target + 1,
             value=point[source, target],
-            resampled=None if resampled is None else resampled[:, source, target],
+            resampled=None if resampled is None else resampled[:, source, target].T,
             defined=defined[source, target],
             n_nan=measured.n_nan[source, target].sum(-1),
             below=measured.below_floor[source, target],
@@ -414,7 +413,7 @@ def add_effects(rows: _Rows, fixed: Mapping[str, object], measured: Measured) ->
                 src=src,
                 tgt=tgt,
                 value=value,
-                resampled=None if resampled is None else reduce(resampled),
+                resampled=None if resampled is None else reduce(resampled).T,
                 defined=np.broadcast_to(anywhere, (len(value), len(anywhere))),
                 n_nan=np.full(len(value), n_nan),
                 below=np.broadcast_to(below, (len(value), len(below))),
