@@ -299,9 +299,9 @@ class Adapter(ABC):
             extra[name] = torch.from_numpy(padded).to(device)
         return Batch(torch.from_numpy(ids).to(device), torch.from_numpy(valid).to(device), extra)
 
-    def parse(self, text: str) -> tuple[str, dict[str, object]]:
+    def parse(self, protein: object) -> tuple[str | None, dict[str, object]]:
         """Return the sequence, and further arguments of ``encode``, of a protein as the family writes it."""
-        return text, {}
+        return protein, {}
 
     def batch_of(self, inputs: Mapping[str, Tensor]) -> Batch:
         """Return the batch of inputs that bear the names under which the family's own code takes them."""

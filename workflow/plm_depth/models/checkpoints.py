@@ -75,8 +75,8 @@ def check_settings(
     for key, allowed in expected.items():
         if config.get(key) not in allowed:
             raise CheckpointError(
-                f"{path}: {key} is {config.get(key)!r}, but {family} has {allowed[0]!r}; is this a checkpoint of another "
-                "family?"
+                f"{path}: {key} is {config.get(key)!r}, but {family} has {allowed[0]!r}; is this a checkpoint of "
+                "another family?"
             )
 
 

@@ -36,17 +36,21 @@ class Esm(Adapter):
     """Common part of the families on ``transformers.EsmForMaskedLM``.
 
     Class attributes beyond those of ``Adapter``:
-        alphabet: ids of the residues.
+        alphabet: ids of the residues; cls_token, eos_token, mask_token: texts of the tokens that frame and hide them.
         architecture, extra_config, weights_name, stores_tied_decoder, stores_positions: how the family writes its own
-            checkpoints.
+            checkpoints; is_tied: whether the head's last matrix is that of the embedding.
         dropout: hidden dropout of the published config (off in evaluation mode).
         position_embeddings: "rotary" or "absolute".
     """
 
     alphabet: ClassVar[Alphabet] = Alphabet(ESM_TOKENS, ESM_RESIDUES)
+    cls_token: ClassVar[str] = "<cls>"
+    eos_token: ClassVar[str] = "<eos>"
+    mask_token: ClassVar[str] = "<mask>"
     architecture: ClassVar[str] = "EsmForMaskedLM"
     extra_config: ClassVar[Mapping[str, object]] = {}
     weights_name: ClassVar[str] = "model.safetensors"
+    is_tied: ClassVar[bool] = True
     stores_tied_decoder: ClassVar[bool] = False
     stores_positions: ClassVar[bool] = True
     dropout: ClassVar[float] = 0.0
@@ -78,7 +82,7 @@ class Esm(Adapter):
         masked = self.check_masked(sequence, masked)
         residues = self.alphabet.encode(sequence)
         residues[masked] = self.mask_id
-        ids = np.concatenate([[self.alphabet.id_of["<cls>"]], residues, [self.alphabet.id_of["<eos>"]]])
+        ids = np.concatenate([[self.alphabet.id_of[self.cls_token]], residues, [self.alphabet.id_of[self.eos_token]]])
         assert len(ids) == len(sequence) + 2
         return Tokens(ids, np.arange(1, len(sequence) + 1), masked, direction)
 
@@ -174,12 +178,13 @@ class Esm(Adapter):
         expected = {
             "model_type": ("esm",),
             "vocab_size": (len(cls.alphabet.tokens),),
-            "mask_token_id": (cls.alphabet.id_of["<mask>"],),
+            "mask_token_id": (cls.alphabet.id_of[cls.mask_token],),
             "pad_token_id": (cls.alphabet.id_of["<pad>"],),
             "position_embedding_type": (cls.position_embeddings,),
             "hidden_act": ("gelu", None),
             "is_decoder": (False, None),
             "is_folding_model": (False, None),
+            "tie_word_embeddings": (True, None) if cls.is_tied else (False, None),
             "add_cross_attention": (False, None),
         }
         checkpoints.check_settings(config, expected, path, cls.family)
@@ -207,7 +212,7 @@ class Esm(Adapter):
             hidden_dropout_prob=of("hidden_dropout_prob", 0.0),
             attention_probs_dropout_prob=of("attention_probs_dropout_prob", 0.0),
             initializer_range=of("initializer_range", 0.02),
-            tie_word_embeddings=of("tie_word_embeddings", True),
+            tie_word_embeddings=cls.is_tied,
             attn_implementation="sdpa",
         )
 
@@ -284,7 +289,7 @@ class Esm(Adapter):
             "initializer_range": 0.02,
             "is_folding_model": False,
             "layer_norm_eps": 1e-05,
-            "mask_token_id": cls.alphabet.id_of["<mask>"],
+            "mask_token_id": cls.alphabet.id_of[cls.mask_token],
             "max_position_embeddings": 1026,
             "model_type": "esm",
             "pad_token_id": cls.alphabet.id_of["<pad>"],
@@ -322,6 +327,10 @@ class Esm(Adapter):
             checkpoints.write_safetensors(tensors, folder / self.weights_name)
         else:
             checkpoints.write_pickle(tensors, folder / self.weights_name)
+        self.write_tokenizer(folder)
+
+    def write_tokenizer(self, folder: Path) -> None:
+        """Write the tokenizer files of the hub's layout; nothing here reads them."""
         write_text("\n".join(self.alphabet.tokens) + "\n", folder / "vocab.txt")
         write_text(json.dumps({"tokenizer_class": "EsmTokenizer"}) + "\n", folder / "tokenizer_config.json")
         special = {f"{name}_token": f"<{name}>" for name in ("cls", "eos", "mask", "pad", "unk")}

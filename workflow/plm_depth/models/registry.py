@@ -29,6 +29,7 @@ FAMILIES = {  # every value is an Entry
     "esm1b": Entry("plm_depth.models.esm:Esm1b", "mlm"),
     "esm1v": Entry("plm_depth.models.esm:Esm1v", "mlm"),
     "saprot": Entry("plm_depth.models.saprot:SaProt", "mlm"),
+    "dplm2": Entry("plm_depth.models.dplm2:Dplm2", "diffusion"),
     "esmc": Entry("plm_depth.models.esmc:EsmC", "mlm"),
     "progen2": Entry("plm_depth.models.gptj:ProGen2", "ar"),
 }

@@ -72,7 +72,7 @@ class SaProt(Esm):
         """
         self.check_direction(direction)
         self.check_sequence(sequence, LETTERS)
-        masked = self.check_masked(sequence, masked)
+        masked = np.ones(len(sequence), bool) if condition == "struct" else self.check_masked(sequence, masked)
         self.check_condition(condition, sequence, structure, "three_di")
         if struct_at_mask not in ("hide", "keep"):
             raise SequenceError(f"struct_at_mask {struct_at_mask!r}; 'hide' or 'keep'")
@@ -83,7 +83,9 @@ class SaProt(Esm):
         letters = "#" * len(sequence) if condition == "struct" else sequence
         id_of = self.alphabet.id_of
         residues = np.array([id_of[letter + state] for letter, state in zip(letters, states, strict=True)])
-        if struct_at_mask == "hide":
+        if condition == "struct":
+            pass  # all amino acids are hidden already
+        elif struct_at_mask == "hide":
             residues[masked] = self.mask_id
         else:
             residues[masked] = [id_of["#" + states[position]] for position in np.flatnonzero(masked)]
@@ -91,9 +93,9 @@ class SaProt(Esm):
         assert len(ids) == len(sequence) + 2
         return Tokens(ids, np.arange(1, len(sequence) + 1), masked, direction)
 
-    def parse(self, text: str) -> tuple[str, dict[str, object]]:
+    def parse(self, protein: str) -> tuple[str, dict[str, object]]:
         """Return sequence and structure of a joint string: an amino acid and a 3Di state in turn."""
-        return text[::2], {"structure": Structure(three_di=text[1::2]), "condition": "seq_struct"}
+        return protein[::2], {"structure": Structure(three_di=protein[1::2]), "condition": "seq_struct"}
 
     def native_logits(self, stream: Tensor) -> Tensor:
         return super().read_out(stream)

@@ -1,0 +1,173 @@
+"""DPLM-2: DPLM over two tracks of equal length, structure codes then residues; read out at the residues.
+
+The family's own wrapper embeds the tokens and hands tokens and embeddings to the network, which embeds again: token
+dropout acts twice. When both tracks are there, each is rotated with the positions 0, 1, ... of its own.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plm_depth.models.alphabets import ESM_RESIDUES, ESM_TOKENS, Alphabet
+from plm_depth.models.base import Batch, CheckpointError, Context, SequenceError, Structure, Tokens
+from plm_depth.models.esm import Esm
+
+N_EMBEDDING_PASSES = 2  # of the family's wrapper; the network alone has one
+N_CODES = 8192
+SEQUENCE_TOKENS = ("<cls_aa>", "<pad>", "<eos_aa>", "<unk_aa>", *ESM_TOKENS[4:32], "<mask_aa>")
+TOKENS = (
+    *SEQUENCE_TOKENS,
+    *("<cls_struct>", "<eos_struct>", "<unk_struct>"),
+    *(f"{code:04d}" for code in range(N_CODES)),
+    "<mask_struct>",  # 8228, the last row; the published tokenizer says 8229, which has no row
+)
+FIRST_CODE = TOKENS.index("0000")
+
+
+class Dplm2(Esm):
+    """DPLM-2 150M, 650M and 3B; the tokens are built by arithmetic, codes come precomputed."""
+
+    family = "dplm2"
+    objective = "diffusion"
+    conditions = ("seq", "seq_struct", "struct")
+    alphabet: ClassVar[Alphabet] = Alphabet(TOKENS, ESM_RESIDUES)
+    cls_token = "<cls_aa>"
+    eos_token = "<eos_aa>"
+    mask_token = "<mask_aa>"
+    architecture = "EsmForDPLM2"
+    extra_config: ClassVar[Mapping[str, object]] = {"dplm_type": "dplm2_esm", "tie_word_embeddings": False}
+    weights_name = "pytorch_model.bin"
+    is_tied = False
+    stores_positions = False
+    dropout = 0.1
+    max_residues = 512
+    extra_padding: ClassVar[Mapping[str, float]] = {"position_ids": 0}
+
+    def __init__(self, module: torch.nn.Module, dtype: str = "float32"):
+        super().__init__(module, dtype)
+        self.vocabulary = dict(enumerate(SEQUENCE_TOKENS))  # of the residues' track
+
+    def encode(
+        self,
+        sequence: str,
+        *,
+        masked: np.ndarray | None = None,
+        direction: str = "none",
+        structure: Structure | None = None,
+        condition: str = "seq",
+        struct_at_mask: str = "keep",
+        frame: str = "single",
+    ) -> Tokens:
+        """Return ``<cls_aa>`` residues ``<eos_aa>``, with structure behind ``<cls_struct>`` codes ``<eos_struct>``.
+
+        Args:
+            sequence: residues.
+            masked: residues to hide.
+            direction: "none".
+            structure: its ``codes``, for the conditions with structure; -1 is masked.
+            condition: "seq", "seq_struct", or "struct" (every residue hidden).
+            struct_at_mask: whether the code of a hidden residue is shown ("keep") or hidden too ("hide").
+            frame: for "seq": "single" is the track of residues alone, as the family runs it; "joint" has a structure
+                track of masks before it, for comparison with the other conditions.
+        Raises:
+            SequenceError: see ``Adapter.encode``; a condition without its structure, or a code that does not exist.
+        """
+        self.check_condition(condition, sequence, structure, "codes")
+        if struct_at_mask not in ("keep", "hide") or frame not in ("single", "joint"):
+            raise SequenceError(f"struct_at_mask {struct_at_mask!r}, frame {frame!r}; keep or hide, single or joint")
+        if condition == "struct":
+            masked = np.ones(len(sequence), bool)
+        alone = super().encode(sequence, masked=masked, direction=direction)
+        positions = np.arange(alone.n_tokens)
+        if condition == "seq" and frame == "single":
+            return Tokens(alone.ids, alone.residue_tokens, alone.masked, direction, {"position_ids": positions})
+        codes = np.full(len(sequence), -1) if condition == "seq" else np.asarray(structure.codes, np.int64)
+        if codes.min() < -1 or codes.max() >= N_CODES:
+            raise SequenceError(
+                f"structure codes from {codes.min()} to {codes.max()}; 0 to {N_CODES - 1}, or -1, expected"
+            )
+        hidden = codes < 0
+        if struct_at_mask == "hide" and condition != "struct":
+            hidden = hidden | alone.masked
+        id_of = self.alphabet.id_of
+        track = np.where(hidden, id_of["<mask_struct>"], FIRST_CODE + codes)
+        ids = np.concatenate([[id_of["<cls_struct>"]], track, [id_of["<eos_struct>"]], alone.ids])
+        assert len(ids) == 2 * (len(sequence) + 2)
+        extra = {"position_ids": np.concatenate([positions, positions])}
+        return Tokens(ids, alone.residue_tokens + alone.n_tokens, alone.masked, direction, extra)
+
+    def parse(self, protein: Mapping) -> tuple[str | None, dict[str, object]]:
+        """Return sequence and arguments of ``encode`` of a row of tracks, one of which may be absent."""
+        sequence = protein["sequence"]
+        if sequence is None:
+            return None, {}
+        options: dict[str, object] = {"masked": np.isin(np.arange(len(sequence)), protein["masked_residues"])}
+        if protein["structure_codes"] is not None:
+            codes = np.array(protein["structure_codes"])
+            codes[protein["masked_codes"]] = -1
+            options.update(structure=Structure(codes=codes), condition="seq_struct")
+        return sequence, options
+
+    def batch_of(self, inputs: Mapping[str, Tensor]) -> Batch:
+        batch = super().batch_of(inputs)
+        return Batch(batch.ids, batch.valid, {"position_ids": inputs["position_ids"].long()})
+
+    # --------------------------------------------------------------------------------------------------- walk
+
+    def embed(self, batch: Batch) -> tuple[Tensor, Context]:
+        """Return h_0 after both embedding passes, key-padding mask and rotary tables."""
+        from transformers.masking_utils import create_bidirectional_mask
+
+        stream, valid = self._embedded(batch), batch.valid.long()
+        cos, sin = self.module.esm.rotary_embeddings(stream, batch.extra["position_ids"])
+        mask = create_bidirectional_mask(config=self.module.config, inputs_embeds=stream, attention_mask=valid)
+        return stream, Context({"mask": mask, "cos": cos, "sin": sin})
+
+    def _embedded(self, batch: Batch) -> Tensor:
+        embeddings, valid = self.module.esm.embeddings, batch.valid.long()
+        stream = embeddings(input_ids=batch.ids, attention_mask=valid)
+        for _ in range(N_EMBEDDING_PASSES - 1):
+            stream = embeddings(input_ids=batch.ids, attention_mask=valid, inputs_embeds=stream)
+        return stream
+
+    def native_logits(self, stream: Tensor) -> Tensor:
+        return super().read_out(stream)
+
+    def read_out(self, stream: Tensor) -> Tensor:
+        """Return the logits of the 33 tokens of the residues' track; those of the other would cost as much as a block."""
+        head = self.module.lm_head
+        features = head.layer_norm(_gelu(head.dense(self.final_norm(stream))))
+        n = len(SEQUENCE_TOKENS)
+        return torch.nn.functional.linear(features, head.decoder.weight[:n]) + head.bias[:n]
+
+    def library_logits(self, batch: Batch) -> Tensor:
+        logits = self.module(
+            inputs_embeds=self._embedded(batch),
+            attention_mask=batch.valid.long(),
+            position_ids=batch.extra["position_ids"],
+        ).logits
+        return logits[..., : len(SEQUENCE_TOKENS)]
+
+    # -------------------------------------------------------------------------------------------------- files
+
+    @classmethod
+    def check_config(cls, config: Mapping[str, object], path: Path) -> None:
+        kind = config.get("dplm_type")
+        if kind not in ("dplm2_esm", "dplm_esm"):  # copies of the 3B say dplm_esm
+            raise CheckpointError(
+                f"{path}: dplm_type is {kind!r}, but dplm2 has 'dplm2_esm' (the bit variant is another)"
+            )
+        super().check_config(config, path)
+
+    def write_tokenizer(self, folder: Path) -> None:
+        """Write nothing: the published tokenizer names an id that the network does not have."""
+
+
+def _gelu(x: Tensor) -> Tensor:
+    from transformers.models.esm.modeling_esm import gelu
+
+    return gelu(x)
