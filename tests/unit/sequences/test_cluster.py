@@ -99,6 +99,15 @@ def test_identity_counts_gap_columns_and_coverage_is_of_the_shorter():
     assert align(core + "W" * 60, other + protein(9, 20)).coverage == pytest.approx(60 / 120, abs=0.02)
 
 
+def test_of_two_equally_long_proteins_the_one_that_is_covered_more_counts():
+    core = protein(1, 60)
+    less, more = "W" * 20 + core, "P" * 15 + core[:30] + "GGGGG" + core[30:]
+    assert len(less) == len(more) == 80
+    assert align(less, more).coverage == align(more, less).coverage == 65 / 80
+    less, more = less.replace("W" * 20, "A" * 20), more.replace("P" * 15, "W" * 15)
+    assert align(less, more).coverage == align(more, less).coverage == 65 / 80
+
+
 @given(st.text(AMINO_ACIDS, min_size=1, max_size=60), st.text(AMINO_ACIDS, min_size=1, max_size=60))
 @settings(max_examples=60, deadline=None)
 def test_an_alignment_does_not_depend_on_which_protein_comes_first(a, b):

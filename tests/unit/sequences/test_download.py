@@ -206,6 +206,20 @@ def test_a_server_that_starts_over_each_time_and_never_gets_further_is_given_up(
         fetch(server, tmp_path / "file", waits, attempts=3)
 
 
+def test_a_server_that_starts_over_and_gets_less_far_now_and_then_is_given_up_too(server, tmp_path, waits):
+    server.ranges = False
+    server.plan = [1000, 500] * 50
+    with pytest.raises(SourceError, match="3 attempts in a row brought nothing new"):
+        fetch(server, tmp_path / "file", waits, attempts=3)
+
+
+def test_a_weak_etag_is_no_mark_of_a_version(server, tmp_path, waits):
+    server.etag = 'W/"one"'
+    given_up(server, tmp_path, waits)
+    assert fetch(server, tmp_path / "file", waits) == SHA256
+    assert server.ranges_asked() == [None]
+
+
 def test_a_later_run_goes_on_where_an_earlier_one_was_given_up(server, tmp_path, waits):
     server.plan = [200_000, 0]
     with pytest.raises(SourceError):
@@ -311,7 +325,7 @@ def test_nobody_there_is_an_error_after_all_attempts(server, tmp_path, waits):
     assert names(tmp_path) == []
 
 
-def test_a_wrong_offer_of_bytes_starts_over(server, tmp_path, waits):
+def test_a_wrong_offer_of_bytes_is_not_taken(server, tmp_path, waits, caplog):
     def from_elsewhere(handler):
         handler.send_response(206)
         handler.send_header("Content-Range", f"bytes 7-{len(CONTENT) - 1}/{len(CONTENT)}")
@@ -320,7 +334,9 @@ def test_a_wrong_offer_of_bytes_starts_over(server, tmp_path, waits):
         handler.wfile.write(CONTENT[7:])
 
     server.plan = [1000, from_elsewhere]
-    assert fetch(server, tmp_path / "file", waits, sha256=SHA256) == SHA256
+    with caplog.at_level("INFO"):
+        assert fetch(server, tmp_path / "file", waits, sha256=SHA256) == SHA256
+    assert "asked for byte 1000 on, offered 'bytes 7-299999/300000': starting over; 0 bytes so far" in caplog.text
     assert server.ranges_asked() == [None, "bytes=1000-", None]
 
 

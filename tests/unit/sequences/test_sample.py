@@ -163,6 +163,14 @@ def test_the_last_protein_of_a_sample_twice_is_an_error_in_any_order(tmp_path):
             draw([fasta(tmp_path / "a.fasta", order)], **options())
 
 
+def test_the_protein_at_the_limit_twice_is_an_error(tmp_path):
+    """After twice the size, all but the smallest are forgotten, and the last one kept is the limit."""
+    passing = [record for record in some(200) if 10 <= len(record[1]) <= 30][:40]
+    last = sorted(passing, key=lambda record: keyed(record[0], 7))[19]
+    with pytest.raises(SourceError, match=f"{last[0]} comes twice"):
+        draw([fasta(tmp_path / "a.fasta", [*passing, last])], **options())
+
+
 def test_the_same_file_twice_is_an_error():
     with pytest.raises(SourceError, match=r"comes twice: .*was a file given twice"):
         draw([MINI, MINI], **options(max_length=400))
