@@ -1,0 +1,943 @@
+"""Claims as tests: K1-K4 with margins fixed beforehand, intervals, untrained networks beside, and one of four verdicts.
+
+    python -m plm_depth.metrics.verdicts --skip-seq P... --out-seq P... --lens P... --contributions P... --clusters P
+        --margins JSON --models JSON --output P
+
+    K1  later blocks depend less on earlier computation: LL/EE of the effect matrix between positions < 0.9
+    K2  later blocks mainly refine the output: (a) late over early locality < 0.9, and (b) more than half of the fall of
+        the lens KL lies in the late half
+    K3  more so in deeper models of a family: LL/EE, depth score of the influence, half contrast and n80 of the output
+        change are smaller in the deepest than in the shallowest model, two of the four (Holm) and none larger
+    K4  for all objectives: every objective has a family that passes K1 and K2, and no family fails
+
+Verdicts, for a statistic, its margin, and untrained networks of the same architecture:
+
+    pass              the interval lies beyond the margin, and beyond what an untrained network shows
+    pass_descriptive  the first only: the pattern is there, but an untrained network shows it too
+    fail              the interval lies on the other side of no effect
+    inconclusive      anything else, too few clusters, data below the noise floor, a failed check, no untrained network
+
+Intervals are percentile intervals of one cluster bootstrap shared by all models (paired). Untrained networks differ
+from seed to seed far more than resampling proteins tells, so "beyond" is judged against what *another* untrained
+network would give: the difference to the mean over the seeds is widened by t(0.975, k - 1) s sqrt(1 + 1/k), s the
+spread of k seeds (a prediction interval), in quadrature with the bootstrap. One seed tells no spread: inconclusive.
+
+Primary inputs: autoregressive n2c; masked the noise level next to 15 %; diffusion the mean over the noise grid; mean
+aggregates; output and lens over the 20 canonical residues. The same statistic on maxima stands beside (``max_value``).
+Verdicts are about these checkpoints, not about a population of models.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from scipy import stats
+
+from plm_depth.metrics.bootstrap import LEVEL, Bootstrap, interval
+from plm_depth.metrics.corpus import DIFFUSION_GRID, over_noise, parts_of, read_clusters
+from plm_depth.metrics.profile import numbers_option
+from plm_depth.metrics.skip import (
+    READ,
+    SWEPT,
+    Sweeps,
+    dependence,
+    effects_of,
+    halves,
+    influence,
+    matrix_of,
+    outputs_of,
+    views_in,
+    with_noise_mean,
+)
+from plm_depth.metrics.summary import depth_score
+from plm_depth.progress import Progress, start_log
+from plm_depth.tables import (
+    CONTRIB_SEQ,
+    LENS_SEQ,
+    SKIP_OUT_SEQ,
+    SKIP_SEQ,
+    VERDICT,
+    TableError,
+    iterate_table,
+    write_table,
+)
+from plm_depth.views import MEAN_OVER_NOISE
+
+VERDICTS = ("pass", "pass_descriptive", "fail", "inconclusive")
+PRIMARY_NOISE = 0.15
+UNTRAINED = "randinit"
+EXACT = 1e-6  # how far a diagonal that is 1 or 0 by definition may be from it
+CLAIMS = {
+    "K1": "later blocks depend less on earlier computation",
+    "K2": "later blocks mainly refine the output",
+    "K3": "more pronounced in deeper models of the family",
+    "K4": "holds for all objectives",
+}
+
+
+@dataclass(frozen=True)
+class Margins:
+    """What was fixed before any result was seen.
+
+    Attributes:
+        late_over_early: K1, LL/EE must lie below; no effect is 1.
+        locality: K2 (a), late over early locality must lie below; no effect is 1.
+        kl_share: K2 (b), share of the fall of the lens KL in the late half must lie above; no effect is 0.5.
+        tau: K3, Kendall's tau of a statistic with depth must lie at or below (from three depths on).
+        clusters: fewest similarity clusters.
+        below_floor: largest share of proteins whose value is below three noise floors.
+        null_seeds: fewest untrained networks, at least 2.
+    """
+
+    late_over_early: float = 0.9
+    locality: float = 0.9
+    kl_share: float = 0.5
+    tau: float = -0.6
+    clusters: int = 50
+    below_floor: float = 0.05
+    null_seeds: int = 2
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(f"--margins: {item.name} is {value!r}; expected a number")
+        if self.null_seeds < 2:
+            raise ValueError(f"--margins: null_seeds is {self.null_seeds}; the spread needs at least 2")
+
+    @classmethod
+    def of(cls, given: object) -> "Margins":
+        """Return the margins of a parsed JSON object; those that are not given have their defaults.
+
+        Raises:
+            ValueError: an unknown key or a value that is no number.
+        """
+        known = [item.name for item in fields(cls)]
+        if not isinstance(given, Mapping) or not set(given) <= set(known):
+            raise ValueError(f"--margins: expected a JSON object with keys among {', '.join(known)}, got {given!r}")
+        return cls(**given)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Statistics of block profiles (I)
+
+
+def half_contrast(blocks: np.ndarray) -> np.ndarray:
+    """Return (late - early) / (late + early) of the half means of a block profile (..., n_blocks), in [-1, 1] (I9)."""
+    half = blocks.shape[-1] // 2
+    if not half:
+        return np.full(blocks.shape[:-1], np.nan)
+    early, late = blocks[..., :half].mean(-1), blocks[..., -half:].mean(-1)
+    return _ratio(late - early, late + early)
+
+
+def n80(blocks: np.ndarray, share: float = 0.8) -> np.ndarray:
+    """Return the fewest blocks that hold 80 % of a profile's sum, / n_blocks, in (0, 1]; NaN if the sum is 0 (I6)."""
+    ordered = np.sort(blocks, axis=-1)[..., ::-1]
+    total = blocks.sum(-1)
+    # A hair of tolerance, so that ten equal blocks need eight and not nine.
+    enough = np.cumsum(ordered, axis=-1) >= (share - 1e-12) * total[..., None]
+    return np.where(total > 0, (enough.argmax(-1) + 1) / blocks.shape[-1], np.nan)
+
+
+def participation(blocks: np.ndarray) -> np.ndarray:
+    """Return (sum x)^2 / (n_blocks sum x^2), in (0, 1]; NaN if all are 0 (I6)."""
+    return _ratio(blocks.sum(-1) ** 2, blocks.shape[-1] * np.square(blocks).sum(-1))
+
+
+def late_over_early(locality: np.ndarray) -> np.ndarray:
+    """Return the mean of a profile over the late half over that of the early half; the last block is left out."""
+    n_blocks = locality.shape[-1]
+    half = n_blocks // 2
+    late = locality[..., n_blocks - half : n_blocks - 1]
+    if not late.shape[-1]:
+        return np.full(locality.shape[:-1], np.nan)
+    return _ratio(late.mean(-1), locality[..., :half].mean(-1))
+
+
+def kl_share(kl: np.ndarray) -> np.ndarray:
+    """Return the share of the fall of a lens KL (..., n_blocks + 1) that lies in the late half."""
+    middle = -(-(kl.shape[-1] - 1) // 2)
+    return _ratio(kl[..., middle] - kl[..., -1], kl[..., 0])
+
+
+def _ratio(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.divide(x, y, out=np.full(np.broadcast_shapes(np.shape(x), np.shape(y)), np.nan), where=y != 0)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# What is known of one network
+
+
+@dataclass(frozen=True, eq=False)
+class Statistic:
+    """One number of one network, with its resamples.
+
+    Attributes:
+        value: on mean aggregates.
+        resampled: (n_boot,).
+        max_value: the same on maxima, NaN where there is none.
+        below_floor: share of proteins below three noise floors.
+        n_seq, n_cluster: proteins and similarity clusters behind it.
+    """
+
+    value: float
+    resampled: np.ndarray
+    max_value: float = math.nan
+    below_floor: float = 0.0
+    n_seq: int = 0
+    n_cluster: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """The statistics of one network, by name, and the checks that it failed, in words."""
+
+    statistics: Mapping[str, Statistic] = field(default_factory=dict)
+    failed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model of the study."""
+
+    model: str
+    family: str
+    objective: str
+    n_blocks: int
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """One model: itself and untrained networks of its architecture."""
+
+    model: Model
+    trained: Network
+    untrained: tuple[Network, ...]
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# One statistic against its margin and its null
+
+
+@dataclass(frozen=True)
+class Test:
+    """How a statistic is judged.
+
+    Attributes:
+        side: -1 if the claim is that it is small, +1 if large.
+        margin: the claim holds beyond it.
+        no_effect: a failure lies beyond it on the other side.
+        is_ratio: compare with untrained networks by quotient, else by difference.
+    """
+
+    side: int
+    margin: float
+    no_effect: float
+    is_ratio: bool
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict with its interval, what untrained networks give, and the reason in words."""
+
+    verdict: str
+    reason: str
+    ci_lo: float
+    ci_hi: float
+    null_value: float = math.nan
+    null_lo: float = math.nan
+    null_hi: float = math.nan
+
+
+def judge(trained: Statistic, untrained: Sequence[Statistic], test: Test, margins: Margins) -> Judgement:
+    """Return the verdict on one statistic; see the module for the four outcomes."""
+    (low,), (high,), (n_defined,) = interval(trained.resampled[None])
+    null = _null(untrained, test)
+    shown = dict(ci_lo=low, ci_hi=high, null_value=null.mean, null_lo=null.low, null_hi=null.high)
+
+    def verdict(which: str, reason: str) -> Judgement:
+        return Judgement(which, reason, **shown)
+
+    if math.isnan(trained.value) or n_defined < len(trained.resampled) * LEVEL:
+        return verdict("inconclusive", "the statistic is undefined")
+    if trained.n_cluster < margins.clusters:
+        return verdict("inconclusive", f"{trained.n_cluster} similarity clusters, {margins.clusters} are needed")
+    if trained.below_floor > margins.below_floor:
+        return verdict(
+            "inconclusive", f"{trained.below_floor:.0%} of the proteins are below three times the noise floor"
+        )
+    beyond_margin = high < test.margin if test.side < 0 else low > test.margin
+    opposed = low > test.no_effect if test.side < 0 else high < test.no_effect
+    word = "below" if test.side < 0 else "above"
+    if opposed:
+        other = "above" if test.side < 0 else "below"
+        return verdict("fail", f"the interval lies {other} {test.no_effect:g}, the value without effect")
+    if not beyond_margin:
+        return verdict("inconclusive", f"the interval is not wholly {word} the margin {test.margin:g}")
+    if null.n < margins.null_seeds:
+        return verdict(
+            "inconclusive", f"{word} the margin, but {null.n} untrained networks to compare with, "
+            f"{margins.null_seeds} are needed"
+        )  # fmt: skip
+    if null.is_beyond(trained, test):
+        return verdict("pass", f"the interval lies {word} the margin {test.margin:g} and {word} untrained networks")
+    return verdict("pass_descriptive", f"{word} the margin {test.margin:g}, but an untrained network shows it too")
+
+
+@dataclass(frozen=True, eq=False)
+class _Null:
+    """What untrained networks give: mean over seeds and the 95 % prediction interval of another one."""
+
+    n: int
+    mean: float
+    low: float
+    high: float
+    resampled: np.ndarray | None  # (n_boot,) mean over seeds, on the scale of the comparison
+    centre: float
+    reach: float  # half width of the prediction interval, on the scale of the comparison
+
+    def is_beyond(self, trained: Statistic, test: Test) -> bool:
+        """Return whether the trained network lies beyond another untrained one, on the claimed side."""
+        scale = _scale(test)
+        distance = scale(np.array(trained.value)) - self.centre
+        (low,), (high,), (n_defined,) = interval((scale(trained.resampled) - self.resampled)[None])
+        if not n_defined:
+            return False
+        if test.side < 0:
+            return bool(distance + math.hypot(high - distance, self.reach) < 0)
+        return bool(distance - math.hypot(distance - low, self.reach) > 0)
+
+
+def _scale(test: Test) -> Callable[[np.ndarray], np.ndarray]:
+    if not test.is_ratio:
+        return lambda x: np.asarray(x, np.float64)
+    return lambda x: np.log(np.where(np.asarray(x) > 0, x, np.nan))
+
+
+def _null(untrained: Sequence[Statistic], test: Test) -> _Null:
+    scale = _scale(test)
+    kept = [s for s in untrained if np.isfinite(scale(np.array(s.value)))]
+    n = len(kept)
+    if not n:
+        return _Null(0, math.nan, math.nan, math.nan, None, math.nan, math.nan)
+    values = scale(np.array([s.value for s in kept]))
+    resampled = np.mean([scale(s.resampled) for s in kept], axis=0)
+    centre = float(values.mean())
+    reach = math.nan
+    if n > 1:
+        reach = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * values.std(ddof=1) * math.sqrt(1 + 1 / n))
+    back = math.exp if test.is_ratio else float
+    low, high = (back(centre - reach), back(centre + reach)) if n > 1 else (math.nan, math.nan)
+    return _Null(n, back(centre), low, high, resampled, centre, reach)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# The claims
+
+
+Row = dict[str, object]
+
+
+def claims_of_model(evidence: Evidence, margins: Margins) -> list[Row]:
+    """Return the rows of K1 and K2 of one model, the claims' own rows last within each."""
+    ratio = Test(-1, margins.late_over_early, 1.0, True)
+    locality = Test(-1, margins.locality, 1.0, True)
+    share = Test(1, margins.kl_share, 0.5, False)
+    rows: list[Row] = []
+    for claim, deciding, supporting in (
+        (
+            "K1",
+            [("LL/EE", ratio)],
+            [
+                ("LL/EE attn", ratio),
+                ("LL/EE local", ratio),
+                ("LL/EE mean ablation", ratio),
+                ("LL/EE resample ablation", ratio),
+                ("spearman dependence", Test(-1, 0.0, 0.0, False)),
+            ],
+        ),
+        (
+            "K2",
+            [("late/early locality", locality), ("late share of KL fall", share)],
+            [("late cos_u", Test(1, 0.0, 0.0, False)), ("late flips", Test(-1, 0.05, 1.0, False))],
+        ),
+    ):
+        decided = [_row_of(evidence, claim, name, "decides", test, margins) for name, test in deciding]
+        rows += decided
+        rows += [
+            _row_of(evidence, claim, name, "supports", test, margins)
+            for name, test in supporting
+            if name in evidence.trained.statistics
+        ]
+        verdict, reason = combined([(str(row["statistic"]), str(row["verdict"])) for row in decided])
+        if evidence.trained.failed:
+            verdict, reason = "inconclusive", "failed check: " + "; ".join(evidence.trained.failed)
+        elif len(decided) == 1:
+            reason = str(decided[0]["reason"])
+        rows.append(_claim_row(claim, evidence.model.model, verdict, reason, decided))
+    return rows
+
+
+def _row_of(evidence: Evidence, claim: str, name: str, role: str, test: Test, margins: Margins) -> Row:
+    trained = evidence.trained.statistics.get(name, Statistic(math.nan, np.array([math.nan])))
+    untrained = [network.statistics[name] for network in evidence.untrained if name in network.statistics]
+    return _row(claim, evidence.model.model, name, role, trained, judge(trained, untrained, test, margins), test.margin)
+
+
+def _row(
+    claim: str, scope: str, name: str, role: str, statistic: Statistic, judgement: Judgement, margin: float
+) -> Row:
+    return {
+        "claim": claim,
+        "scope": scope,
+        "statistic": name,
+        "role": role,
+        "value": statistic.value,
+        "max_value": statistic.max_value,
+        "margin": margin,
+        "n_seq": statistic.n_seq,
+        "n_cluster": statistic.n_cluster,
+        **{item.name: getattr(judgement, item.name) for item in fields(judgement)},
+    }
+
+
+def _claim_row(claim: str, scope: str, verdict: str, reason: str, decided: Sequence[Row]) -> Row:
+    nothing = Statistic(math.nan, np.array([math.nan]))
+    row = _row(claim, scope, CLAIMS[claim], "claim", nothing, Judgement(verdict, reason, math.nan, math.nan), math.nan)
+    for name in ("n_seq", "n_cluster"):
+        row[name] = min((int(r[name]) for r in decided), default=0)  # type: ignore[call-overload]
+    return row
+
+
+def combined(parts: Sequence[tuple[str, str]]) -> tuple[str, str]:
+    """Return the verdict of a claim that needs all of its (name, verdict) parts, and the reason."""
+    verdicts = [verdict for _, verdict in parts]
+    for verdict in ("fail", "inconclusive", "pass_descriptive"):
+        if verdict in verdicts:
+            return verdict, f"{verdict}: " + ", ".join(name for name, found in parts if found == verdict)
+    return "pass", "all of " + ", ".join(name for name, _ in parts)
+
+
+DEPTH_STATISTICS = ("LL/EE", "depth score influence", "half contrast output", "n80 output")
+
+
+def claim_of_family(members: Sequence[Evidence], margins: Margins) -> list[Row]:
+    """Return the rows of K3 of one family with at least two depths; no rows otherwise.
+
+    The difference is between the deepest and the shallowest model, resample by resample; its null is the same
+    difference between untrained networks of the two architectures, seed by seed. Depth is confounded with width,
+    parameters and training: a verdict says what goes along with depth, not what depth does.
+    """
+    members = sorted(members, key=lambda evidence: (evidence.model.n_blocks, evidence.model.model))
+    depths = sorted({evidence.model.n_blocks for evidence in members})
+    if len(depths) < 2:
+        return []
+    shallow = [e for e in members if e.model.n_blocks == depths[0]]
+    deep = [e for e in members if e.model.n_blocks == depths[-1]]
+    family = members[0].model.family
+    if len(shallow) > 1 or len(deep) > 1:
+        reason = f"several models of {depths[0]} or {depths[-1]} blocks: depth alone does not tell them apart"
+        return [_claim_row("K3", family, "inconclusive", reason, [])]
+    test = Test(-1, 0.0, 0.0, False)
+    rows, taus, p_values = [], {}, {}
+    for name in DEPTH_STATISTICS:
+        one, other = (e.trained.statistics.get(name) for e in (shallow[0], deep[0]))
+        if one is None or other is None:
+            continue
+        difference = _difference(other, one)
+        nulls = [
+            _difference(d.statistics[name], s.statistics[name])
+            for d, s in zip(deep[0].untrained, shallow[0].untrained)
+            if name in d.statistics and name in s.statistics
+        ]
+        judgement = judge(difference, nulls, test, margins)
+        p_values[name] = _p_value(difference.resampled)
+        values = [e.trained.statistics[name].value for e in members if name in e.trained.statistics]
+        if len(depths) >= 3 and len(values) == len(members):
+            taus[name] = float(stats.kendalltau([e.model.n_blocks for e in members], values).statistic)
+            judgement = replace(judgement, reason=f"{judgement.reason}; Kendall tau with depth {taus[name]:.2f}")
+        rows.append(
+            _row("K3", family, f"{name}, {depths[-1]} - {depths[0]} blocks", "decides", difference, judgement, 0.0)
+        )
+    verdict, reason = _depth_verdict(rows, p_values, taus, len(depths), margins)
+    failed = [text for e in (shallow[0], deep[0]) for text in e.trained.failed]
+    if failed:
+        verdict, reason = "inconclusive", "failed check: " + "; ".join(failed)
+    return [*rows, _claim_row("K3", family, verdict, reason, rows)]
+
+
+def _depth_verdict(
+    rows: Sequence[Row], p_values: Mapping[str, float], taus: Mapping[str, float], n_depths: int, margins: Margins
+) -> tuple[str, str]:
+    adjusted = holm(list(p_values.values()))
+    judged = [(row, p) for row, p in zip(rows, adjusted) if row["verdict"] != "inconclusive"]
+    smaller = [row for row, p in judged if row["verdict"] in ("pass", "pass_descriptive") and p <= 1 - LEVEL]
+    larger = [row for row in rows if row["verdict"] == "fail"]
+    count = f"{len(smaller)} of {len(rows)} statistics smaller (Holm), {len(larger)} larger in the deepest model"
+    if len(larger) >= 2 and not smaller:
+        return "fail", count
+    if len(smaller) < 2 or larger:
+        return "inconclusive", count
+    if n_depths < 3:
+        return "pass_descriptive", f"{count}; two depths only"
+    falling = [name for name, tau in taus.items() if tau <= margins.tau]
+    if len(falling) < 2:
+        return "inconclusive", f"{count}; Kendall tau at or below {margins.tau:g} for {len(falling)} of them only"
+    if sum(row["verdict"] == "pass" for row in smaller) >= 2:
+        return "pass", f"{count}, and more so than between untrained networks"
+    return "pass_descriptive", f"{count}, but between untrained networks too"
+
+
+def _difference(x: Statistic, y: Statistic) -> Statistic:
+    return Statistic(
+        x.value - y.value,
+        x.resampled - y.resampled,
+        x.max_value - y.max_value,
+        max(x.below_floor, y.below_floor),
+        min(x.n_seq, y.n_seq),
+        min(x.n_cluster, y.n_cluster),
+    )
+
+
+def _p_value(resampled: np.ndarray) -> float:
+    """Return the two-sided bootstrap p-value of a difference from 0."""
+    kept = resampled[~np.isnan(resampled)]
+    tail = min((kept >= 0).sum(), (kept <= 0).sum())
+    return min(1.0, 2 * (tail + 1) / (len(kept) + 1))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values adjusted by Holm's step-down method."""
+    order = np.argsort(p_values, kind="stable")
+    adjusted, largest = [1.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def claim_of_all(models: Sequence[Model], verdicts: Mapping[tuple[str, str], str]) -> list[Row]:
+    """Return the rows of K4: one a family, one for all. ``verdicts`` is by (claim, model).
+
+    A family fails if one of its models fails K1 or K2, and passes if one passes both; all objectives must have a family
+    that passes, and none may fail (intersection-union: no correction for many tests).
+    """
+    rows, of_family = [], {}
+    families = sorted({(model.family, model.objective) for model in models})
+    for family, objective in families:
+        members = [model.model for model in models if model.family == family]
+        both = [combined([(claim, verdicts[claim, name]) for claim in ("K1", "K2")])[0] for name in members]
+        failing = [name for name in members if "fail" in (verdicts["K1", name], verdicts["K2", name])]
+        if failing:
+            of_family[family] = "fail", f"fails: {', '.join(failing)}"
+        else:
+            best = next((v for v in ("pass", "pass_descriptive") if v in both), "inconclusive")
+            names = [name for name, found in zip(members, both) if found == best]
+            of_family[family] = best, f"{best}: {', '.join(names)}"
+        rows.append(_claim_row("K4", family, of_family[family][0], f"{objective}; {of_family[family][1]}", []))
+    objectives = sorted({objective for _, objective in families})
+    failing = [family for family, _ in families if of_family[family][0] == "fail"]
+    best = {
+        objective: {of_family[family][0] for family, own in families if own == objective} for objective in objectives
+    }
+    if failing:
+        verdict, reason = "fail", f"families that fail: {', '.join(failing)}"
+    elif len(objectives) < 2:
+        verdict, reason = "inconclusive", f"one objective only ({', '.join(objectives)})"
+    elif all("pass" in found for found in best.values()):
+        verdict, reason = "pass", f"a family passes for each of {', '.join(objectives)}"
+    elif all(found & {"pass", "pass_descriptive"} for found in best.values()):
+        verdict, reason = "pass_descriptive", f"a family for each of {', '.join(objectives)}, untrained networks too"
+    else:
+        lacking = [o for o, found in best.items() if not found & {"pass", "pass_descriptive"}]
+        verdict, reason = "inconclusive", f"no family passes for {', '.join(lacking)}"
+    return [*rows, _claim_row("K4", "all", verdict, reason, [])]
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def evidence_of(
+    model: Model,
+    effects: Sequence[Path],
+    outputs: Sequence[Path],
+    lens: Sequence[Path],
+    contributions: Sequence[Path],
+    bootstrap: Bootstrap,
+    grid: Sequence[float] = DIFFUSION_GRID,
+) -> Evidence:
+    """Return the statistics of one model and of its untrained networks from the per-protein tables.
+
+    Raises:
+        TableError: damaged or mixed tables, or a table that lacks the primary input.
+    """
+    found: dict[tuple[str, int], dict[str, Statistic]] = {}
+    failed: dict[tuple[str, int], list[str]] = {}
+    subset = "prefix" if model.objective == "ar" else "other"
+
+    def wanted(key: Mapping[str, object]) -> bool:
+        return key["pos_set"] in (subset, "all", "tokens")
+
+    readers = (
+        (effects, SKIP_SEQ, lambda v, p: effects_of(v, p, bootstrap, wanted=wanted), _effect_statistics),
+        (outputs, SKIP_OUT_SEQ, lambda v, p: outputs_of(v, p, bootstrap, wanted=wanted), _output_statistics),
+    )
+    for paths, schema, read, compute in readers:
+        views = views_in(paths, schema)
+        _check_model(model, views[0][0], paths)
+        levels = sorted({float(view["noise_t"]) for view, _ in views})
+        views = [(view, parts) for view, parts in views if _is_needed(view, model.objective, levels, grid)]
+        for view, sweeps in with_noise_mean(views, read, grid):
+            if _is_primary(view, model.objective, levels):
+                network = (str(view["null_model"]), int(view["null_seed"]))
+                statistics, problems = compute(sweeps, subset, bootstrap)
+                found.setdefault(network, {}).update(statistics)
+                failed.setdefault(network, []).extend(problems)
+    for table, paths in (("lens", lens), ("contributions", contributions)):
+        profiles = _profiles(paths, table, model, bootstrap, grid)
+        for network, profile in profiles.items():
+            if network in found:
+                compute = _lens_statistics if table == "lens" else _contribution_statistics
+                found[network].update(compute(profile, model, bootstrap))
+    trained = ("trained", -1)
+    if trained not in found:
+        raise TableError(f"the tables of {model.model} hold no trained network at the primary input")
+    networks = {key: Network(statistics, tuple(failed.get(key, ()))) for key, statistics in found.items()}
+    untrained = [networks[key] for key in sorted(networks) if key[0] == UNTRAINED]
+    return Evidence(model, networks[trained], tuple(untrained))
+
+
+def _check_model(model: Model, view: Mapping[str, object], paths: Sequence[Path]) -> None:
+    for name in ("family", "objective", "n_blocks"):
+        if view[name] != getattr(model, name):
+            raise TableError(
+                f"{paths[0]}: {name} of {model.model} is {view[name]}, but --models says {getattr(model, name)}"
+            )
+
+
+def _is_needed(view: Mapping[str, object], objective: str, levels: Sequence[float], grid: Sequence[float]) -> bool:
+    if view["null_model"] not in ("trained", UNTRAINED) or view["condition"] != "seq" or view["readout"] != "seq":
+        return False
+    if objective == "diffusion":
+        return np.float32(view["noise_t"]) in {np.float32(t) for t in grid}
+    return _is_primary(view, objective, levels)
+
+
+def _is_primary(view: Mapping[str, object], objective: str, levels: Sequence[float]) -> bool:
+    if objective == "ar":
+        return view["direction"] == "n2c"
+    if objective == "diffusion":
+        return view["noise_t"] == MEAN_OVER_NOISE
+    hidden = [t for t in levels if t > 0]
+    return bool(hidden) and view["noise_t"] == min(hidden, key=lambda t: abs(t - PRIMARY_NOISE))
+
+
+def _effect_statistics(sweeps: Sweeps, subset: str, bootstrap: Bootstrap) -> tuple[dict[str, Statistic], list[str]]:
+    """Return LL/EE of each kind of sweep, the trend of the dependence and the depth score of the influence."""
+    names = {
+        ("layer", subset, False, "zero"): "LL/EE",
+        ("attn", subset, False, "zero"): "LL/EE attn",
+        ("layer", subset, True, "zero"): "LL/EE local",
+        ("layer", subset, False, "mean"): "LL/EE mean ablation",
+        ("layer", subset, False, "resample"): "LL/EE resample ablation",
+    }
+    found, problems = {}, []
+    for key, name in names.items():
+        if key not in sweeps:
+            continue
+        measured = sweeps[key]
+        point, resampled = matrix_of(measured, "mean", bootstrap)
+        largest, _ = matrix_of(measured, "max", bootstrap)
+        n = len(point)
+        later = np.triu(np.full((n, n), True), 1)
+        values = measured.values["mean"][later]
+        defined = ~np.isnan(values)
+        about = _about(defined, measured.below_floor[later], bootstrap)
+
+        def statistic(reduce: Callable[[np.ndarray], np.ndarray], about=about, point=point, resampled=resampled,
+                      largest=largest) -> Statistic:  # fmt: skip
+            return Statistic(float(reduce(point)), reduce(resampled), float(reduce(largest)), **about)
+
+        found[name] = statistic(lambda matrix: halves(matrix)["LL/EE"])
+        if name == "LL/EE":
+            found["spearman dependence"] = statistic(lambda matrix: _spearman(dependence(matrix)[..., 1:]))
+            found["depth score influence"] = statistic(_influence_depth)
+            if np.nanmax(np.abs(np.diagonal(point)), initial=0.0) > EXACT:
+                problems.append("a block skipped elsewhere changes its own update")
+    key = ("layer", "all", False, "zero")
+    if key in sweeps:
+        diagonal = np.diagonal(matrix_of(sweeps[key], "mean", bootstrap)[0])
+        if np.nanmax(np.abs(diagonal - 1), initial=0.0) > EXACT:
+            problems.append("a block skipped everywhere keeps part of its own update")
+    return found, problems
+
+
+def _influence_depth(matrix: np.ndarray) -> np.ndarray:
+    """Return the depth score of s_i over the blocks that have later ones (I1)."""
+    s = influence(matrix)
+    return depth_score(np.concatenate([s[..., :-1], np.zeros_like(s[..., -1:])], axis=-1))
+
+
+def _spearman(values: np.ndarray) -> np.ndarray:
+    """Return Spearman's rank correlation of (..., n) with 1..n; NaN with fewer than three values."""
+    n = values.shape[-1]
+    if n < 3:
+        return np.full(values.shape[:-1], np.nan)
+    ranks = stats.rankdata(values, axis=-1)
+    ranks, place = ranks - ranks.mean(-1, keepdims=True), np.arange(n) - (n - 1) / 2
+    return _ratio((ranks * place).sum(-1), np.sqrt(np.square(ranks).sum(-1) * np.square(place).sum()))
+
+
+def _output_statistics(sweeps: Sweeps, subset: str, bootstrap: Bootstrap) -> tuple[dict[str, Statistic], list[str]]:
+    """Return late over early locality, and contrast, n80 and late flips of the output change."""
+    found, problems = {}, []
+
+    def key(pos_set: str, quantity: str) -> tuple:
+        named = {"part": "layer", "pos_set": pos_set, "local": False, "ablation": "zero", "vocab": "aa20"}
+        named["quantity"] = quantity
+        return tuple(named[name] for name in (*SWEPT, *READ))
+
+    everywhere, elsewhere = sweeps.get(key("all", "l2")), sweeps.get(key(subset, "l2"))
+    if everywhere is not None:
+        point, resampled = bootstrap.means(everywhere.values["mean"])
+        largest = np.fmax.reduce(everywhere.values["max"], axis=-1)
+        about = _about(~np.isnan(everywhere.values["mean"]), everywhere.below_floor, bootstrap)
+        for name, reduce in (("half contrast output", half_contrast), ("n80 output", n80)):
+            found[name] = Statistic(float(reduce(point)), reduce(resampled.T), float(reduce(largest)), **about)
+    if everywhere is not None and elsewhere is not None:
+        part, part_resampled = bootstrap.means(elsewhere.values["mean"])
+        locality, resampled_locality = _ratio(part, point), _ratio(part_resampled, resampled)
+        maxima = _ratio(np.fmax.reduce(elsewhere.values["max"], axis=-1), largest)
+        # The last block is out of the statistic: its locality is zero by construction.
+        about = _about(
+            ~np.isnan(elsewhere.values["mean"])[:-1],
+            np.maximum(elsewhere.below_floor, everywhere.below_floor)[:-1],
+            bootstrap,
+        )
+        found["late/early locality"] = Statistic(
+            float(late_over_early(locality)),
+            late_over_early(resampled_locality.T),
+            float(late_over_early(maxima)),
+            **about,
+        )
+        last = elsewhere.below_floor[-1]
+        if part[-1] > EXACT and not np.nanmin(last, initial=1.0):
+            problems.append("the last block changes the output at other positions")
+    flips = sweeps.get(key("tokens", "flip1"))
+    if flips is not None:
+        half = max(1, flips.values["mean"].shape[0] // 2)
+        point, resampled = bootstrap.means(flips.values["mean"])
+        about = _about(~np.isnan(flips.values["mean"]), np.zeros(flips.values["mean"].shape), bootstrap)
+        found["late flips"] = Statistic(float(np.median(point[-half:])), np.median(resampled[-half:], axis=0), **about)
+    return found, problems
+
+
+def _about(defined: np.ndarray, below: np.ndarray, bootstrap: Bootstrap) -> dict[str, object]:
+    """Return below_floor, n_seq and n_cluster of values (n_statistics, n_sequences)."""
+    anywhere = defined.any(0)
+    flagged = np.where(defined, below, np.nan)
+    share = float(np.nanmean(flagged)) if defined.any() else 0.0
+    return {"below_floor": share, "n_seq": int(anywhere.sum()), "n_cluster": int(bootstrap.clusters_of(anywhere))}
+
+
+WANTED = {"lens": ("kl_lf", "logit", "aa20"), "contributions": ("cos_u", "residue", "none")}
+
+
+def _profiles(
+    paths: Sequence[Path], table: str, model: Model, bootstrap: Bootstrap, grid: Sequence[float]
+) -> dict[tuple[str, int], dict[int, np.ndarray]]:
+    """Return per network and layer the per-protein values (n_sequences,) of one quantity at the primary input."""
+    quantity, pos_class, vocab = WANTED[table]
+    found: dict[tuple[str, int], dict[int, np.ndarray]] = {}
+    levels: set[float] = set()
+    parts = []
+    for part in parts_of(paths, table=table, bootstrap=bootstrap):
+        levels |= set(part.keys["noise_t"].astype(float).tolist())
+        keys = part.keys
+        kept = part.take(
+            (keys["quantity"] == quantity) & (keys["pos_class"] == pos_class) & (keys["vocab"] == vocab)
+            & np.isin(keys["null_model"], ["trained", UNTRAINED])
+        )  # fmt: skip
+        if len(kept):
+            parts.append(kept)
+    for part in parts:
+        averaged = over_noise(part, grid) if model.objective == "diffusion" else None
+        keys, values = (part.keys, part.mean) if averaged is None else (averaged.keys, averaged.mean.mean(0))
+        for k in range(len(keys["layer"])):
+            view = {name: keys[name][k].item() for name in ("direction", "noise_t")}
+            if _is_primary(view, model.objective, sorted(levels)):
+                network = (str(keys["null_model"][k]), int(keys["null_seed"][k]))
+                found.setdefault(network, {})[int(keys["layer"][k])] = values[k]
+    return found
+
+
+def _lens_statistics(profile: Mapping[int, np.ndarray], model: Model, bootstrap: Bootstrap) -> dict[str, Statistic]:
+    layers = range(model.n_blocks + 1)
+    if sorted(profile) != list(layers):
+        raise TableError(f"lens KL of {model.model}: layers {sorted(profile)}, expected 0..{model.n_blocks}")
+    values = np.stack([profile[layer] for layer in layers])
+    point, resampled = bootstrap.means(values)
+    about = _about(~np.isnan(values), np.zeros(values.shape), bootstrap)
+    return {"late share of KL fall": Statistic(float(kl_share(point)), kl_share(resampled.T), **about)}
+
+
+def _contribution_statistics(
+    profile: Mapping[int, np.ndarray], model: Model, bootstrap: Bootstrap
+) -> dict[str, Statistic]:
+    late = range(model.n_blocks - model.n_blocks // 2 + 1, model.n_blocks + 1)
+    if not set(late) <= set(profile):
+        raise TableError(f"cosines of {model.model}: layers {sorted(profile)}, expected 1..{model.n_blocks}")
+    values = np.stack([profile[layer] for layer in late])
+    point, resampled = bootstrap.means(values)
+    about = _about(~np.isnan(values), np.zeros(values.shape), bootstrap)
+    return {"late cos_u": Statistic(float(point.mean()), resampled.mean(0), **about)}
+
+
+def models_of(given: object) -> list[Model]:
+    """Return the models of a parsed ``--models`` list of objects with model, family, objective and n_blocks.
+
+    Raises:
+        ValueError: not such a list, or a model listed twice.
+    """
+    if not isinstance(given, list) or not given:
+        raise ValueError(f"--models: expected a list of at least one model, got {given!r}")
+    models = []
+    for number, row in enumerate(given, start=1):
+        try:
+            models.append(Model(str(row["model"]), str(row["family"]), str(row["objective"]), int(row["n_blocks"])))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"--models, entry {number}: expected model, family, objective and n_blocks, got {row!r} ({error!r})"
+            ) from None
+    names = [model.model for model in models]
+    if len(set(names)) < len(names):
+        raise ValueError(f"--models: a model is listed twice among {', '.join(names)}")
+    return models
+
+
+def by_model(paths: Iterable[str | Path], schema: pa.Schema) -> dict[str, list[Path]]:
+    """Return the tables of each model; a table holds one model.
+
+    Raises:
+        TableError: a table without rows.
+    """
+    found: dict[str, list[Path]] = {}
+    for path in map(Path, paths):
+        for rows in iterate_table(path, schema, columns=["model_id"]):
+            if rows.num_rows:
+                found.setdefault(rows.column("model_id")[0].as_py(), []).append(path)
+                break
+        else:
+            raise TableError(f"{path}: no rows; delete it and run the stage that writes it again")
+    return found
+
+
+def verdicts(
+    effects: Sequence[str | Path],
+    outputs: Sequence[str | Path],
+    lens: Sequence[str | Path],
+    contributions: Sequence[str | Path],
+    clusters: str | Path,
+    output: str | Path,
+    *,
+    models: Sequence[Model],
+    margins: Margins | None = None,
+    grid: Sequence[float] = DIFFUSION_GRID,
+    n_boot: int = 2000,
+    seed: int = 1,
+) -> int:
+    """Write the VERDICT table of a study from the per-protein tables of all models; return its number of rows.
+
+    Raises:
+        TableError: damaged tables, a model without tables, tables of a model that is not listed.
+    """
+    log = start_log("metrics.verdicts")
+    margins = margins or Margins()
+    bootstrap = Bootstrap.of(read_clusters(clusters), n_boot=n_boot, seed=seed)
+    tables = {
+        "--skip-seq": by_model(effects, SKIP_SEQ),
+        "--out-seq": by_model(outputs, SKIP_OUT_SEQ),
+        "--lens": by_model(lens, LENS_SEQ),
+        "--contributions": by_model(contributions, CONTRIB_SEQ),
+    }
+    names = {model.model for model in models}
+    for option, found in tables.items():
+        if set(found) != names:
+            raise TableError(
+                f"{option} holds tables of {', '.join(sorted(found))}, but --models lists {', '.join(sorted(names))}"
+            )
+    log.info(f"{len(models)} models, {bootstrap.n_clusters} clusters; margins {margins}")
+    progress = Progress(log, len(models), "models")
+    evidence = []
+    for model in models:
+        evidence.append(evidence_of(model, *(found[model.model] for found in tables.values()), bootstrap, grid))
+        progress.advance()
+    progress.finish()
+    rows = judged(evidence, margins)
+    for row in rows:
+        if row["role"] == "claim":
+            log.info(f"{row['claim']} {row['scope']}: {row['verdict']} ({row['reason']})")
+    columns = {name: [row[name] for row in rows] for name in VERDICT.names}
+    return write_table(columns, VERDICT, output, seed=str(seed), resamples=str(n_boot))
+
+
+def judged(evidence: Sequence[Evidence], margins: Margins) -> list[Row]:
+    """Return all rows of a study: K1 and K2 by model, K3 by family, K4 by family and for all."""
+    rows = [row for one in evidence for row in claims_of_model(one, margins)]
+    found = {(str(r["claim"]), str(r["scope"])): str(r["verdict"]) for r in rows if r["role"] == "claim"}
+    families = list(dict.fromkeys(one.model.family for one in evidence))
+    for family in families:
+        rows += claim_of_family([one for one in evidence if one.model.family == family], margins)
+    return rows + claim_of_all([one.model for one in evidence], found)
+
+
+def _json_option(text: str) -> object:
+    """Return parsed JSON, given as text or as the name of a file."""
+    try:
+        return json.loads(Path(text).read_text(encoding="utf-8") if text.endswith(".json") else text)
+    except (OSError, json.JSONDecodeError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither JSON nor a JSON file: {error}") from None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the stage from the command line; see the module."""
+    parser = argparse.ArgumentParser(prog="python -m plm_depth.metrics.verdicts", description=__doc__.split("\n")[0])
+    parser.add_argument("--skip-seq", nargs="+", required=True, help="SKIP_SEQ tables of all models and variants")
+    parser.add_argument("--out-seq", nargs="+", required=True, help="SKIP_OUT_SEQ tables of the same")
+    parser.add_argument("--lens", nargs="+", required=True, help="LENS_SEQ tables of the same")
+    parser.add_argument("--contributions", nargs="+", required=True, help="CONTRIB_SEQ tables of the same")
+    parser.add_argument("--clusters", required=True, help="CLUSTERS table of the data set")
+    parser.add_argument("--margins", type=_json_option, default={}, help="JSON object or file; see Margins")
+    parser.add_argument("--models", type=_json_option, required=True, help="JSON list or file of the models")
+    parser.add_argument("--grid", type=numbers_option, default=list(DIFFUSION_GRID), help="noise levels to average")
+    parser.add_argument("--resamples", type=int, default=2000, help="bootstrap resamples of the clusters")
+    parser.add_argument("--seed", type=int, default=1, help="of the resamples; the same as for every model")
+    parser.add_argument("--output", required=True, help="the VERDICT table")
+    options = parser.parse_args(argv)
+    try:
+        verdicts(
+            options.skip_seq,
+            options.out_seq,
+            options.lens,
+            options.contributions,
+            options.clusters,
+            options.output,
+            models=models_of(options.models),
+            margins=Margins.of(options.margins),
+            grid=options.grid,
+            n_boot=options.resamples,
+            seed=options.seed,
+        )
+    except (TableError, ValueError) as error:
+        raise SystemExit(f"metrics.verdicts: {error}") from None
+
+
+if __name__ == "__main__":
+    main()
