@@ -21,6 +21,7 @@ INPUTS = {  # (direction, noise_t)
     "mlm": (("none", 0.0), ("none", 0.1), ("none", 0.15), ("none", 0.3)),
     "diffusion": (("none", 0.1), ("none", 0.5), ("none", 0.9), ("none", -1.0)),
 }
+PRIMARY = {"ar": ("n2c", np.nan), "mlm": ("none", 0.15), "diffusion": ("none", -1.0)}
 BLOCK_QUANTITIES = ("norm_a", "norm_m", "norm_u", "rel_a", "rel_m", "rel_u", "cos_a", "cos_m", "cos_u", "cos_io")
 STATE_QUANTITIES = ("norm_h", "var_h", "massive")
 LENS_QUANTITIES = ("kl_lf", "ov5_cc", "entropy", "nll", "settled_0.5", "settled_0.1", "settled_top1")
@@ -41,7 +42,6 @@ STATISTICS = (
     ("growth_gamma", "var_h", np.nan),
     ("growth_delta_aicc", "var_h", np.nan),
 )
-CHANNELS = ("value", "ci_lo", "ci_hi")
 
 
 @dataclass(frozen=True)
@@ -105,17 +105,26 @@ def models_json(models: Sequence[Invented], path: Path) -> Path:
     return path
 
 
-def write_profile(model: Invented, path: Path, *, nulls: Sequence[tuple[str, int]] = NULLS) -> Path:
-    """Write a PROFILE table of one model."""
+def _inputs(model: Invented, with_others: bool) -> tuple[tuple[str, float], ...]:
+    return INPUTS[model.objective] if with_others else (PRIMARY[model.objective],)
+
+
+def write_profile(
+    model: Invented, path: Path, *, nulls: Sequence[tuple[str, int]] = NULLS, with_others: bool = True
+) -> Path:
+    """Write a PROFILE table of one model; ``with_others``: also the rows that no figure shows."""
     rows = []
-    for (null, seed), (direction, noise) in itertools.product(nulls, INPUTS[model.objective]):
-        for quantity, pos_class in itertools.product(BLOCK_QUANTITIES + STATE_QUANTITIES, ("residue", "special")):
+    for (null, seed), (direction, noise) in itertools.product(nulls, _inputs(model, with_others)):
+        positions = ("residue", "special") if with_others else ("residue",)
+        aggregates = ("mean", "micro", "p95", "max") if with_others else ("mean", "max")
+        vocabularies = ("aa20", "full") if with_others else ("aa20",)
+        for quantity, pos_class in itertools.product(BLOCK_QUANTITIES + STATE_QUANTITIES, positions):
             first = 0 if quantity in STATE_QUANTITIES else 1
-            for aggregate in ("mean", "micro", "p95", "max"):
+            for aggregate in aggregates:
                 rows += _profile(model, null, seed, direction, noise, "contributions", quantity, pos_class, "none",
                                  aggregate, first)  # fmt: skip
         lens = "copy" if noise == 0 else "logit"
-        for quantity, vocab in itertools.product(LENS_QUANTITIES, ("aa20", "full")):
+        for quantity, vocab in itertools.product(LENS_QUANTITIES, vocabularies):
             for aggregate in ("mean", "micro"):
                 rows += _profile(model, null, seed, direction, noise, "lens", quantity, lens, vocab, aggregate, 0)
     return _write(model, rows, PROFILE, path)
@@ -186,10 +195,12 @@ def shape(model: Invented, quantity: str, depth: np.ndarray, *, trained: bool) -
     return shapes[quantity] if quantity in shapes else late**1.5 + shares[quantity] * (1 - late)
 
 
-def write_summary(model: Invented, path: Path, *, nulls: Sequence[tuple[str, int]] = NULLS) -> Path:
-    """Write a SUMMARY table of one model."""
+def write_summary(
+    model: Invented, path: Path, *, nulls: Sequence[tuple[str, int]] = NULLS, with_others: bool = True
+) -> Path:
+    """Write a SUMMARY table of one model; ``with_others``: also the rows that no figure shows."""
     rows = []
-    for (null, seed), (direction, noise) in itertools.product(nulls, INPUTS[model.objective]):
+    for (null, seed), (direction, noise) in itertools.product(nulls, _inputs(model, with_others)):
         for stat, profile, param in STATISTICS:
             rng = generator(1, model.model, null, seed, direction, noise, stat, profile, param)
             value = rng.uniform(0.2, 0.55) if null != "trained" else rng.uniform(0.45, 0.9)
@@ -239,13 +250,15 @@ def _write(model: Invented, rows: list[dict], schema, path: Path) -> Path:
     return path
 
 
-def write_study(models: Sequence[Invented], folder: Path, *, nulls: Sequence[tuple[str, int]] = NULLS) -> list[str]:
+def write_study(models: Sequence[Invented], folder: Path, *, with_others: bool = True) -> list[str]:
     """Write all tables of a study; return the options of a figure's command that name them."""
+    nulls = NULLS if with_others else NULLS[:3]
     folder.mkdir(parents=True, exist_ok=True)
     options = {"--profiles": [], "--summaries": [], "--losses": []}
     for model in models:
-        options["--profiles"].append(write_profile(model, folder / f"{model.model}.profile.parquet", nulls=nulls))
-        options["--summaries"].append(write_summary(model, folder / f"{model.model}.summary.parquet", nulls=nulls))
+        for option, write in (("profile", write_profile), ("summary", write_summary)):
+            path = write(model, folder / f"{model.model}.{option}.parquet", nulls=nulls, with_others=with_others)
+            options["--profiles" if option == "profile" else "--summaries"].append(path)
         options["--losses"].append(write_loss(model, folder / f"{model.model}.loss.parquet"))
     arguments = ["--models", str(models_json(models, folder / "models.json"))]
     for option, paths in options.items():

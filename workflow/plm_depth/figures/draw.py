@@ -21,6 +21,7 @@ from plm_depth.figures.style import (
     family_colours,
     lighter,
     model_looks,
+    name_of,
     objective_words,
     text_width,
     wrapped,
@@ -64,13 +65,6 @@ def columns_of(models: Sequence[Model]) -> dict[str, list[Model]]:
     """Return the models of each family: families in order of appearance, models from shallow to deep."""
     families = dict.fromkeys(model.family for model in models)
     return {family: by_depth([model for model in models if model.family == family]) for family in families}
-
-
-def name_of(model: Model) -> str:
-    """Return how a model is called in a legend: its name, and its blocks unless they are unknown or in the name."""
-    if model.n_blocks is None or f"{model.n_blocks} block" in model.display_name:
-        return model.display_name
-    return f"{model.display_name}, {model.n_blocks}\N{NO-BREAK SPACE}block{'s' if model.n_blocks > 1 else ''}"
 
 
 # ----------------------------------------------------------------------------------------------------------------

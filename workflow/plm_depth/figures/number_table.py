@@ -31,15 +31,14 @@ def as_csv(numbers: pl.DataFrame) -> str:
 def as_html(numbers: pl.DataFrame, *, title: str) -> str:
     """Return a whole HTML page with the table: a click on a column's name sorts, a field above filters rows.
 
-    Columns without any content are left out, and said to be.
+    A column that says the same in every row is written once, above the table.
     """
-    shown = [column for column in numbers.columns if not _is_empty(numbers[column])]
-    left_out = [column for column in numbers.columns if column not in shown]
-    kept = numbers.select(shown)
-    is_number = [kept.schema[column].is_numeric() for column in shown]
+    same = [column for column in numbers.columns if numbers.height > 1 and numbers[column].n_unique() == 1]
+    shown = numbers.drop(same)
+    is_number = [kind.is_numeric() for kind in shown.dtypes]
     head = "".join(
         f'<th scope="col"{" class=n" if numeric else ""}><button>{html.escape(column)}</button></th>'
-        for column, numeric in zip(shown, is_number, strict=True)
+        for column, numeric in zip(shown.columns, is_number, strict=True)
     )
     body = "\n".join(
         "<tr>"
@@ -48,18 +47,12 @@ def as_html(numbers: pl.DataFrame, *, title: str) -> str:
             for value, numeric in zip(row, is_number, strict=True)
         )
         + "</tr>"
-        for row in kept.iter_rows()
+        for row in shown.iter_rows()
     )
-    empty = f" Empty here, and only in the CSV file: {', '.join(left_out)}." if left_out else ""
-    return _PAGE.format(
-        title=html.escape(title), about=html.escape(f"{kept.height:,} rows.{empty}"), head=head, body=body
-    )
-
-
-def _is_empty(column: pl.Series) -> bool:
-    if column.dtype == pl.Float64:
-        return bool((column.is_null() | column.is_nan()).all())
-    return column.null_count() == len(column)
+    about = f"{numbers.height:,} rows. NaN: undefined. A click on a column's name sorts."
+    if same:
+        about += " The same in every row: " + "; ".join(f"{c} {number(numbers[c][0]) or 'empty'}" for c in same) + "."
+    return _PAGE.format(title=html.escape(title), about=html.escape(about), head=head, body=body)
 
 
 _PAGE = """<!DOCTYPE html>
@@ -73,7 +66,7 @@ body {{ font: 14px/1.4 system-ui, "Helvetica Neue", Arial, sans-serif; margin: 1
 h1 {{ font-size: 1.1rem; margin: 0 0 .3rem; }}
 p {{ margin: 0 0 .7rem; color: #5a5a5a; }}
 input {{ font: inherit; padding: .2rem .4rem; width: 18rem; max-width: 90%; }}
-div {{ overflow-x: auto; margin-top: .7rem; }}
+div {{ overflow: auto; max-height: calc(100vh - 10rem); margin-top: .7rem; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
 th {{ position: sticky; top: 0; background: #fff; border-bottom: 2px solid #5a5a5a; text-align: left; padding: 0; }}
 th button {{ all: unset; cursor: pointer; padding: .25rem .6rem; font-weight: 600; white-space: nowrap; }}
@@ -87,7 +80,7 @@ tbody tr:hover {{ background: #f3f7fa; }}
 </head>
 <body>
 <h1>{title}</h1>
-<p>{about} Six significant digits; NaN: undefined. A click on a column's name sorts.</p>
+<p>{about}</p>
 <label>Show rows with <input type="search" placeholder="words, e.g. trained norm_h"></label>
 <div><table>
 <thead><tr>{head}</tr></thead>
@@ -112,8 +105,8 @@ heads.forEach((head, i) => head.firstChild.addEventListener("click", () => {{
 document.querySelector("input").addEventListener("input", event => {{
   const words = event.target.value.toLowerCase().split(/\\s+/).filter(Boolean);
   for (const row of rows) {{
-    const cells = [...row.cells].map(cell => cell.textContent.toLowerCase());
-    row.hidden = !words.every(word => cells.some(cell => cell === word || (isNaN(word) && cell.includes(word))));
+    const cells = [...row.cells].flatMap(cell => cell.textContent.toLowerCase().split(/\\s+/));
+    row.hidden = !words.every(word => cells.some(cell => isNaN(word) ? cell.startsWith(word) : cell === word));
   }}
 }});
 </script>

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from plm_depth.figures.select import Model
-from plm_depth.figures.style import FONT_SIZE, GREY, TITLE_SIZE, text_width, wrapped
+from plm_depth.figures.style import FONT_SIZE, GREY, TITLE_SIZE, name_of, text_width, wrapped
 
 LINE = FONT_SIZE * 1.3 / 72  # inches from one line of text to the next
 MARGIN = 0.15
@@ -133,8 +133,8 @@ def count_notes(numbers: pl.DataFrame, models: Sequence[Model]) -> list[str]:
     notes.append(
         f"Untrained: same architecture, random weights, mean and range of seeds (n = {span(untrained['n_seeds'])})."
     )
-    missing = [model.display_name for model in models if model.model not in set(untrained["model"])]
-    return [*notes, f"Not measured untrained: {', '.join(missing)}."] if missing else notes
+    missing = [name_of(model) for model in models if model.model not in set(untrained["model"])]
+    return [*notes, f"Not measured untrained: {'; '.join(missing)}."] if missing else notes
 
 
 def span(counts: pl.Series) -> str:

@@ -9,9 +9,9 @@ from matplotlib.textpath import text_to_path
 
 from plm_depth.figures.select import Model
 
-# Okabe and Ito's palette (jfly.uni-koeln.de/color), told apart with every common colour vision; yellow comes last,
-# because it is weak on white.
-OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+# Okabe and Ito's palette (jfly.uni-koeln.de/color), told apart with every common colour vision. Yellow comes last,
+# because it is weak on white; dark grey stands for black, which has no darker shades.
+OKABE_ITO = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4d4d4d", "#f0e442")
 GREY, LIGHT_GREY = "#5A5A5A", "#C8C8C8"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 FONT, FONT_SIZE, TITLE_SIZE = "DejaVu Sans", 9.0, 10.5  # DejaVu comes with matplotlib: the same on every machine
@@ -92,6 +92,13 @@ def model_looks(models: Sequence[Model]) -> dict[str, tuple[str, str]]:
 def effect_norm() -> Normalize:
     """Return the colour scale of effect matrices, 0 to 1, larger values clipped at the top of the scale."""
     return Normalize(vmin=0.0, vmax=1.0, clip=True)
+
+
+def name_of(model: Model) -> str:
+    """Return how a model is called in a legend: its name, and its blocks unless they are unknown or in the name."""
+    if model.n_blocks is None or f"{model.n_blocks} block" in model.display_name:
+        return model.display_name
+    return f"{model.display_name}, {model.n_blocks}\N{NO-BREAK SPACE}block{'s' if model.n_blocks > 1 else ''}"
 
 
 def objective_words(objective: str, noise_t: float) -> str:

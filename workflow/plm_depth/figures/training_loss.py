@@ -7,10 +7,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from plm_depth.figures.door import FigureStage, run
-from plm_depth.figures.draw import DOTTED, FamilyGrid, columns_of, finish_value_axis, name_of
+from plm_depth.figures.draw import DOTTED, FamilyGrid, columns_of, finish_value_axis
 from plm_depth.figures.select import FigureError, Model, Study
 from plm_depth.figures.sheet import Key, span
-from plm_depth.figures.style import GREY
+from plm_depth.figures.style import GREY, name_of
 
 TITLE = "Training: loss on held-out proteins against the background composition"
 OBJECTIVE = {"ar": "autoregressive", "mlm": "masked", "diffusion": "diffusion"}
