@@ -11,7 +11,6 @@ import argparse
 import gzip
 import hashlib
 import heapq
-import statistics
 import sys
 import tempfile
 import time
@@ -83,6 +82,10 @@ def with_biopython(path: Path, *, size: int, seed: int, min_length: int, max_len
     return [(accession, residues) for _, accession, residues in sorted(heap, reverse=True)], counts
 
 
+def clocks() -> np.ndarray:
+    return np.array([time.perf_counter(), time.process_time()])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--megabytes", type=int, default=120, help="text of the invented database")
@@ -94,23 +97,25 @@ def main() -> None:
         path = Path(folder) / "uniref.fasta.gz"
         n_bytes, n_records = invent(path, given.megabytes * 10**6)
         print(f"{n_records} records, {n_bytes / 1e6:.0f} MB of text, {path.stat().st_size / 1e6:.0f} MB gzipped")
-        ours, plain, ratios = [], [], []
+        ours, plain = [], []  # (wall, CPU) seconds of each round
         for _ in range(given.rounds):
-            started = time.perf_counter()
+            started = clocks()
             drawn = draw([path], **options)
-            ours.append(time.perf_counter() - started)
-            started = time.perf_counter()
+            ours.append(clocks() - started)
+            started = clocks()
             expected, counts = with_biopython(path, **options)
-            plain.append(time.perf_counter() - started)
-            ratios.append(plain[-1] / ours[-1])
+            plain.append(clocks() - started)
             found = list(zip(drawn.columns["sequence_id"], drawn.columns["sequence"]))
             if found != expected or drawn.counts != counts:
                 raise SystemExit("the two samples differ: the comparison means nothing")
     for name, seconds in (("plm-depth", ours), ("Biopython + gzip", plain)):
-        print(f"{name:17} {n_bytes / 1e6 / statistics.median(seconds):5.0f} MB/s of text (median of {given.rounds})")
-    ratio = statistics.median(plain) / statistics.median(ours)
+        wall, cpu = n_bytes / 1e6 / np.median(seconds, axis=0)
+        print(f"{name:17} {wall:5.0f} MB/s of text, {cpu:5.0f} per second of CPU (medians of {given.rounds})")
+    ratio, ratio_cpu = np.median(plain, axis=0) / np.median(ours, axis=0)
+    by_round = np.array(plain)[:, 0] / np.array(ours)[:, 0]
     verdict = "below the floor" if ratio < FLOOR else "above the floor" if ratio < AIM else "aim reached"
-    print(f"ratio {ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f}); floor {FLOOR}, aim {AIM}: {verdict}")
+    print(f"ratio {ratio:.2f} ({by_round.min():.2f} to {by_round.max():.2f}), of CPU {ratio_cpu:.2f}")
+    print(f"floor {FLOOR}, aim {AIM}: {verdict} (the aim needs a core of its own for decompression)")
     if ratio < FLOOR:
         raise SystemExit(1)
 

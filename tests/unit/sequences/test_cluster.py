@@ -4,6 +4,7 @@ import csv
 import itertools
 import math
 import random
+import re
 import time
 from pathlib import Path
 
@@ -185,6 +186,17 @@ def test_below_the_coverage_of_the_shorter_two_proteins_stay_apart():
     assert len(set(cluster(pair, coverage=0.35).values())) == 1
     # the same stretch is most of a shorter protein
     assert len(set(cluster(pair | {"b": shared + protein(10, 40)}).values())) == 1
+
+
+def test_as_many_shuffled_proteins_are_significant_as_the_evalue_says(caplog):
+    """Every pair is searched once, so E = 1 promises one chance hit for every two proteins."""
+    shuffled = {
+        r.accession: "".join(random.Random(r.number).sample(t := r.residues.text.decode(), len(t))) for r in mini()
+    }
+    with caplog.at_level("INFO"):
+        assert len(set(cluster(shuffled, identity=1.0, max_evalue=1.0).values())) == 336
+    n_significant = int(re.search(r"(\d+) significant", caplog.text)[1])
+    assert 168 / 1.4 < n_significant < 168 * 1.4
 
 
 def test_short_chance_alignments_do_not_join_strangers():
