@@ -76,7 +76,7 @@ def test_every_residue_is_selected_equally_often():
 
 def test_a_masked_input_shows_what_was_drawn_and_asks_for_the_true_residues(masked_model):
     clean = masked_model.encode(SEQUENCE)
-    changed, kept = 0, 0
+    changed, kept, shown_instead = 0, 0, set()
     for epoch in range(60):
         example = drawn(masked_model, epoch)
         ids = example.tokens.ids
@@ -90,7 +90,9 @@ def test_a_masked_input_shows_what_was_drawn_and_asks_for_the_true_residues(mask
         assert np.isin(ids[shown], masked_model.residue_ids).all()
         changed += (ids[shown] != clean.ids[shown]).sum()
         kept += (ids[shown] == clean.ids[shown]).sum()
+        shown_instead |= set(ids[shown[ids[shown] != clean.ids[shown]]])
         assert (example.weights == 1).all()
+    assert shown_instead == set(masked_model.residue_ids)
     assert changed / (changed + kept) == pytest.approx(0.5 * 19 / 20, abs=0.08)  # a random residue may be the true one
 
 
