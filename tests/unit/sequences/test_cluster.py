@@ -8,6 +8,7 @@ import re
 import time
 from pathlib import Path
 
+import dnaio
 import numpy as np
 import pytest
 from Bio.Align import PairwiseAligner, substitution_matrices
@@ -17,7 +18,6 @@ from scipy.sparse.csgraph import connected_components
 
 from plm_depth.sequences import SourceError
 from plm_depth.sequences.cluster import KAPPA, LAMBDA, align, clusters_of, least_score, main
-from plm_depth.sequences.fasta import read_records
 from plm_depth.sequences.sample import main as sample_main
 from plm_depth.tables import CLUSTERS, SEQUENCES, read_table
 
@@ -57,14 +57,15 @@ def biopython() -> PairwiseAligner:
 
 
 def test_scores_are_those_of_biopython():
-    proteins = [residues for _, residues in families().values()] + [r.residues.text.decode() for r in mini()]
+    proteins = [residues for _, residues in families().values()] + mini()
     aligner = biopython()
     for a, b in (random.Random(i).sample(proteins, 2) for i in range(300)):
         assert align(a, b).score == aligner.score(a, b)
 
 
-def mini() -> list:
-    return list(read_records(MINI / "sequences.fasta"))
+def mini() -> list[str]:
+    with dnaio.open(MINI / "sequences.fasta") as reader:
+        return [record.sequence for record in reader]
 
 
 def test_identity_and_coverage_are_those_of_an_alignment_biopython_finds_as_good():
@@ -190,9 +191,7 @@ def test_below_the_coverage_of_the_shorter_two_proteins_stay_apart():
 
 def test_as_many_shuffled_proteins_are_significant_as_the_evalue_says(caplog):
     """Every pair is searched once, so E = 1 promises one chance hit for every two proteins."""
-    shuffled = {
-        r.accession: "".join(random.Random(r.number).sample(t := r.residues.text.decode(), len(t))) for r in mini()
-    }
+    shuffled = {f"P{i}": "".join(random.Random(i).sample(s, len(s))) for i, s in enumerate(mini())}
     with caplog.at_level("INFO"):
         assert len(set(cluster(shuffled, identity=1.0, max_evalue=1.0).values())) == 336
     n_significant = int(re.search(r"(\d+) significant", caplog.text)[1])

@@ -420,6 +420,7 @@ def test_pauses_double_up_to_a_minute():
 def test_the_stage_fetches_and_a_failure_ends_in_one_line(server, tmp_path):
     main(f"--url {server.url} --sha256 {SHA256} --output {tmp_path / 'file'}".split())
     assert (tmp_path / "file").read_bytes() == CONTENT
+    main(f"--url {server.url} --sha256 none --output {tmp_path / 'file'}".split())
     server.plan = [refuse(404)]
     with pytest.raises(SystemExit) as caught:
         main(f"--url {server.url} --output {tmp_path / 'other'}".split())

@@ -4,6 +4,7 @@ import random
 from collections import Counter
 from pathlib import Path
 
+import dnaio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +12,6 @@ from hypothesis import strategies as st
 from plm_depth.sequences import SourceError
 from plm_depth.sequences.cluster import align, least_score
 from plm_depth.sequences.cluster import main as cluster_main
-from plm_depth.sequences.fasta import read_records
 from plm_depth.sequences.sample import main as sample_main
 from plm_depth.sequences.split import held_out_clusters, main
 from plm_depth.tables import CLUSTERS, SEQUENCES, read_table, write_table
@@ -37,7 +37,7 @@ def split(pool: dict[str, Path], folder: Path, held_out: float = 0.4, seed: int 
         f"--sample {pool['sample']} --clusters {pool['clusters']} --held-out {held_out} --seed {seed} "
         f"--train {train} --valid {valid}".split()
     )
-    return tuple({r.accession: r.residues.text.decode() for r in read_records(path)} for path in (train, valid))
+    return tuple({record.id: record.sequence for record in dnaio.open(path)} for path in (train, valid))
 
 
 def clusters(pool: dict[str, Path]) -> dict[str, str]:

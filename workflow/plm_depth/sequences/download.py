@@ -1,6 +1,6 @@
 """Fetch one file from an address or copy it from a path, and check it.
 
-    python -m plm_depth.sequences.download --url U [--sha256 S] --output F
+    python -m plm_depth.sequences.download --url U [--sha256 S|none] --output F
 
 The address is https://, http://, file:// or a plain path. The file appears under its name only when it is whole: the
 size is checked where the server states it, the SHA-256 where it is given (else it is logged, to be written down).
@@ -311,11 +311,13 @@ class _Partial:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m plm_depth.sequences.download", description=__doc__.split("\n")[0])
     parser.add_argument("--url", required=True, help="https://, http://, file:// or a path")
-    parser.add_argument("--sha256", help="expected digest, 64 hexadecimal digits")
+    parser.add_argument("--sha256", help="expected digest, 64 hexadecimal digits; none: not checked")
     parser.add_argument("--output", required=True, help="where the file goes")
     parser.add_argument("--attempts", type=int, default=ATTEMPTS, help="tries in a row that bring nothing new")
     parser.add_argument("--timeout", type=float, default=TIMEOUT, help="seconds without a byte that count as a stall")
     options = vars(parser.parse_args(argv))
+    if options["sha256"] == "none":
+        options["sha256"] = None
     log = start_log("download")
     try:
         download(**options, log=log)

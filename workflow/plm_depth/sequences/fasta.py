@@ -1,8 +1,8 @@
 """Read FASTA as a stream: compressed or not, in constant memory, with an error for everything that is not FASTA.
 
 The reader cuts blocks of bytes at record boundaries and leaves the records as bytes, because a sample of a large
-database looks at every record and keeps few of them: this is about twice as fast as a reader that makes an object of
-each (``benchmarks/uniref_sampler.py``).
+database looks at every record and keeps few of them (``benchmarks/uniref_sampler.py`` compares it with a parser that
+makes an object of each).
 
 What is a record, and what becomes of odd ones (every count is reported by the stage that reads):
 
@@ -49,33 +49,6 @@ class Residues:
     canonical: bool
     upper_cased: bool
     stop_dropped: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One record: its accession, its number in the file (from 1), and its residues."""
-
-    accession: str
-    number: int
-    residues: Residues
-
-
-def read_records(path: str | Path) -> Iterator[Record]:
-    """Yield the records of a FASTA file in file order.
-
-    Raises:
-        SourceError: the file is missing, empty, cut, damaged or not FASTA; names the file and the record.
-    """
-    number = 0
-    for batch in raw_batches(path):
-        for raw in batch:
-            number += 1
-            try:
-                header, _, body = raw.partition(b"\n")
-                record = Record(raw_accession(header).decode(), number, clean(body))
-            except SourceError as error:
-                raise SourceError(f"{path}, record {number}: {error}") from error
-            yield record
 
 
 def raw_batches(path: str | Path, on_read: Callable[[int], None] | None = None) -> Iterator[list[bytes]]:
