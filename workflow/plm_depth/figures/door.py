@@ -139,7 +139,7 @@ def log_counts(numbers: pl.DataFrame, models: Sequence[Model], log: logging.Logg
 def write(
     stage: FigureStage, numbers: pl.DataFrame, models: Sequence[Model], *, svg: Path, csv: Path, html: Path
 ) -> None:
-    """Write picture, CSV and page, all three or none."""
+    """Write picture, CSV and page; none stands under its name before all three are written."""
     texts = {svg: as_svg(stage, numbers, models), csv: as_csv(numbers), html: as_html(numbers, title=stage.title)}
     with contextlib.ExitStack() as stack:
         for path, text in texts.items():
