@@ -544,7 +544,8 @@ class VectorWriter:
             raise TableError(f"vectors {vectors.shape}, expected ({len(self.layers)}, rows, {self.width})")
         if n == 0:
             return
-        stored = np.ascontiguousarray(vectors, dtype=self.dtype)
+        with np.errstate(over="ignore"):  # found just below
+            stored = np.ascontiguousarray(vectors, dtype=self.dtype)
         if np.isinf(stored).any():
             raise TableError(
                 f"{self.path}: a value is infinite or too large for {self.dtype.name}; "
@@ -622,7 +623,9 @@ class VectorTable:
         ]
         if not parts:
             return np.empty((0, self.width), self.dtype)
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        vectors = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        vectors.flags.writeable = False
+        return vectors
 
     def _read(self, columns: list[str]) -> pa.Table:
         try:
