@@ -21,8 +21,11 @@ def adapter():
 
 @pytest.mark.parametrize(
     ("text", "token"),
-    [("<cls_aa>", 0), ("<pad>", 1), ("<eos_aa>", 2), ("<unk_aa>", 3), ("L", 4), ("<mask_aa>", 32), ("<cls_struct>", 33)]
-    + [("<eos_struct>", 34), ("<unk_struct>", 35), ("0000", 36), ("8191", 8227), ("<mask_struct>", 8228)],
+    [
+        *[("<cls_aa>", 0), ("<pad>", 1), ("<eos_aa>", 2), ("<unk_aa>", 3), ("L", 4), ("<mask_aa>", 32)],
+        *[("<cls_struct>", 33), ("<eos_struct>", 34), ("<unk_struct>", 35)],
+        *[("0000", 36), ("8191", 8227), ("<mask_struct>", 8228)],
+    ],
 )
 def test_tokens_have_the_ids_of_the_networks_rows(text, token):
     assert dplm2.TOKENS.index(text) == token

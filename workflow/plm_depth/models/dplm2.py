@@ -138,7 +138,7 @@ class Dplm2(Esm):
         return super().read_out(stream)
 
     def read_out(self, stream: Tensor) -> Tensor:
-        """Return the logits of the 33 tokens of the residues' track; those of the other would cost as much as a block."""
+        """Return the logits of the 33 tokens of the residues' track; those of the other would cost a block."""
         head = self.module.lm_head
         features = head.layer_norm(_gelu(head.dense(self.final_norm(stream))))
         n = len(SEQUENCE_TOKENS)

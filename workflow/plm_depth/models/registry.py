@@ -31,6 +31,7 @@ FAMILIES = {  # every value is an Entry
     "saprot": Entry("plm_depth.models.saprot:SaProt", "mlm"),
     "dplm2": Entry("plm_depth.models.dplm2:Dplm2", "diffusion"),
     "esmc": Entry("plm_depth.models.esmc:EsmC", "mlm"),
+    "esm3": Entry("plm_depth.models.esm3:Esm3", "mlm"),
     "progen2": Entry("plm_depth.models.gptj:ProGen2", "ar"),
 }
 

@@ -11,7 +11,7 @@ def untrained(make: Callable[[], torch.nn.Module], seed: int | None) -> torch.nn
     """Return the module that ``make`` constructs.
 
     Args:
-        make: constructs a module of transformers.
+        make: constructs a module.
         seed: of the library's random initialisation; the caller's random numbers are left as they were. None leaves
             the parameters unset, which spares the time for a large model that is filled from a file. Parameters that
             the library ties are tied in both cases.
@@ -21,7 +21,8 @@ def untrained(make: Callable[[], torch.nn.Module], seed: int | None) -> torch.nn
 
         with no_init_weights():
             module = make()
-        module.tie_weights()  # part of the initialisation that was left out
+        if hasattr(module, "tie_weights"):  # part of the initialisation that was left out
+            module.tie_weights()
         return module
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key_of(seed, "initialisation") % 2**63)
