@@ -587,6 +587,14 @@ def test_nan_in_an_attention_update_alone_or_in_the_head_is_seen(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_state_whose_norm_overflows_is_refused_at_the_layer_where_it_does(tmp_path):
+    adapter = toy()
+    with torch.no_grad():
+        adapter.module.embedding *= 1e160
+    with pytest.raises(ExtractionError, match="infinite from layer 0 on"):
+        run(adapter, PROTEINS, files_in(tmp_path))
+
+
 def test_nan_at_the_second_null_model_writes_nothing_either(tmp_path):
     adapter = toy()
 
@@ -720,6 +728,11 @@ def write_shard(proteins, path, **columns):
         "sequence": list(sequences),
     }
     write_table(table | columns, SEQUENCES, path)
+
+
+def test_a_shard_is_read_in_rank_order(tmp_path):
+    write_shard(PROTEINS, tmp_path / "shard.parquet", rank=list(range(len(PROTEINS)))[::-1])
+    assert extract.read_shard(tmp_path / "shard.parquet") == PROTEINS[::-1]
 
 
 def call(stage, folder, **changes):
