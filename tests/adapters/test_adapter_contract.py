@@ -55,10 +55,13 @@ class Family:
 
 
 def without_mask(adapter, monkeypatch, reload):
-    whole = adapter.batch_of
-    monkeypatch.setattr(
-        adapter, "batch_of", lambda inputs: Batch(whole(inputs).ids, torch.ones_like(whole(inputs).valid))
-    )
+    right = adapter.batch_of
+
+    def wrong(inputs):
+        batch = right(inputs)
+        return replace(batch, valid=torch.ones_like(batch.valid))
+
+    monkeypatch.setattr(adapter, "batch_of", wrong)
     return adapter
 
 
