@@ -163,18 +163,18 @@ def test_a_residue_is_read_where_the_model_predicts_it():
         assert np.abs(changed[0] - changed[1]).max() > 1e-3
 
 
-@pytest.mark.parametrize(("family", "heads"), [("esm2", 4), ("dplm", 4), ("progen2", 8)])
-def test_a_float32_model_gives_the_same_alone_and_padded(family, heads):
-    adapter = registry.build(family, {"n_blocks": 3, "d_model": 64, "n_heads": heads}, seed=1)
+@pytest.mark.parametrize("family", registry.FAMILIES)
+def test_every_family_gives_the_same_alone_and_padded(family):
+    adapter = registry.build(family, {"n_blocks": 2, "d_model": 64, "n_heads": 8}, seed=1)
     for view in (FORWARD, BACKWARD) if adapter.objective == "ar" else (CLEAN, MASKED):
-        items = [item_of(adapter, *protein, view, seed=0, n_anchors=4) for protein in PROTEINS]
+        items = [item_of(adapter, *protein, view, seed=0, n_anchors=4) for protein in PROTEINS[:7]]
         together, alone = measure(adapter, items), [measure(adapter, [item]) for item in items]
-        for name in ("moments", "logits", "stream"):
+        for name, axes in [("moments", 1), ("logits", (1, 2)), ("stream", (1, 2))]:
             found, expected = getattr(together, name), np.concatenate([getattr(one, name) for one in alone], 1)
             assert found.dtype == np.float32
             assert (np.isnan(found) == np.isnan(expected)).all()
             found, expected = np.nan_to_num(found), np.nan_to_num(expected)
-            assert (np.abs(found - expected) <= 1e-5 * np.abs(expected).max(1, keepdims=True)).all(), name
+            assert (np.abs(found - expected) <= 1e-5 * np.abs(expected).max(axes, keepdims=True)).all(), name
 
 
 def test_float32_reductions_are_as_good_as_float64_ones():
