@@ -226,7 +226,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Test:
+class Rule:
     """How a statistic is judged.
 
     Attributes:
@@ -255,10 +255,10 @@ class Judgement:
     null_hi: float = math.nan
 
 
-def judge(trained: Statistic, untrained: Sequence[Statistic], test: Test, margins: Margins) -> Judgement:
+def judge(trained: Statistic, untrained: Sequence[Statistic], rule: Rule, margins: Margins) -> Judgement:
     """Return the verdict on one statistic; see the module for the four outcomes."""
     (low,), (high,), (n_defined,) = interval(trained.resampled[None])
-    null = _null(untrained, test)
+    null = _null(untrained, rule)
     shown = dict(ci_lo=low, ci_hi=high, null_value=null.mean, null_lo=null.low, null_hi=null.high)
 
     def verdict(which: str, reason: str) -> Judgement:
@@ -272,22 +272,22 @@ def judge(trained: Statistic, untrained: Sequence[Statistic], test: Test, margin
         return verdict(
             "inconclusive", f"{trained.below_floor:.0%} of the proteins are below three times the noise floor"
         )
-    beyond_margin = high < test.margin if test.side < 0 else low > test.margin
-    opposed = low > test.no_effect if test.side < 0 else high < test.no_effect
-    word = "below" if test.side < 0 else "above"
+    beyond_margin = high < rule.margin if rule.side < 0 else low > rule.margin
+    opposed = low > rule.no_effect if rule.side < 0 else high < rule.no_effect
+    word = "below" if rule.side < 0 else "above"
     if opposed:
-        other = "above" if test.side < 0 else "below"
-        return verdict("fail", f"the interval lies {other} {test.no_effect:g}, the value without effect")
+        other = "above" if rule.side < 0 else "below"
+        return verdict("fail", f"the interval lies {other} {rule.no_effect:g}, the value without effect")
     if not beyond_margin:
-        return verdict("inconclusive", f"the interval is not wholly {word} the margin {test.margin:g}")
+        return verdict("inconclusive", f"the interval is not wholly {word} the margin {rule.margin:g}")
     if null.n < margins.null_seeds:
         return verdict(
             "inconclusive", f"{word} the margin, but {null.n} untrained networks to compare with, "
             f"{margins.null_seeds} are needed"
         )  # fmt: skip
-    if null.is_beyond(trained, test):
-        return verdict("pass", f"the interval lies {word} the margin {test.margin:g} and {word} untrained networks")
-    return verdict("pass_descriptive", f"{word} the margin {test.margin:g}, but an untrained network shows it too")
+    if null.is_beyond(trained, rule):
+        return verdict("pass", f"the interval lies {word} the margin {rule.margin:g} and {word} untrained networks")
+    return verdict("pass_descriptive", f"{word} the margin {rule.margin:g}, but an untrained network shows it too")
 
 
 @dataclass(frozen=True, eq=False)
@@ -302,26 +302,26 @@ class _Null:
     centre: float
     reach: float  # half width of the prediction interval, on the scale of the comparison
 
-    def is_beyond(self, trained: Statistic, test: Test) -> bool:
+    def is_beyond(self, trained: Statistic, rule: Rule) -> bool:
         """Return whether the trained network lies beyond another untrained one, on the claimed side."""
-        scale = _scale(test)
+        scale = _scale(rule)
         distance = scale(np.array(trained.value)) - self.centre
         (low,), (high,), (n_defined,) = interval((scale(trained.resampled) - self.resampled)[None])
         if not n_defined:
             return False
-        if test.side < 0:
+        if rule.side < 0:
             return bool(distance + math.hypot(high - distance, self.reach) < 0)
         return bool(distance - math.hypot(distance - low, self.reach) > 0)
 
 
-def _scale(test: Test) -> Callable[[np.ndarray], np.ndarray]:
-    if not test.is_ratio:
+def _scale(rule: Rule) -> Callable[[np.ndarray], np.ndarray]:
+    if not rule.is_ratio:
         return lambda x: np.asarray(x, np.float64)
     return lambda x: np.log(np.where(np.asarray(x) > 0, x, np.nan))
 
 
-def _null(untrained: Sequence[Statistic], test: Test) -> _Null:
-    scale = _scale(test)
+def _null(untrained: Sequence[Statistic], rule: Rule) -> _Null:
+    scale = _scale(rule)
     kept = [s for s in untrained if np.isfinite(scale(np.array(s.value)))]
     n = len(kept)
     if not n:
@@ -332,7 +332,7 @@ def _null(untrained: Sequence[Statistic], test: Test) -> _Null:
     reach = math.nan
     if n > 1:
         reach = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * values.std(ddof=1) * math.sqrt(1 + 1 / n))
-    back = math.exp if test.is_ratio else float
+    back = math.exp if rule.is_ratio else float
     low, high = (back(centre - reach), back(centre + reach)) if n > 1 else (math.nan, math.nan)
     return _Null(n, back(centre), low, high, resampled, centre, reach)
 
@@ -346,9 +346,9 @@ Row = dict[str, object]
 
 def claims_of_model(evidence: Evidence, margins: Margins) -> list[Row]:
     """Return the rows of K1 and K2 of one model, the claims' own rows last within each."""
-    ratio = Test(-1, margins.late_over_early, 1.0, True)
-    locality = Test(-1, margins.locality, 1.0, True)
-    share = Test(1, margins.kl_share, 0.5, False)
+    ratio = Rule(-1, margins.late_over_early, 1.0, True)
+    locality = Rule(-1, margins.locality, 1.0, True)
+    share = Rule(1, margins.kl_share, 0.5, False)
     rows: list[Row] = []
     for claim, deciding, supporting in (
         (
@@ -359,19 +359,19 @@ def claims_of_model(evidence: Evidence, margins: Margins) -> list[Row]:
                 ("LL/EE local", ratio),
                 ("LL/EE mean ablation", ratio),
                 ("LL/EE resample ablation", ratio),
-                ("spearman dependence", Test(-1, 0.0, 0.0, False)),
+                ("spearman dependence", Rule(-1, 0.0, 0.0, False)),
             ],
         ),
         (
             "K2",
             [("late/early locality", locality), ("late share of KL fall", share)],
-            [("late cos_u", Test(1, 0.0, 0.0, False)), ("late flips", Test(-1, 0.05, 1.0, False))],
+            [("late cos_u", Rule(1, 0.0, 0.0, False)), ("late flips", Rule(-1, 0.05, 1.0, False))],
         ),
     ):
-        decided = [_row_of(evidence, claim, name, "decides", test, margins) for name, test in deciding]
+        decided = [_row_of(evidence, claim, name, "decides", rule, margins) for name, test in deciding]
         rows += decided
         rows += [
-            _row_of(evidence, claim, name, "supports", test, margins)
+            _row_of(evidence, claim, name, "supports", rule, margins)
             for name, test in supporting
             if name in evidence.trained.statistics
         ]
@@ -384,10 +384,10 @@ def claims_of_model(evidence: Evidence, margins: Margins) -> list[Row]:
     return rows
 
 
-def _row_of(evidence: Evidence, claim: str, name: str, role: str, test: Test, margins: Margins) -> Row:
+def _row_of(evidence: Evidence, claim: str, name: str, role: str, rule: Rule, margins: Margins) -> Row:
     trained = evidence.trained.statistics.get(name, Statistic(math.nan, np.array([math.nan])))
     untrained = [network.statistics[name] for network in evidence.untrained if name in network.statistics]
-    return _row(claim, evidence.model.model, name, role, trained, judge(trained, untrained, test, margins), test.margin)
+    return _row(claim, evidence.model.model, name, role, trained, judge(trained, untrained, rule, margins), rule.margin)
 
 
 def _row(
@@ -444,7 +444,7 @@ def claim_of_family(members: Sequence[Evidence], margins: Margins) -> list[Row]:
     if len(shallow) > 1 or len(deep) > 1:
         reason = f"several models of {depths[0]} or {depths[-1]} blocks: depth alone does not tell them apart"
         return [_claim_row("K3", family, "inconclusive", reason, [])]
-    test = Test(-1, 0.0, 0.0, False)
+    test = Rule(-1, 0.0, 0.0, False)
     rows, taus, p_values = [], {}, {}
     for name in DEPTH_STATISTICS:
         one, other = (e.trained.statistics.get(name) for e in (shallow[0], deep[0]))
@@ -456,7 +456,7 @@ def claim_of_family(members: Sequence[Evidence], margins: Margins) -> list[Row]:
             for d, s in zip(deep[0].untrained, shallow[0].untrained)
             if name in d.statistics and name in s.statistics
         ]
-        judgement = judge(difference, nulls, test, margins)
+        judgement = judge(difference, nulls, rule, margins)
         p_values[name] = _p_value(difference.resampled)
         values = [e.trained.statistics[name].value for e in members if name in e.trained.statistics]
         if len(depths) >= 3 and len(values) == len(members):

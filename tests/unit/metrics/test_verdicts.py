@@ -1,0 +1,486 @@
+"""Claims as tests: the four outcomes, planted models for which a claim is true or false, and untrained ones."""
+
+import json
+import logging
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from planted import Toy, toy
+from plm_depth.activations.effects import Skips, measure
+from plm_depth.activations.extract import Files, extract
+from plm_depth.activations.nulls import Null
+from plm_depth.metrics import verdicts as stage
+from plm_depth.metrics.bootstrap import Bootstrap
+from plm_depth.metrics.contributions import contributions
+from plm_depth.metrics.lens import lens
+from plm_depth.metrics.verdicts import (
+    Evidence,
+    Judgement,
+    Margins,
+    Model,
+    Network,
+    Rule,
+    Statistic,
+    claim_of_all,
+    claim_of_family,
+    claims_of_model,
+    combined,
+    evidence_of,
+    half_contrast,
+    holm,
+    judge,
+    judged,
+    kl_share,
+    late_over_early,
+    n80,
+    participation,
+)
+from plm_depth.models.registry import build
+from plm_depth.randomness import generator
+from plm_depth.tables import AMINO_ACIDS, CLUSTERS, VERDICT, TableError, read_table, write_table
+from plm_depth.views import View
+
+LOG = logging.getLogger("test")
+FEW = Margins(clusters=4)
+NAMES = [f"P{i}" for i in range(6)]
+BOOTSTRAP = Bootstrap.of({name: name for name in NAMES}, n_boot=400, seed=1)
+BELOW_ONE = Rule(-1, 0.9, 1.0, True)
+ABOVE_HALF = Rule(1, 0.5, 0.5, False)
+
+
+def around(value: float, spread: float = 0.01, **about) -> Statistic:
+    """Return a statistic with resamples evenly spread around its value."""
+    resampled = value + spread * np.linspace(-1, 1, 400)
+    return Statistic(value, resampled, **{"n_cluster": 60, "n_seq": 100, **about})
+
+
+def network(**values: float) -> Network:
+    return Network({name.replace("_", " "): around(value) for name, value in values.items()})
+
+
+class TestStatistics:
+    def test_hand_computed(self):
+        assert half_contrast(np.array([1.0, 1, 9, 3, 3])) == pytest.approx(0.5), "the middle block is in neither half"
+        assert n80(np.array([8.0, 1, 0.5, 0.5])) == 0.25 and n80(np.array([7.0, 1, 1, 1])) == 0.5
+        assert participation(np.array([1.0, 1, 0, 0])) == 0.5
+        assert late_over_early(np.array([1.0, 3, 1, 99])) == 0.5, "the last block is left out"
+        assert kl_share(np.array([4.0, 3, 2, 1, 0])) == 0.5 and kl_share(np.array([4.0, 3, 3, 0])) == 0.75
+
+    @pytest.mark.parametrize("n", [2, 4, 5, 10, 33])
+    def test_a_uniform_profile(self, n):
+        blocks = np.ones(n)
+        assert half_contrast(blocks) == 0 and participation(blocks) == pytest.approx(1)
+        assert n80(blocks) == math.ceil(0.8 * n) / n
+
+    @pytest.mark.parametrize("k", range(6))
+    def test_all_in_one_block(self, k):
+        blocks = np.eye(6)[k]
+        assert n80(blocks) == 1 / 6 and participation(blocks) == pytest.approx(1 / 6)
+        assert half_contrast(blocks) == (1 if k >= 3 else -1)
+
+    @given(st.lists(st.floats(0.01, 10), min_size=4, max_size=9), st.floats(0.01, 100))
+    @settings(max_examples=50, deadline=None)
+    def test_scale_does_not_matter(self, values, factor):
+        x = np.array(values)
+        for statistic in (half_contrast, participation, late_over_early, kl_share):
+            assert statistic(x * factor) == pytest.approx(float(statistic(x)), rel=1e-9, abs=1e-12)
+
+    def test_what_is_undefined(self):
+        assert (
+            np.isnan(n80(np.zeros(4))) and np.isnan(participation(np.zeros(4))) and np.isnan(half_contrast(np.ones(1)))
+        )
+        assert np.isnan(late_over_early(np.ones(2))) and np.isnan(kl_share(np.zeros(5)))
+
+    def test_resamples_are_rows(self):
+        x = np.random.default_rng(0).random((7, 6))
+        for statistic in (half_contrast, n80, participation, late_over_early, kl_share):
+            np.testing.assert_allclose(statistic(x), [statistic(row) for row in x])
+
+    def test_holm(self):
+        assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+        assert holm([0.9, 0.9]) == [1, 1] and holm([]) == []
+
+
+class TestFourOutcomes:
+    untrained = tuple(around(v) for v in (0.84, 0.86, 0.85))
+
+    def verdict(self, trained, untrained=None, rule=BELOW_ONE, margins=None) -> Judgement:
+        return judge(trained, self.untrained if untrained is None else untrained, rule, margins or Margins())
+
+    def test_pass(self):
+        found = self.verdict(around(0.5))
+        assert found.verdict == "pass" and found.ci_lo < 0.5 < found.ci_hi < 0.9
+        assert found.null_lo < found.null_value < found.null_hi and found.null_value == pytest.approx(0.85, abs=1e-3)
+
+    def test_pass_descriptive_if_an_untrained_network_shows_it_too(self):
+        assert self.verdict(around(0.85)).verdict == "pass_descriptive"
+        assert self.verdict(around(0.83)).verdict == "pass_descriptive", "within the spread of the seeds"
+
+    def test_fail_beyond_no_effect_on_the_other_side(self):
+        assert self.verdict(around(1.2)).verdict == "fail"
+        assert self.verdict(around(0.3), rule=ABOVE_HALF).verdict == "fail"
+
+    @pytest.mark.parametrize("value", [0.895, 0.95, 1.005])
+    def test_inconclusive_between(self, value):
+        assert self.verdict(around(value)).verdict == "inconclusive"
+
+    def test_a_wide_spread_of_seeds_forbids_a_pass(self):
+        assert self.verdict(around(0.5), [around(v) for v in (0.4, 1.1, 0.8)]).verdict == "pass_descriptive"
+
+    def test_a_wide_interval_of_the_trained_network_forbids_a_pass(self):
+        assert self.verdict(around(0.5, 0.45)).verdict == "inconclusive"
+
+    def test_differences_on_the_other_side(self):
+        nulls = [around(v) for v in (0.52, 0.5, 0.48)]
+        assert self.verdict(around(0.9), nulls, ABOVE_HALF).verdict == "pass"
+        assert self.verdict(around(0.55), nulls, ABOVE_HALF).verdict == "pass_descriptive"
+
+    @pytest.mark.parametrize(
+        ("trained", "untrained", "reason"),
+        [
+            (around(0.5, n_cluster=49), None, "49 similarity clusters, 50 are needed"),
+            (around(0.5, below_floor=0.06), None, "6% of the proteins are below three times the noise floor"),
+            (around(math.nan), None, "undefined"),
+            (around(0.5), [], "0 untrained networks to compare with, 2 are needed"),
+            (around(0.5), [around(0.8)], "1 untrained networks"),
+        ],
+    )
+    def test_what_cannot_be_judged_is_inconclusive_with_its_reason(self, trained, untrained, reason):
+        found = self.verdict(trained, untrained)
+        assert found.verdict == "inconclusive" and reason in found.reason
+
+    def test_margins_come_from_the_config(self):
+        assert self.verdict(around(0.5), margins=Margins(clusters=100)).verdict == "inconclusive"
+        assert self.verdict(around(0.5, below_floor=0.06), margins=Margins(below_floor=0.1)).verdict == "pass"
+        assert self.verdict(around(0.5), rule=Rule(-1, 0.4, 1.0, True)).verdict == "inconclusive"
+
+    @pytest.mark.parametrize("given", [[], {"x": 1}, {"tau": "low"}, {"clusters": True}, {"null_seeds": 1}])
+    def test_margins_that_are_none_are_refused(self, given):
+        with pytest.raises(ValueError, match="--margins"):
+            Margins.of(given)
+
+
+class TestClaims:
+    def test_a_claim_needs_all_of_its_parts(self):
+        assert combined([("a", "pass"), ("b", "pass")])[0] == "pass"
+        assert combined([("a", "pass"), ("b", "pass_descriptive")])[0] == "pass_descriptive"
+        assert combined([("a", "inconclusive"), ("b", "pass_descriptive")])[0] == "inconclusive"
+        assert combined([("a", "fail"), ("b", "inconclusive")]) == ("fail", "fail: a")
+
+    def test_a_failed_check_is_inconclusive_and_named(self):
+        nulls = tuple(network(**{"LL/EE": v}) for v in (0.84, 0.86, 0.85))
+        trained = Network({"LL/EE": around(0.5)}, ("a block keeps its update",))
+        rows = claims_of_model(Evidence(Model("m", "f", "mlm", 6), trained, nulls), Margins())
+        claim = next(row for row in rows if row["claim"] == "K1" and row["role"] == "claim")
+        assert claim["verdict"] == "inconclusive" and "a block keeps its update" in claim["reason"]
+
+    def test_missing_statistics_are_inconclusive(self):
+        rows = claims_of_model(Evidence(Model("m", "f", "mlm", 6), Network(), ()), Margins())
+        assert {row["verdict"] for row in rows} == {"inconclusive"}
+
+
+DEPTH = dict(zip(stage.DEPTH_STATISTICS, (0.9, 0.5, 0.0, 0.8)))
+
+
+def member(n_blocks: int, shift: float, null_shift: float = 0.0, names=tuple(DEPTH)) -> Evidence:
+    def one(by: float) -> Network:
+        return Network({name: around(value + by, 0.005) for name, value in DEPTH.items() if name in names})
+
+    nulls = tuple(one(null_shift + 0.002 * seed) for seed in (-1, 0, 1))
+    return Evidence(Model(f"m{n_blocks}", "f", "mlm", n_blocks), one(shift), nulls)
+
+
+class TestDepth:
+    def claim(self, members) -> dict:
+        return claim_of_family(members, Margins())[-1]
+
+    def test_true_of_three_depths(self):
+        found = self.claim([member(6, 0), member(12, -0.1), member(24, -0.2)])
+        assert found["verdict"] == "pass" and found["scope"] == "f", found["reason"]
+
+    def test_true_of_untrained_networks_too(self):
+        found = self.claim([member(6, 0), member(12, -0.1, -0.1), member(24, -0.2, -0.2)])
+        assert found["verdict"] == "pass_descriptive"
+
+    def test_two_depths_are_at_most_descriptive(self):
+        assert self.claim([member(6, 0), member(12, -0.2)])["verdict"] == "pass_descriptive"
+
+    def test_false(self):
+        assert self.claim([member(6, 0), member(12, 0.1), member(24, 0.2)])["verdict"] == "fail"
+
+    def test_no_difference(self):
+        turned = {name: replace(s, resampled=s.resampled[::-1]) for name, s in member(24, 0).trained.statistics.items()}
+        deepest = replace(member(24, 0), trained=Network(turned))
+        assert self.claim([member(6, 0), member(12, -0.1), deepest])["verdict"] == "inconclusive"
+
+    def test_not_monotone(self):
+        members = [member(6, 0), member(9, 0.3), member(12, 0.4), member(24, -0.1)]
+        found = self.claim(members)
+        assert found["verdict"] == "inconclusive" and "Kendall tau" in found["reason"]
+
+    def test_one_statistic_is_not_enough(self):
+        members = [member(n, shift, names=("LL/EE",)) for n, shift in ((6, 0), (12, -0.1), (24, -0.2))]
+        assert self.claim(members)["verdict"] == "inconclusive"
+
+    def test_one_depth_has_no_row_and_two_models_of_one_depth_are_not_told_apart(self):
+        assert claim_of_family([member(6, 0)], Margins()) == []
+        found = self.claim([member(6, 0), member(12, -0.2), member(12, -0.3)])
+        assert found["verdict"] == "inconclusive" and "several models" in found["reason"]
+
+    def test_the_order_of_the_models_does_not_matter(self):
+        members = [member(6, 0), member(12, -0.1), member(24, -0.2)]
+        assert str(claim_of_family(members[::-1], Margins())) == str(claim_of_family(members, Margins()))
+
+
+class TestAllObjectives:
+    models = (Model("a", "esm2", "mlm", 6), Model("b", "progen2", "ar", 6), Model("c", "dplm", "diffusion", 6))
+    more = (*models, Model("d", "esmc", "mlm", 6), Model("e", "esm2", "mlm", 12))
+
+    def claim(self, models=models, **verdicts: str) -> dict:
+        both = {(claim, m.model): verdicts.get(m.model, "pass") for claim in ("K1", "K2") for m in models}
+        return claim_of_all(models, both)[-1]
+
+    def test_true_if_a_family_passes_for_each(self):
+        assert self.claim()["verdict"] == "pass"
+        assert self.claim(self.more, d="inconclusive", e="pass_descriptive")["verdict"] == "pass"
+
+    def test_any_failing_family_fails_it(self):
+        found = self.claim(self.more, e="fail")
+        assert found["verdict"] == "fail" and "esm2" in found["reason"]
+
+    def test_descriptive_and_inconclusive(self):
+        assert self.claim(b="pass_descriptive")["verdict"] == "pass_descriptive"
+        found = self.claim(b="inconclusive")
+        assert found["verdict"] == "inconclusive" and "for ar" in found["reason"]
+        assert self.claim(self.models[:1])["verdict"] == "inconclusive"
+
+    def test_both_claims_are_needed(self):
+        verdicts = {("K1", "a"): "pass", ("K2", "a"): "inconclusive", ("K1", "b"): "pass", ("K2", "b"): "pass"}
+        assert claim_of_all(self.models[:2], verdicts)[-1]["verdict"] == "inconclusive"
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# From models to verdicts
+
+
+def proteins() -> list[tuple[str, str]]:
+    return [(n, "".join(AMINO_ACIDS[a] for a in generator("verdict", n).integers(20, size=22))) for n in NAMES]
+
+
+def tables_of(folder, adapter, model: Model, nulls, *, parts=("layer",)) -> list:
+    """Return the four per-protein tables of a model and its null models, through the stages."""
+    folder.mkdir(parents=True, exist_ok=True)
+    view = View("n2c", math.nan, -1) if adapter.objective == "ar" else View("none", 0.15, 0)
+    subset = "prefix" if adapter.objective == "ar" else "other"
+    names = ("skip", "out", "moments", "logits", "stream", "contributions", "lens")
+    path = {name: folder / f"{name}.parquet" for name in names}
+    networks = [Null("trained", -1), *nulls]
+    options = dict(model_id=model.model, nulls=networks, views=[view], seed=0, log=LOG)
+    skips = Skips(parts=parts, pos_sets=("all", subset, "tokens"), draws=1, local=False)
+    measure(
+        adapter, proteins(), skip=path["skip"], output_change=path["out"], skips=skips, token_budget=10**5, **options
+    )
+    extract(adapter, proteins(), files=Files(path["moments"], path["logits"], path["stream"]), **options)
+    contributions([path["moments"]], path["contributions"])
+    lens([path["logits"]], path["lens"])
+    return [path[name] for name in ("skip", "out", "lens", "contributions")]
+
+
+def evidence_for(folder, adapter, model_id="m", nulls=range(4), objective=None, **options) -> Evidence:
+    model = Model(model_id, adapter.family, adapter.objective, adapter.n_blocks)
+    paths = tables_of(folder, adapter, model, [Null("randinit", seed) for seed in nulls], **options)
+    return evidence_of(model, *([path] for path in paths), BOOTSTRAP, grid=[0.15])
+
+
+def with_halves(adapter: Toy, early: tuple[float, float], late: tuple[float, float]) -> Toy:
+    """Scale what attention and MLP add, early and late: (attention, MLP)."""
+    for number, block in enumerate(adapter.module.blocks, start=1):
+        factors = late if number > adapter.n_blocks // 2 else early
+        for linear, factor in zip((block.attention_out, block.mlp_out), factors):
+            linear.weight.mul_(factor)
+            linear.bias.mul_(factor)
+    return adapter
+
+
+# Late blocks that read no other position and write much; and early blocks that do so.
+REFINING, BUILDING = ((1.0, 1.0), (0.1, 4.0)), ((0.1, 4.0), (3.0, 0.2))
+VARIANTS = {"mlm": {}, "ar": {"variant": "causal"}, "diffusion": {"objective": "diffusion", "variant": "parallel"}}
+
+
+def verdicts_by(rows, role="claim") -> dict:
+    return {(row["claim"], row["scope"]): row["verdict"] for row in rows if row["role"] == role}
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory) -> dict[tuple[str, str], Evidence]:
+    folder = tmp_path_factory.mktemp("planted")
+    found = {}
+    for objective, variant in VARIANTS.items():
+        for name, halves in (("true", REFINING), ("false", BUILDING)):
+            adapter = with_halves(toy(seed=50, **variant), *halves)
+            found[objective, name] = evidence_for(folder / objective / name, adapter, f"{objective}_{name}", range(6))
+    return found
+
+
+class TestPlantedModels:
+    @pytest.mark.parametrize("objective", VARIANTS)
+    def test_late_blocks_that_depend_on_nothing_earlier_pass_k1_and_their_opposite_fails(self, planted, objective):
+        for name, expected in (("true", "pass"), ("false", "fail")):
+            found = verdicts_by(claims_of_model(planted[objective, name], FEW))
+            assert found["K1", f"{objective}_{name}"] == expected
+
+    @pytest.mark.parametrize("objective", VARIANTS)
+    def test_late_blocks_that_write_the_output_without_reading_others_pass_k2(self, planted, objective):
+        rows = claims_of_model(planted[objective, "true"], FEW)
+        assert verdicts_by(rows)["K2", f"{objective}_true"] in ("pass", "pass_descriptive")
+        statistics = {row["statistic"]: row for row in rows}
+        assert statistics["late/early locality"]["verdict"] == "pass"
+        assert statistics["late share of KL fall"]["value"] > 0.6
+
+    def test_k2_passes_beyond_untrained_networks_somewhere_and_fails_where_it_is_false(self, planted):
+        true = [verdicts_by(claims_of_model(planted[o, "true"], FEW))["K2", f"{o}_true"] for o in VARIANTS]
+        assert "pass" in true
+        for objective in VARIANTS:
+            rows = claims_of_model(planted[objective, "false"], FEW)
+            assert verdicts_by(rows)["K2", f"{objective}_false"] in ("fail", "inconclusive")
+        false = [verdicts_by(claims_of_model(planted[o, "false"], FEW))["K2", f"{o}_false"] for o in VARIANTS]
+        assert "fail" in false
+
+    def test_k4_over_the_planted_objectives(self, planted):
+        for name, expected in (("true", {"pass", "pass_descriptive"}), ("false", {"fail"})):
+            evidence = [
+                Evidence(
+                    Model(one.model.model, one.model.objective, one.model.objective, one.model.n_blocks),
+                    one.trained,
+                    one.untrained,
+                )
+                for (_, which), one in planted.items()
+                if which == name
+            ]
+            assert verdicts_by(judged(evidence, FEW))["K4", "all"] in expected
+
+    def test_k3_of_a_planted_family_and_of_its_reverse(self, tmp_path):
+        def family(strength: dict[int, float]) -> list[Evidence]:
+            return [
+                evidence_for(
+                    tmp_path / f"{n}_{late}",
+                    with_halves(toy(seed=50, n_blocks=n), (1.0, 1.0), (late, late)),
+                    f"toy_{n}",
+                    range(3),
+                )
+                for n, late in strength.items()
+            ]
+
+        for strength, expected in (({4: 1.5, 6: 0.5, 8: 0.05}, {"pass"}), ({4: 0.05, 6: 0.5, 8: 1.5}, {"fail"})):
+            rows = claim_of_family(family(strength), FEW)
+            assert rows[-1]["verdict"] in expected, [
+                (r["statistic"], r["value"], r["verdict"], r["reason"]) for r in rows
+            ]
+
+    def test_the_checks_on_the_data_pass(self, planted):
+        assert all(one.trained.failed == () for one in planted.values())
+
+    def test_supporting_rows_stand_beside(self, planted):
+        names = {row["statistic"] for row in claims_of_model(planted["mlm", "true"], FEW) if row["role"] == "supports"}
+        assert names == {"spearman dependence", "late cos_u", "late flips"}
+
+
+class TestUntrainedModels:
+    """Twenty untrained networks of each architecture, each compared with three others: a pass would be an error."""
+
+    @pytest.mark.parametrize("name", ["sequential", "scaled", "parallel causal", "esm2", "progen2", "dplm"])
+    def test_at_most_one_of_twenty_passes(self, tmp_path, name):
+        sizes = {"n_blocks": 6, "d_model": 32, "n_heads": 8}
+        adapter = {
+            "sequential": lambda: toy(),
+            "scaled": lambda: toy(variant="scaled", norm="rms"),
+            "parallel causal": lambda: toy(variant="parallel", objective="ar"),
+        }.get(name, lambda: build(name, sizes, seed=99))()
+        found = evidence_for(tmp_path, adapter, nulls=range(23))
+        others, passes = found.untrained[20:], {"K1": 0, "K2": 0}
+        for one in found.untrained[:20]:
+            rows = claims_of_model(Evidence(found.model, one, others), FEW)
+            for (claim, _), verdict in verdicts_by(rows).items():
+                passes[claim] += verdict == "pass"
+        assert max(passes.values()) <= 1, passes
+
+    def test_an_untrained_family_does_not_pass_k3(self, tmp_path):
+        members = [evidence_for(tmp_path / str(n), toy(seed=70, n_blocks=n), f"toy_{n}", range(13)) for n in (4, 6, 8)]
+        passes = 0
+        for seed in range(10):
+            family = [Evidence(e.model, e.untrained[seed], e.untrained[10:]) for e in members]
+            passes += claim_of_family(family, FEW)[-1]["verdict"] == "pass"
+        assert passes <= 1
+
+
+class TestStage:
+    @pytest.fixture(scope="class")
+    def study(self, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("study")
+        models, paths = [], []
+        for objective, variant in VARIANTS.items():
+            adapter = toy(seed=50, n_blocks=4, **variant)
+            models.append(Model(f"toy_{objective}", "toy", objective, 4))
+            nulls = [Null("randinit", 0), Null("randinit", 1), Null("shuffle_w", 0)]
+            paths.append(tables_of(folder / objective, adapter, models[-1], nulls, parts=("layer", "attn")))
+        clusters = folder / "clusters.parquet"
+        write_table({"sequence_id": NAMES, "cluster_id": NAMES}, CLUSTERS, clusters)
+        return folder, models, paths, clusters
+
+    def arguments(self, study, **changed):
+        folder, models, paths, clusters = study
+        options = {
+            "--skip-seq": [p[0] for p in paths],
+            "--out-seq": [p[1] for p in paths],
+            "--lens": [p[2] for p in paths],
+            "--contributions": [p[3] for p in paths],
+            "--clusters": [clusters],
+            "--margins": ['{"clusters": 4}'],
+            "--models": [json.dumps([{**m.__dict__, "display_name": m.model, "family": "toy"} for m in models])],
+            "--grid": ["[0.15]"],
+            "--resamples": ["200"],
+            "--output": [folder / "verdicts.parquet"],
+        } | changed
+        return [str(item) for name, values in options.items() for item in (name, *values)]
+
+    def test_the_command_writes_a_row_for_every_statistic_and_claim(self, study):
+        stage.main(self.arguments(study))
+        rows = read_table(study[0] / "verdicts.parquet", VERDICT).to_pylist()
+        claims = {(row["claim"], row["scope"]) for row in rows if row["role"] == "claim"}
+        assert claims >= {(k, f"toy_{o}") for k in ("K1", "K2") for o in VARIANTS} | {("K4", "all")}
+        assert {row["statistic"] for row in rows if row["role"] == "supports"} >= {"LL/EE attn", "late flips"}
+        for row in rows:
+            assert row["verdict"] in stage.VERDICTS and row["reason"]
+            if row["role"] == "decides":
+                assert row["ci_lo"] <= row["value"] <= row["ci_hi"] and row["null_lo"] < row["null_hi"]
+
+    def test_it_does_not_depend_on_the_order_of_the_tables(self, study):
+        stage.main(self.arguments(study, **{"--output": [study[0] / "a.parquet"]}))
+        turned = {name: [p[k] for p in study[2][::-1]] for k, name in enumerate(("--skip-seq", "--out-seq"))}
+        stage.main(self.arguments(study, **turned, **{"--output": [study[0] / "b.parquet"]}))
+        assert (study[0] / "a.parquet").read_bytes() == (study[0] / "b.parquet").read_bytes()
+
+    @pytest.mark.parametrize(
+        ("changed", "message"),
+        [
+            ({"--margins": ['{"late": 1}']}, "--margins: expected a JSON object with keys among late_over_early"),
+            ({"--models": ["[]"]}, "--models: expected a list"),
+            ({"--models": ['[{"model": "m"}]']}, "entry 1: expected model, family, objective and n_blocks"),
+            ({"--models": ['[{"model": "m", "family": "f", "objective": "ar", "n_blocks": 4}]']}, "--models lists m"),
+        ],
+    )
+    def test_what_does_not_fit_ends_in_one_message(self, study, changed, message):
+        with pytest.raises(SystemExit, match=message):
+            stage.main(self.arguments(study, **changed))
+
+    def test_a_model_that_is_another_than_its_tables_say_is_refused(self, study):
+        folder, models, paths, _ = study
+        wrong = Model(models[0].model, "esm2", models[0].objective, 4)
+        with pytest.raises(TableError, match="family of toy_mlm is toy, but --models says esm2"):
+            evidence_of(wrong, *([p] for p in paths[0]), BOOTSTRAP)
+        assert folder.is_dir()
