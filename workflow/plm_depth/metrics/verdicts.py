@@ -368,11 +368,11 @@ def claims_of_model(evidence: Evidence, margins: Margins) -> list[Row]:
             [("late cos_u", Rule(1, 0.0, 0.0, False)), ("late flips", Rule(-1, 0.05, 1.0, False))],
         ),
     ):
-        decided = [_row_of(evidence, claim, name, "decides", rule, margins) for name, test in deciding]
+        decided = [_row_of(evidence, claim, name, "decides", rule, margins) for name, rule in deciding]
         rows += decided
         rows += [
             _row_of(evidence, claim, name, "supports", rule, margins)
-            for name, test in supporting
+            for name, rule in supporting
             if name in evidence.trained.statistics
         ]
         verdict, reason = combined([(str(row["statistic"]), str(row["verdict"])) for row in decided])
@@ -444,7 +444,7 @@ def claim_of_family(members: Sequence[Evidence], margins: Margins) -> list[Row]:
     if len(shallow) > 1 or len(deep) > 1:
         reason = f"several models of {depths[0]} or {depths[-1]} blocks: depth alone does not tell them apart"
         return [_claim_row("K3", family, "inconclusive", reason, [])]
-    test = Rule(-1, 0.0, 0.0, False)
+    rule = Rule(-1, 0.0, 0.0, False)
     rows, taus, p_values = [], {}, {}
     for name in DEPTH_STATISTICS:
         one, other = (e.trained.statistics.get(name) for e in (shallow[0], deep[0]))
