@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from plm_depth.models import dplm2, gptj, registry, verify
+from plm_depth.models import dplm2, gptj, progen3, registry, verify
 from plm_depth.models.base import Adapter, Batch, SequenceError
 from plm_depth.tables import AMINO_ACIDS
 
@@ -32,7 +32,7 @@ class Family:
     Attributes:
         checkpoints: layout name to (checkpoint folder, folder of expected numbers), below tests/fixtures.
         sizes: of a tiny untrained model.
-        published: (sizes, number of parameters) of a published model.
+        published: (sizes, number of parameters) of a published model, without tables that loading folds away.
         blocks: the library's blocks of a module; their outputs are the stream.
         forbidden: letters that the family has no residue token for.
         unknown: letter of a residue that is none of the twenty.
@@ -205,6 +205,39 @@ def exact_gelu(adapter, monkeypatch, reload):
     return adapter
 
 
+def no_clamp(adapter, monkeypatch, reload):
+    monkeypatch.setattr(progen3.ClampedLinear, "forward", torch.nn.Linear.forward)
+    return adapter
+
+
+def sequence_embedding_not_folded(adapter, monkeypatch, reload):
+    right = progen3.library_names
+
+    def wrong(tensors, n_experts, where):
+        name = "model.embed_seq_id.weight"
+        return right({**tensors, name: torch.zeros_like(tensors[name])}, n_experts, where)
+
+    monkeypatch.setattr(progen3, "library_names", wrong)
+    return reload()
+
+
+def w1_as_v1(adapter, monkeypatch, reload):
+    for layer in adapter.module.model.layers:
+        both = layer.mlp.experts.gate_up_proj
+        both.copy_(both.roll(both.shape[1] // 2, 1))
+    return adapter
+
+
+def no_mask_at_jumping_positions(adapter, monkeypatch, reload):
+    from transformers import masking_utils
+
+    right = masking_utils.create_causal_mask
+    monkeypatch.setattr(
+        masking_utils, "create_causal_mask", lambda **options: right(**{**options, "attention_mask": None})
+    )
+    return adapter
+
+
 ESM_BLOCKS = lambda module: module.esm.encoder.layer  # noqa: E731
 FAMILIES = {
     "esm2": Family(
@@ -309,6 +342,19 @@ FAMILIES = {
         blocks=lambda module: module.transformer.h,
         forbidden="J*-.1",
         mistakes={"order q,k,v": order_qkv, "no partitions": no_partitions, "exact GELU": exact_gelu},
+    ),
+    "progen3": Family(
+        checkpoints={"hub": ("progen3/hub", "progen3")},
+        sizes={"n_blocks": 2, "d_model": 32, "n_heads": 4, "n_kv_heads": 2, "d_mlp": 24},
+        published=({"n_blocks": 24, "d_model": 1280, "n_heads": 16}, 2_989_748_480 - 512 * 1280),
+        blocks=lambda module: module.model.layers,
+        forbidden="*-.1|",
+        mistakes={
+            "clamp missing": no_clamp,
+            "embed_seq_id row not folded": sequence_embedding_not_folded,
+            "w1 and v1 swapped": w1_as_v1,
+            "no attention mask (infilling)": no_mask_at_jumping_positions,
+        },
     ),
 }
 

@@ -11,9 +11,15 @@ ESM_TOKENS = (
 )  # fmt: skip
 ESMC_TOKENS = tuple("|" if text == "<null_1>" else text for text in ESM_TOKENS)  # ESM C and ESM3: a chain break
 PROGEN2_TOKENS = ("<|pad|>", "<|bos|>", "<|eos|>", "1", "2", *"ABCDEFGHIKLMNOPQRSTUVWXYZ")
+PROGEN3_TOKENS = (
+    *("<pad>", "<bos>", "<eos>", "<bos_glm>", "<eos_span>", "<mask>", "1", "2"),
+    *"ABCDEFGHIJKLMNOPQRSTUVWXYZ",
+    *(f"<span_{i}>" for i in range(100)),
+)
 
 ESM_RESIDUES = "LAGVSERTIDPKQNFYMHWCXBUZO"
 PROGEN2_RESIDUES = "ABCDEFGHIKLMNOPQRSTUVWXYZ"  # no J
+PROGEN3_RESIDUES = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 class Alphabet:

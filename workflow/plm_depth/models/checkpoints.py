@@ -205,12 +205,16 @@ def check_flat(state: object, path: Path) -> dict[str, Tensor]:
 # ---------------------------------------------------------------------------------------------------------- filling
 
 
-def cast_parameters(module: torch.nn.Module, dtype: str) -> None:
+def cast_parameters(module: torch.nn.Module, dtype: str, *, also: str | None = None) -> None:
     """Cast the parameters of a module in place; buffers (rotary frequencies) keep their dtype.
 
     Below float32 only the weights and biases of linear maps are cast: embeddings and norms stay float32, so that the
     residual stream does. A linear map that shares its matrix with an embedding stays float32 too.
 
+    Args:
+        module: changed in place.
+        dtype: one of ``DTYPES``.
+        also: regular expression (whole names) of further parameters that are matrices of products.
     Raises:
         CheckpointError: a dtype that is not one of ``DTYPES``.
     """
@@ -223,6 +227,7 @@ def cast_parameters(module: torch.nn.Module, dtype: str) -> None:
         kept = {id(p) for m in module.modules() if not isinstance(m, torch.nn.Linear) for p in m.parameters(False)}
         linear = [m for m in module.modules() if isinstance(m, torch.nn.Linear)]
         chosen = [p for m in linear if id(m.weight) not in kept for p in m.parameters(recurse=False)]
+        chosen += [p for name, p in module.named_parameters() if also is not None and re.fullmatch(also, name)]
     for parameter in chosen:
         parameter.data = parameter.data.to(wanted)
 

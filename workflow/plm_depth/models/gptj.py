@@ -13,6 +13,7 @@ from torch import Tensor
 from plm_depth.models import checkpoints
 from plm_depth.models.alphabets import PROGEN2_RESIDUES, PROGEN2_TOKENS, Alphabet
 from plm_depth.models.base import Adapter, Batch, CheckpointError, Context, Tokens
+from plm_depth.models.precision import outside_autocast
 from plm_depth.models.untrained import untrained
 from plm_depth.tables import AMINO_ACIDS
 
@@ -43,8 +44,8 @@ class ProGen2(Adapter):
         self.max_residues = config.n_positions - 2  # two terminals
         self.residue_ids = np.array([self.alphabet.id_of[letter] for letter in AMINO_ACIDS])
         self.vocabulary = dict(enumerate(self.alphabet.tokens))  # further rows of the large models are padding
-        for block in module.transformer.h:
-            block.attn._attn = _outside_autocast(block.attn._attn)
+        for block in module.transformer.h:  # the family computes scores in float32 at every precision
+            block.attn._attn = outside_autocast(block.attn._attn)
 
     # ------------------------------------------------------------------------------------------------- tokens
 
@@ -335,13 +336,3 @@ def _module(config, seed: int | None) -> torch.nn.Module:
     from transformers.models.gptj.modeling_gptj import GPTJForCausalLM
 
     return untrained(lambda: GPTJForCausalLM(config), seed)
-
-
-def _outside_autocast(attend):
-    """Return the attention product with autocast off: the family computes scores in float32 at every precision."""
-
-    def scores_in_float32(query, key, value, attention_mask=None):
-        with torch.autocast(query.device.type, enabled=False):
-            return attend(query, key, value, attention_mask)
-
-    return scores_in_float32

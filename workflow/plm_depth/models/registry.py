@@ -33,6 +33,7 @@ FAMILIES = {  # every value is an Entry
     "esmc": Entry("plm_depth.models.esmc:EsmC", "mlm"),
     "esm3": Entry("plm_depth.models.esm3:Esm3", "mlm"),
     "progen2": Entry("plm_depth.models.gptj:ProGen2", "ar"),
+    "progen3": Entry("plm_depth.models.progen3:ProGen3", "ar"),
 }
 
 
