@@ -283,7 +283,8 @@ def test_legends_give_the_blocks_of_a_model_once(display_name, n_blocks, expecte
         (-0.25, "\N{MINUS SIGN}0.25"),
         (300.0, "300"),
         (1e4, r"$\mathdefault{10^{4}}$"),
-        (3e-5, r"$\mathdefault{3\cdot10^{-5}}$"),
+        (3e-5, "3e\N{MINUS SIGN}5"),
+        (2.75e8, "2.75e8"),
     ],
 )
 def test_ticks_are_plain_numbers_where_these_are_short(value, text):
@@ -309,6 +310,17 @@ def boxes_of(figure):
         return [(t.get_text(), t.get_window_extent(renderer)) for t in texts if t.get_text().strip()], figure.bbox
 
 
+def check_texts(figure):
+    """Assert that every text stands on the page and none runs into another."""
+    boxes, page = boxes_of(figure)
+    assert len(boxes) > 20
+    for text, box in boxes:
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= page.x1 and box.y1 <= page.y1, f"cut off: {text!r}"
+    for (first, a), (second, b) in itertools.combinations(boxes, 2):
+        width, height = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
+        assert width <= 1 or height <= 3, f"{first!r} runs into {second!r}"
+
+
 LAYOUTS = [
     *itertools.product(["mini", "one"], sorted(STAGES)),
     *itertools.product(["large", "long"], ["contributions", "depth_summary", "lens_kl", "training_loss", "variance"]),
@@ -317,14 +329,16 @@ LAYOUTS = [
 
 @pytest.mark.parametrize(("study", "name"), LAYOUTS)
 def test_no_text_is_cut_off_or_runs_into_another(figure_of, name, study):
-    _, figure = figure_of(name, study)
-    boxes, page = boxes_of(figure)
-    assert len(boxes) > 20
-    for text, box in boxes:
-        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= page.x1 and box.y1 <= page.y1, f"cut off: {text!r}"
-    for (first, a), (second, b) in itertools.combinations(boxes, 2):
-        width, height = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
-        assert width <= 1 or height <= 3, f"{first!r} runs into {second!r}"
+    check_texts(figure_of(name, study)[1])
+
+
+@pytest.mark.parametrize("factor", [3e-7, 2e-4, 0.02, 40.0, 3e8])
+@pytest.mark.parametrize("name", ["variance", "update_norms", "lens_kl", "cosines"])
+def test_ticks_of_any_size_stay_clear_of_the_axis_labels(study_of, name, factor):
+    study = study_of("one")
+    scaled = study.profiles.with_columns(pl.col("value", "ci_lo", "ci_hi") * factor)
+    _, figure = drawn(STAGES[name], select.replace(study, profiles=scaled))
+    check_texts(figure)
 
 
 @pytest.mark.parametrize("name", sorted(STAGES))

@@ -138,7 +138,7 @@ class FamilyGrid:
         is_folded = len(labels) == 1 and len(families) > 4
         n_columns = (len(families) + 1) // 2 if is_folded else len(families)
 
-        left, right, gap_x, gap_y = 0.95, 0.2, 0.2, 0.18
+        left, right, gap_x, gap_y = 1.05, 0.2, 0.2, 0.18
         panel_width = (WIDTH - left - right - (n_columns - 1) * gap_x) / n_columns
         panel_width = min(max(panel_width, 1.4), 5.2)
         panel_height = {1: 2.1 if is_folded else 2.7, 2: 1.9, 3: 1.55}.get(len(labels), 1.3)
@@ -185,7 +185,7 @@ class FamilyGrid:
                 if is_bottom:
                     axes.set_xlabel(x_label, labelpad=2)
                 if column == 0:
-                    self.sheet.text(0.27, y + panel_height / 2, label, va="center", ha="center", rotation=90)
+                    self.sheet.text(0.25, y + panel_height / 2, label, va="center", ha="center", rotation=90)
                 y += panel_height + gap_y
             y += 0.5 - gap_y
             for model in self.columns[family]:
@@ -251,12 +251,15 @@ def finish_value_axis(axes: Axes, *, is_log: bool = False, limits: tuple[float, 
 
 
 def plain(value: float) -> str:
-    """Return the text of a tick: plain from 0.001 to 9999, in powers of ten beyond."""
+    """Return the text of a tick: plain from 0.001 to 9999, beyond as a power of ten or, shorter, like 2.5e8."""
     if value == 0 or 0.001 <= abs(value) < 10_000:
-        return f"{value:.6g}".replace("-", "\N{MINUS SIGN}")
-    mantissa, exponent = f"{value:.3g}".split("e") if "e" in f"{value:.3g}" else f"{value:.2e}".split("e")
-    factor = "" if float(mantissa) == 1 else rf"{float(mantissa):g}\cdot"
-    return rf"$\mathdefault{{{factor}10^{{{int(exponent)}}}}}$"
+        text = f"{value:.6g}"
+    else:
+        mantissa, exponent = f"{value:.3e}".split("e")
+        if float(mantissa) == 1:
+            return rf"$\mathdefault{{10^{{{int(exponent)}}}}}$"
+        text = f"{float(mantissa):g}e{int(exponent)}"
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def _not_on_log_axis(numbers: pl.DataFrame, rows: Sequence[Row]) -> int:

@@ -1,0 +1,35 @@
+"""Table of the report: what became of the records of a source, sampled or left out, by reason.
+
+python -m plm_depth.figures.records --left-out P --dataset NAME --csv P --html P
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+
+from plm_depth.figures.number_table import as_csv, as_html
+from plm_depth.tables import LEFT_OUT, TableError, read_table, write_text
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the stage from the command line; see the module."""
+    parser = argparse.ArgumentParser(prog="python -m plm_depth.figures.records", description=__doc__.split("\n")[0])
+    parser.add_argument("--left-out", type=Path, required=True, help="LEFT_OUT table")
+    parser.add_argument("--dataset", required=True, help="name of the data set")
+    parser.add_argument("--csv", type=Path, required=True)
+    parser.add_argument("--html", type=Path, required=True)
+    options = parser.parse_args(argv)
+    try:
+        records = pl.from_arrow(read_table(options.left_out, LEFT_OUT))
+    except TableError as error:
+        raise SystemExit(f"figures.records: {error}") from None
+    write_text(as_csv(records), options.csv)
+    write_text(
+        as_html(records, title=f"Records of the source of {options.dataset}, by what became of them"), options.html
+    )
+
+
+if __name__ == "__main__":
+    main()
