@@ -32,6 +32,7 @@ FAMILIES = {  # every value is an Entry
     "dplm2": Entry("plm_depth.models.dplm2:Dplm2", "diffusion"),
     "esmc": Entry("plm_depth.models.esmc:EsmC", "mlm"),
     "esm3": Entry("plm_depth.models.esm3:Esm3", "mlm"),
+    "protbert": Entry("plm_depth.models.protbert:ProtBert", "mlm"),
     "progen2": Entry("plm_depth.models.gptj:ProGen2", "ar"),
     "progen3": Entry("plm_depth.models.progen3:ProGen3", "ar"),
 }
