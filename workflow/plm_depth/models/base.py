@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from plm_depth.models.branches import Branches
 from plm_depth.tables import AMINO_ACIDS
 
 
@@ -139,6 +140,7 @@ class Adapter(ABC):
         conditions: what the model can be shown: "seq" (sequence), "seq_struct" (and structure), "struct" (structure
             alone). Families with more than "seq" take ``structure`` and ``condition`` in ``encode``.
         layouts: names of the on-disk layouts that the family is published in.
+        can_branch: whether ``branch`` exists: a token sees tokens before it only, and its place is a number.
         extra_padding: by name of ``Tokens.extra``, the value that stands at padded tokens.
 
     Instance attributes:
@@ -160,6 +162,7 @@ class Adapter(ABC):
     directions: tuple[str, ...] = ("none",)
     conditions: tuple[str, ...] = ("seq",)
     layouts: tuple[str, ...] = ()
+    can_branch: bool = False
     extra_padding: Mapping[str, float] = {}
 
     module: torch.nn.Module
@@ -259,6 +262,14 @@ class Adapter(ABC):
             NotImplementedError: this adapter does not write checkpoints.
         """
         raise NotImplementedError(f"{type(self).__name__} does not write checkpoints")
+
+    def branch(self, context: Context, branches: Branches) -> Context:
+        """Return the context of one protein laid out in branches, for the stream ``stream[:, branches.source]``.
+
+        Raises:
+            NotImplementedError: this family cannot (``can_branch``).
+        """
+        raise NotImplementedError(f"{self.family} cannot lay out a protein in branches")
 
     def geometric_update(self, block: int, stream: Tensor, context: Context) -> Tensor | None:
         """Return g_k for the stream h + a, or None where the block has no such branch."""
@@ -422,10 +433,10 @@ class Adapter(ABC):
         Raises:
             CheckpointError: above 1e-4 (float32) or 0.1 (half precision), or a value that is not finite.
         """
+        sequence = sequence[: self.max_residues]
         masked = None
         if self.mask_id is not None:
-            masked = np.zeros(len(sequence), bool)
-            masked[[2, 9]] = True
+            masked = np.isin(np.arange(len(sequence)), [2, 9])
         batch = self.collate([self.encode(sequence, masked=masked, direction=self.directions[0])], self.device)
         with self.precision():
             expected = self.library_logits(batch).float()
