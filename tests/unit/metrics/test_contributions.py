@@ -227,11 +227,19 @@ def test_a_vector_far_below_the_longest_residue_of_its_protein_has_no_ratio():
     before = (h * h).sum(-1)
     ratio = block_quantities(moments, before, np.zeros(5, np.int64), np.ones(5, bool))["rel_a"]
     assert np.isnan(ratio).tolist() == [False, True, False, True, False]
-    # Another protein has its own longest residue, and a special does not count for it.
-    ratio = block_quantities(moments, before, np.array([0, 1, 1, 1, 1]), np.array([True, True, True, True, False]))[
-        "rel_a"
-    ]
+    # Another protein has its own longest residue.
+    group, is_residue = np.array([0, 1, 1, 1, 1]), np.ones(5, bool)
+    ratio = block_quantities(moments, before, group, is_residue)["rel_a"]
     assert np.isnan(ratio).tolist() == [False, False, False, True, False]
+
+
+def test_a_long_special_does_not_make_the_residues_of_its_protein_undefined():
+    h = np.array([[1.0, 0.0], [1e-3, 0.0], [1e4, 0.0]])  # the last one an attention sink
+    moments = moments_of_vectors(h, np.ones((3, 2)), np.zeros((3, 2)))
+    before, group = (h * h).sum(-1), np.zeros(3, np.int64)
+    for is_residue, undefined in (([True, True, False], [False] * 3), ([True, True, True], [False, True, False])):
+        ratio = block_quantities(moments, before, group, np.array(is_residue))["rel_a"]
+        assert np.isnan(ratio).tolist() == undefined
 
 
 def test_a_tiny_update_has_a_ratio_but_no_cosine():
@@ -409,6 +417,18 @@ def test_one_shard_and_seven_shuffled_ones_give_the_same_bytes(measure, tmp_path
             hashlib.sha256(p.read_bytes()).hexdigest() for p in (one.contributions_path, seven.contributions_path)
         }
         assert digests == {hashlib.sha256(again.read_bytes()).hexdigest()}
+
+
+def test_the_order_of_rows_in_a_shard_does_not_matter(measure, tmp_path):
+    measured = measure(toy(), proteins(3), dtype="float32")
+
+    def shuffle(keys, vectors):
+        order = np.random.default_rng(0).permutation(keys.height)
+        return keys[order.tolist()], vectors[:, order]
+
+    shuffled = rewritten(measured.moments[0], tmp_path / "shuffled.parquet", change=shuffle)
+    contributions([shuffled], tmp_path / "out.parquet")
+    assert (tmp_path / "out.parquet").read_bytes() == measured.contributions_path.read_bytes()
 
 
 def test_null_models_and_seeds_stand_side_by_side(measure, tmp_path):
