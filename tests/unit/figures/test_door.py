@@ -15,7 +15,7 @@ import pytest
 
 from plm_depth.figures import contributions, door, lens_kl, training_loss, update_norms
 from plm_depth.figures.select import FigureError
-from plm_depth.tables import PROFILE, TableError, read_table
+from plm_depth.tables import PROFILE, SKIP, VERDICT, TableError, read_table, write_table
 from unit.figures import invented
 
 WORKFLOW = Path(door.__file__).parents[2]
@@ -124,10 +124,8 @@ def test_the_log_counts_numbers_and_models(options, tmp_path, capfd):
 
 
 def test_the_log_counts_undefined_numbers_and_missing_untrained_networks(options, caplog):
-    study = door.read_study(
-        ["profiles"], models=Path(values_of(options, "--models")[0]),
-        profiles=[Path(path) for path in values_of(options, "--profiles")],
-    )  # fmt: skip
+    profiles = [Path(path) for path in values_of(options, "--profiles")]
+    study = door.read_study(Path(values_of(options, "--models")[0]), {"profiles": profiles})
     numbers = contributions.numbers(study).with_columns(
         value=pl.when((pl.col("model") == "esm2_l4") & (pl.col("layer") == 1)).then(float("nan")).otherwise("value")
     )
@@ -240,9 +238,28 @@ def test_depths_come_from_the_tables_where_the_list_has_none(options, tmp_path):
 def test_the_door_raises_its_own_errors_to_callers_in_python(tmp_path):
     (tmp_path / "models.json").write_text("[]")
     with pytest.raises(FigureError):
-        door.read_study(["profiles"], models=tmp_path / "models.json")
+        door.read_study(tmp_path / "models.json", {})
     with pytest.raises(TableError):
         door._read(tmp_path / "absent.parquet", PROFILE, [])
+
+
+def test_skip_effects_are_read_at_primary_inputs_and_verdicts_whole(tmp_path):
+    models = invented.models_json(invented.MINI[:2], tmp_path / "models.json")
+    skip = {name: 0 for name in SKIP.names} | {
+        "model_id": "esm2_l4", "family": "esm2", "objective": "mlm", "n_blocks": 4, "dtype": "float32",
+        "null_model": ["trained", "trained", "shuffle_w", "randinit"], "null_seed": [-1, -1, 0, 0], "condition": "seq",
+        "readout": "seq", "direction": "none", "noise_t": [0.15, 0.3, 0.15, 0.15], "part": "layer", "pos_set": "all",
+        "local": False, "ablation": "zero", "vocab": "none", "quantity": "effect", "agg": "mean",
+    }  # fmt: skip
+    write_table(skip, SKIP, tmp_path / "skip.parquet")
+    text = {"claim": "K1", "scope": "all", "statistic": "s", "role": "claim", "verdict": "fail", "reason": "r"}
+    write_table({name: 0 for name in VERDICT.names} | text, VERDICT, tmp_path / "verdicts.parquet")
+    study = door.read_study(models, {"skips": [tmp_path / "skip.parquet"], "verdicts": [tmp_path / "verdicts.parquet"]})
+    assert study.skips.select("null_model", "noise_t").rows() == [
+        ("trained", pytest.approx(0.15)),
+        ("randinit", pytest.approx(0.15)),
+    ]
+    assert study.verdicts["verdict"].to_list() == ["fail"]
 
 
 def test_csv_text_can_be_read_by_a_data_frame(options, tmp_path):

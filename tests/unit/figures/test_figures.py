@@ -41,13 +41,9 @@ def study_of(tmp_path_factory):
             folder = tmp_path_factory.mktemp(name)
             models = LONG if name == "long" else STUDIES[name]
             invented.write_study(models, folder, with_others=name not in ("large", "long"))
-            read[name] = door.read_study(
-                ("profiles", "summaries", "losses"),
-                models=folder / "models.json",
-                profiles=sorted(folder.glob("*.profile.parquet")),
-                summaries=sorted(folder.glob("*.summary.parquet")),
-                losses=sorted(folder.glob("*.loss.parquet")),
-            )
+            kinds = {"profiles": "profile", "summaries": "summary", "losses": "loss"}
+            tables = {kind: sorted(folder.glob(f"*.{ending}.parquet")) for kind, ending in kinds.items()}
+            read[name] = door.read_study(folder / "models.json", tables)
         return read[name]
 
     return study

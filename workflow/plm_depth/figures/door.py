@@ -1,7 +1,7 @@
 """The door of every figure: options, tables read and checked, the picture and its numbers written together.
 
-    python -m plm_depth.figures.<figure> --profiles P... --summaries P... --losses P... --models JSON
-        --svg P --csv P --html P
+    python -m plm_depth.figures.<figure> --profiles P... --summaries P... --losses P... --skips P... --verdicts P...
+        --models JSON --svg P --csv P --html P
 
 Every figure takes all options and reads only what it needs.
 """
@@ -11,7 +11,7 @@ import contextlib
 import io
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,9 @@ from plm_depth.figures.number_table import as_csv, as_html
 from plm_depth.figures.select import FigureError, Model, Study, models_of, primary_rows, with_depths
 from plm_depth.figures.style import RC
 from plm_depth.progress import start_log
-from plm_depth.tables import LOSS, PROFILE, SUMMARY, TableError, read_table, replacing
+from plm_depth.tables import LOSS, PROFILE, SKIP, SUMMARY, VERDICT, TableError, read_table, replacing
+
+TABLES = {"profiles": PROFILE, "summaries": SUMMARY, "losses": LOSS, "skips": SKIP, "verdicts": VERDICT}
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class FigureStage:
     Attributes:
         name: of the module, the files and the caption.
         title: one line, above the figure and its table.
-        reads: the tables it needs, of "profiles", "summaries", "losses".
+        reads: the tables it needs, keys of ``TABLES``.
         numbers: from a study to everything that is drawn: ``select.NUMBERS``, or at least model, quantity and value.
         draw: from these numbers and the models to the picture; it sees nothing else.
     """
@@ -56,13 +58,7 @@ def run(stage: FigureStage, argv: Sequence[str] | None = None) -> None:
     options = _parser(stage).parse_args(argv)
     log = start_log(f"figures.{stage.name}")
     try:
-        study = read_study(
-            stage.reads,
-            models=options.models,
-            profiles=options.profiles,
-            summaries=options.summaries,
-            losses=options.losses,
-        )
+        study = read_study(options.models, {name: getattr(options, name) for name in stage.reads})
         numbers = stage.numbers(study)
         log_counts(numbers, study.models, log)
         write(stage, numbers, study.models, svg=options.svg, csv=options.csv, html=options.html)
@@ -73,9 +69,9 @@ def run(stage: FigureStage, argv: Sequence[str] | None = None) -> None:
 
 def _parser(stage: FigureStage) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"python -m plm_depth.figures.{stage.name}", description=stage.title)
-    for name in ("profiles", "summaries", "losses"):
+    for name in TABLES:
         used = "needed" if name in stage.reads else "not read by this figure"
-        parser.add_argument(f"--{name}", nargs="*", type=Path, default=[], metavar="P", help=f"tables; {used}")
+        parser.add_argument(f"--{name}", nargs="*", type=Path, default=[], metavar="P", help=used)
     parser.add_argument("--models", type=Path, required=True, metavar="JSON", help="the models: order, names, depth")
     parser.add_argument("--svg", type=Path, required=True, metavar="P", help="the picture")
     parser.add_argument("--csv", type=Path, required=True, metavar="P", help="its numbers")
@@ -83,44 +79,43 @@ def _parser(stage: FigureStage) -> argparse.ArgumentParser:
     return parser
 
 
-def read_study(
-    reads: Sequence[str],
-    *,
-    models: Path,
-    profiles: Sequence[Path] = (),
-    summaries: Sequence[Path] = (),
-    losses: Sequence[Path] = (),
-) -> Study:
-    """Return the models and those tables that a figure needs, at primary inputs.
+def read_study(models: Path, tables: Mapping[str, Sequence[Path]]) -> Study:
+    """Return models and tables of a study, the tables at primary inputs.
 
+    Args:
+        models: the file of models, JSON.
+        tables: paths by kind, keys of ``TABLES``; every kind needs at least one.
     Raises:
-        FigureError: the file of models is not what it should be, a needed table was not given, or a table holds a
+        FigureError: the file of models is not what it should be, no table of a kind was given, or a table holds a
             model that is not listed.
         TableError: a table is missing, corrupt or of another schema.
     """
     try:
         listed = models_of(json.loads(models.read_text(encoding="utf-8")))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not JSON, or not UTF-8
+        if isinstance(error, FigureError):
+            raise
         raise FigureError(f"{models}: not JSON ({error}); expected a list of models") from error
-    given = {"profiles": (profiles, PROFILE), "summaries": (summaries, SUMMARY), "losses": (losses, LOSS)}
-    tables = {}
-    for name in reads:
-        paths, schema = given[name]
+    read = {}
+    for name, paths in tables.items():
         if not paths:
-            raise FigureError(f"--{name} is empty, but this figure is drawn from them; give one table per model")
-        tables[name] = pl.concat([_read(path, schema, listed) for path in paths])
-    depths = [table for name, table in tables.items() if name != "losses"]
-    return Study(models=with_depths(listed, depths), **tables)
+            raise FigureError(f"--{name} is empty, but this figure is drawn from them; give all tables of the study")
+        read[name] = pl.concat([_read(path, TABLES[name], listed) for path in paths])
+    with_sizes = [table for table in read.values() if "n_blocks" in table.columns]
+    return Study(models=with_depths(listed, with_sizes), **read)
 
 
 def _read(path: Path, schema: pa.Schema, models: Sequence[Model]) -> pl.DataFrame:
-    """Return one table with plain strings, only the rows that figures show."""
+    """Return one table with plain strings; of tables with inputs and null models, only the rows that figures show."""
     table = pl.from_arrow(read_table(path, schema).select(schema.names))
     table = table.with_columns(pl.col(pl.Categorical).cast(pl.String))
-    unknown = set(table["model_id"].unique()) - {model.model for model in models}
-    if unknown:
-        raise FigureError(f"{path}: rows of {sorted(unknown)}, which --models does not list; list them or leave it out")
-    return table if schema is LOSS else primary_rows(table)
+    if "model_id" in table.columns:
+        unknown = set(table["model_id"].unique()) - {model.model for model in models}
+        if unknown:
+            raise FigureError(
+                f"{path}: rows of {sorted(unknown)}, which --models does not list; list them or leave it out"
+            )
+    return primary_rows(table) if "null_model" in table.columns else table
 
 
 def log_counts(numbers: pl.DataFrame, models: Sequence[Model], log: logging.Logger) -> None:

@@ -77,12 +77,16 @@ class Study:
         profiles: PROFILE rows at primary inputs (``primary_rows``), trained and untrained.
         summaries: SUMMARY rows at primary inputs.
         losses: LOSS rows.
+        skips: SKIP rows at primary inputs.
+        verdicts: VERDICT rows.
     """
 
     models: Sequence[Model]
     profiles: pl.DataFrame = field(default_factory=pl.DataFrame)
     summaries: pl.DataFrame = field(default_factory=pl.DataFrame)
     losses: pl.DataFrame = field(default_factory=pl.DataFrame)
+    skips: pl.DataFrame = field(default_factory=pl.DataFrame)
+    verdicts: pl.DataFrame = field(default_factory=pl.DataFrame)
 
 
 def models_of(rows: object) -> list[Model]:
@@ -150,7 +154,7 @@ def with_depths(models: Sequence[Model], tables: Sequence[pl.DataFrame]) -> list
 
 
 def primary_rows(table: pl.DataFrame) -> pl.DataFrame:
-    """Return the rows of PROFILE or SUMMARY at primary inputs, of trained and untrained networks, in their order.
+    """Return the rows of PROFILE, SUMMARY or SKIP at primary inputs, of trained and untrained networks, in their order.
 
     Rows of the table ``contributions`` are kept for all residues, those of ``lens`` for the aa20 read-out at hidden or
     next residues; both only where the table has these columns.
