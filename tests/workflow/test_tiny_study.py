@@ -27,6 +27,7 @@ MODELS = ["esm2_tiny", "progen2_tiny"]
 def finished(tmp_path_factory) -> Path:
     """A copy of the repository in which the tiny study has run."""
     folder = copy_repository(tmp_path_factory.mktemp("study"))
+    shutil.copytree(folder / "workflow", folder / "unchanged")
     result = snakemake(folder, "--cores", "2")
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-6000:]
     return folder
@@ -37,13 +38,7 @@ def study(finished: Path) -> Iterator[Path]:
     """The finished study, whose code and config a test may change; both are put back afterwards."""
     yield finished
     (finished / "tiny.yaml").write_text(CONFIG, encoding="utf-8")
-    for name in ("workflow", "config"):
-        shutil.copytree(
-            Path(__file__).parents[2] / name,
-            finished / name,
-            dirs_exist_ok=True,
-            ignore=shutil.ignore_patterns("__pycache__"),
-        )
+    shutil.copytree(finished / "unchanged", finished / "workflow", dirs_exist_ok=True)
 
 
 def configure(study: Path, **changes: object) -> None:
@@ -58,7 +53,7 @@ def change(study: Path, module: str, old: str, new: str) -> None:
 
 
 def figures_drawn() -> list[str]:
-    return sorted(f"draw_figure dataset=mini figure={name}" for name in FIGURES)
+    return sorted(f"draw_{name} dataset=mini" for name in FIGURES)
 
 
 def of_models(*rules: str, models: list[str] = MODELS, variants: tuple[str, ...] = ("null", "trained")) -> list[str]:
@@ -132,7 +127,7 @@ def test_a_reworded_comment_reruns_nothing(study):
 def test_a_changed_figure_redraws_that_figure_alone(study):
     path = study / "workflow" / "plm_depth" / "figures" / "variance.py"
     path.write_text(path.read_text() + "\nCOLOUR = 'changed'\n")
-    assert planned(study) == ["draw_figure dataset=mini figure=variance"]
+    assert planned(study) == ["draw_variance dataset=mini"]
 
 
 def test_a_changed_metric_measures_again_and_redraws_without_a_forward_pass(study):
@@ -167,7 +162,8 @@ def test_an_added_model_runs_its_own_branch_and_redraws(study):
 def test_a_doubled_sample_passes_only_its_new_shards(study):
     datasets = yaml.safe_load(CONFIG)["datasets"]
     configure(study, datasets=[{**datasets[0], "size": 12}])
-    expected = ["sample_dataset dataset=mini", "cluster_dataset dataset=mini", "cut_shard dataset=mini shard=1"]
+    expected = ["cut_sample dataset=mini", "cluster_dataset dataset=mini", "cut_shard dataset=mini shard=1"]
+    expected += ["tabulate_records dataset=mini"]
     expected += passes([1])
     expected += of_models("measure_contributions", "measure_lens", "profile_layers", "summarise_depth")
     assert planned(study) == sorted(expected + figures_drawn())
@@ -177,6 +173,12 @@ def test_another_seed_or_filter_is_another_sample_and_renews_every_shard(study):
     datasets = yaml.safe_load(CONFIG)["datasets"]
     configure(study, datasets=[{**datasets[0], "max_length": 120}])
     assert set(passes([0])) | {"cut_shard dataset=mini shard=0"} <= set(planned(study))
+
+
+def test_a_grown_sample_and_another_setting_at_once_leave_no_old_shard_behind(study):
+    datasets = yaml.safe_load(CONFIG)["datasets"]
+    configure(study, datasets=[{**datasets[0], "size": 12}], cache={"anchors": 3, "dtype": "float16"})
+    assert [job for job in planned(study) if job.startswith("extract")] == passes([0, 1])
 
 
 def test_settings_that_cannot_change_a_number_rerun_nothing(study):

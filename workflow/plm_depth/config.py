@@ -18,9 +18,23 @@ DEFAULTS: dict[str, object] = {
     "cache": {"anchors": 8, "dtype": "float16"},
     "bootstrap": {"resamples": 2000},
     "summary": {"kl_fraction": [0.5, 0.1], "overlap": 0.3},
+    "verdicts": {},
     "compute": {"device": "auto", "token_budget": 16384, "threads": 1, "memory_gb": 4},
 }
-DATASET_DEFAULTS = {"part": "all", "shard_size": 256, "min_length": 50, "max_length": 512}
+EFFECT_DEFAULTS: dict[str, object] = {
+    "size": 128,
+    "shard_size": 64,
+    "null_models": ["randinit"],
+    "inputs": {"ar": {"directions": ["n2c"]}, "mlm": {"clean": False}, "diffusion": {"clean": False}},
+    "skips": {
+        "parts": ["layer", "attn", "mlp"],
+        "pos_sets": ["all", "prefix", "other", "ctx2mask"],
+        "local": True,
+        "draws": 4,
+        "ablations": ["zero"],
+    },
+}
+DATASET_DEFAULTS = {"part": "all", "reserve": 16384, "shard_size": 256, "min_length": 50, "max_length": 512}
 TRAINING_DEFAULTS = {"min_length": 30, "max_length": 400, "held_out": 0.3}
 
 
@@ -227,6 +241,11 @@ class Study:
         for key, default in DEFAULTS.items():
             if isinstance(default, dict):
                 self.config[key] = {**default, **config.get(key, {})}
+        if "effects" in config:
+            effects = {**EFFECT_DEFAULTS, **config["effects"]}
+            for key in ("inputs", "skips"):
+                effects[key] = {**EFFECT_DEFAULTS[key], **config["effects"].get(key, {})}
+            self.config["effects"] = effects
         figures = list(figures)
         self.config.setdefault("figures", figures)
         self.sources, self.datasets = {}, {}
@@ -263,6 +282,11 @@ class Study:
                 lines.append(f"{where}.source: no source {item['source']!r}; there are: {_list(self.sources)}")
         for name, dataset in self.datasets.items():
             self.datasets[name] = dataset = {**DATASET_DEFAULTS, **dataset}
+            if dataset["size"] > dataset["reserve"]:
+                lines.append(
+                    f"datasets.{name}.size: {dataset['size']} is above reserve {dataset['reserve']}; raise reserve "
+                    "(which reads the source again and renews the data set)"
+                )
             if dataset["part"] == "held_out":
                 if not self.training:
                     lines.append(f"datasets.{name}.part: 'held_out' needs a training section, and there is none")
@@ -271,6 +295,12 @@ class Study:
                         f"datasets.{name}.part: 'held_out' is a part of training.source "
                         f"({self.training['source']}), not of {dataset['source']!r}"
                     )
+        for name, dataset in self.datasets.items():
+            if "effects" in self.config and self.config["effects"]["size"] > dataset["size"]:
+                lines.append(
+                    f"effects.size: {self.config['effects']['size']} proteins, but data set {name} has "
+                    f"{dataset['size']}; expected at most as many"
+                )
         for where, item in drawn:
             if item.get("min_length", 1) > item.get("max_length", math.inf):
                 lines.append(f"{where}: min_length {item['min_length']} is above max_length {item['max_length']}")

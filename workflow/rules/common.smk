@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 WORKFLOW = Path(str(workflow.current_basedir)).parent
 sys.path.insert(0, str(WORKFLOW))
@@ -10,6 +11,7 @@ sys.path.insert(0, str(WORKFLOW))
 from snakemake.exceptions import WorkflowError
 
 from plm_depth import runtime
+from plm_depth.activations import EFFECTS_VERSION
 from plm_depth.activations import VERSION as EXTRACTION
 from plm_depth.code_digest import code_of
 from plm_depth.config import ConfigError, Study
@@ -22,7 +24,9 @@ try:
         config,
         families={name: entry.objective for name, entry in FAMILIES.items()},
         figures=sorted(
-            p.stem for p in (WORKFLOW / "report").glob("*.rst") if p.stem != "workflow"
+            p.stem
+            for p in (WORKFLOW / "report").glob("*.rst")
+            if p.stem not in ("workflow", "records")
         ),
     )
 except ConfigError as error:
@@ -30,6 +34,8 @@ except ConfigError as error:
 
 RESULTS = f"results/{study.config['study']}"
 SEED = study.config["seed"]
+EFFECTS = study.config.get("effects")
+EFFECT_FIGURES = ["skip_matrices", "output_change", "block_influence", "verdicts"]
 VARIANTS = ["trained", "null"] if study.config["nulls"] else ["trained"]
 COMPUTE = study.config["compute"]
 TRAINED_HERE = [name for name, model in study.models.items() if "recipe" in model]
@@ -43,12 +49,11 @@ wildcard_constraints:
     model="|".join(study.models),
     variant="trained|null",
     shard=r"\d+",
-    figure="|".join(study.config["figures"]),
 
 
 def as_json(value):
-    """Return a value as compact JSON for one command-line option (rules quote it)."""
-    return json.dumps(value, separators=(",", ":"))
+    """Return a value as JSON for one command-line option (rules quote it); the order of a config's keys says nothing."""
+    return json.dumps(value, separators=(",", ":"), sort_keys=True)
 
 
 def source_file(name):
@@ -77,29 +82,6 @@ def source_of_file(filename):
         for name, s in study.sources.items()
         if source_file(name) == f"resources/downloads/{filename}"
     )
-
-
-def sample_identity(name):
-    """Return what makes a data set's sample another one, apart from its size."""
-    dataset = study.datasets[name]
-    identity = [
-        source_identity(dataset["source"]),
-        SEED,
-        dataset["min_length"],
-        dataset["max_length"],
-        dataset["part"],
-    ]
-    if dataset["part"] == "held_out":
-        identity += [
-            study.training[key]
-            for key in ("size", "min_length", "max_length", "held_out")
-        ]
-        identity += [
-            study.config["clusters"],
-            code_of("sequences.cluster"),
-            code_of("sequences.split"),
-        ]
-    return as_json([*identity, code_of("sequences.sample")])
 
 
 def shards_of(dataset):
@@ -180,14 +162,91 @@ def per_variant(table):
     return paths
 
 
-def figures_of_the_study():
-    return expand(
-        f"{RESULTS}/figures/{{dataset}}/{{figure}}.svg",
-        dataset=study.datasets,
-        figure=[
-            f for f in study.config["figures"] if f != "training_loss" or TRAINED_HERE
-        ],
+def effect_ranks(shard):
+    """Return the first rank of an effect shard and the one after its last."""
+    return shard * EFFECTS["shard_size"], min(
+        (shard + 1) * EFFECTS["shard_size"], EFFECTS["size"]
     )
+
+
+def effect_nulls_of(wildcards):
+    if wildcards.variant == "trained":
+        return [{"null_model": "trained", "seed": -1}]
+    return [
+        n for n in study.config["nulls"] if n["null_model"] in EFFECTS["null_models"]
+    ]
+
+
+def effect_inputs_of(model):
+    """Return the views under which effects are measured: the study's, without the clean controls unless asked for."""
+    objective = study.models[model]["objective"]
+    inputs = {
+        **study.config["inputs"][objective],
+        **EFFECTS["inputs"].get(objective, {}),
+    }
+    return {objective: inputs}
+
+
+def per_effect_shard(table):
+    """Return an input function: one kind of effect table of every shard and variant of a model and data set."""
+
+    def paths(wildcards):
+        return [
+            f"{RESULTS}/effects/{wildcards.dataset}/{wildcards.model}/{variant}/{shard}/{table}.parquet"
+            for variant in VARIANTS
+            for shard in range(-(-EFFECTS["size"] // EFFECTS["shard_size"]))
+        ]
+
+    return paths
+
+
+def of_all_models(paths, wildcards):
+    """Return what an input function of one model gives, for all models of the study."""
+    return [
+        path
+        for model in study.models
+        for path in paths(SimpleNamespace(dataset=wildcards.dataset, model=model))
+    ]
+
+
+def given(**inputs):
+    """Return the options of those inputs that there are."""
+    return [
+        word
+        for name, paths in inputs.items()
+        if paths
+        for word in (f"--{name}", *paths)
+    ]
+
+
+def drawn_figures():
+    """Return the figures of this study that it has the tables for."""
+    drawn = [f for f in study.config["figures"] if f != "training_loss" or TRAINED_HERE]
+    return [f for f in drawn if EFFECTS or f not in EFFECT_FIGURES]
+
+
+def figures_of_the_study():
+    """Return every figure that this study has the tables for, and the tables of the report."""
+    drawn = [f for f in study.config["figures"] if f != "training_loss" or TRAINED_HERE]
+    if not EFFECTS:
+        drawn = [f for f in drawn if f not in EFFECT_FIGURES]
+    return [
+        *expand(
+            f"{RESULTS}/figures/{{dataset}}/{{figure}}.svg",
+            dataset=study.datasets,
+            figure=drawn,
+        ),
+        *expand(f"{RESULTS}/figures/{{dataset}}/records.html", dataset=study.datasets),
+        *expand(
+            f"{RESULTS}/skip/{{dataset}}/{{model}}.parquet",
+            dataset=study.datasets if EFFECTS else [],
+            model=study.models,
+        ),
+        *expand(
+            f"{RESULTS}/verdicts/{{dataset}}.parquet",
+            dataset=study.datasets if EFFECTS else [],
+        ),
+    ]
 
 
 def downloads_of_the_study():

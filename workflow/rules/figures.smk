@@ -7,12 +7,15 @@ Gives   results/{study}/figures/{dataset}/{figure}.svg, .csv, .html
 
 
 rule list_models:
-    """What figures show of the models: order, names, family, and whether they are toys."""
+    """What figures and verdicts need of the models: order, names, family, sizes, and whether they are toys."""
+    input:
+        expand(f"{RESULTS}/cards/{{model}}.json", model=study.models),
     output:
         f"{RESULTS}/models.json",
     log:
         f"logs/{RESULTS}/list_models.log",
-    localrule: True
+    benchmark:
+        f"logs/benchmarks/{RESULTS}/list_models.jsonl"
     conda:
         "../../envs/main.yaml"
     resources:
@@ -20,49 +23,96 @@ rule list_models:
         runtime=5,
     params:
         models=as_json(models_for_figures()),
+        code=code_of("models.listing"),
     shell:
-        "printf '%s\n' {params.models:q} > {output:q} 2> {log:q}"
+        "python -m plm_depth.models.listing --models {params.models:q} --cards {input:q} --output {output:q} > {log:q} 2>&1"
 
 
-rule draw_figure:
+rule tabulate_records:
+    """Counts of records by reason, for the report."""
     input:
-        profiles=expand(
-            f"{RESULTS}/profiles/{{{{dataset}}}}/{{model}}.parquet", model=study.models
-        ),
-        summaries=expand(
-            f"{RESULTS}/summary/{{{{dataset}}}}/{{model}}.parquet", model=study.models
-        ),
-        losses=expand(f"{RESULTS}/losses/{{model}}.parquet", model=TRAINED_HERE),
-        models=f"{RESULTS}/models.json",
+        f"{RESULTS}/datasets/{{dataset}}/left_out.parquet",
     output:
-        svg=report(
-            f"{RESULTS}/figures/{{dataset}}/{{figure}}.svg",
-            category="Figures",
-            subcategory="{dataset}",
-            caption="../report/{figure}.rst",
-            labels={"figure": "{figure}", "as": "picture"},
-        ),
         html=report(
-            f"{RESULTS}/figures/{{dataset}}/{{figure}}.html",
-            category="Figures",
-            subcategory="{dataset}",
-            caption="../report/{figure}.rst",
-            labels={"figure": "{figure}", "as": "table"},
+            f"{RESULTS}/figures/{{dataset}}/records.html",
+            category="Data",
+            caption="../report/records.rst",
+            labels={"data set": "{dataset}", "table": "records by reason"},
         ),
-        csv=f"{RESULTS}/figures/{{dataset}}/{{figure}}.csv",
+        csv=f"{RESULTS}/figures/{{dataset}}/records.csv",
     log:
-        f"logs/{RESULTS}/draw_figure/{{dataset}}/{{figure}}.log",
+        f"logs/{RESULTS}/tabulate_records/{{dataset}}.log",
     benchmark:
-        f"logs/benchmarks/{RESULTS}/draw_figure/{{dataset}}/{{figure}}.jsonl"
+        f"logs/benchmarks/{RESULTS}/tabulate_records/{{dataset}}.jsonl"
     conda:
         "../../envs/main.yaml"
     resources:
-        mem_mb=2000,
-        runtime=20,
+        mem_mb=1000,
+        runtime=5,
     params:
-        losses=lambda wc, input: ["--losses", *input.losses] if input.losses else [],
-        code=lambda wc: code_of(f"figures.{wc.figure}"),
+        size=lambda wc: study.datasets[wc.dataset]["size"],
+        code=code_of("figures.records"),
     shell:
-        "python -m plm_depth.figures.{wildcards.figure} --profiles {input.profiles:q} --summaries {input.summaries:q}"
-        " {params.losses:q} --models {input.models:q} --svg {output.svg:q} --csv {output.csv:q} --html {output.html:q}"
-        " > {log:q} 2>&1"
+        "python -m plm_depth.figures.records --left-out {input:q} --dataset {wildcards.dataset:q}"
+        " --size {params.size} --csv {output.csv:q} --html {output.html:q} > {log:q} 2>&1"
+
+
+# One rule a figure: each has its caption, and those of effects wait for effects.
+for FIGURE in drawn_figures():
+
+    rule:
+        name:
+            f"draw_{FIGURE}"
+        input:
+            profiles=expand(
+                f"{RESULTS}/profiles/{{{{dataset}}}}/{{model}}.parquet",
+                model=study.models,
+            ),
+            summaries=expand(
+                f"{RESULTS}/summary/{{{{dataset}}}}/{{model}}.parquet",
+                model=study.models,
+            ),
+            losses=expand(f"{RESULTS}/losses/{{model}}.parquet", model=TRAINED_HERE),
+            skips=expand(
+                f"{RESULTS}/skip/{{{{dataset}}}}/{{model}}.parquet",
+                model=study.models if FIGURE in EFFECT_FIGURES else [],
+            ),
+            verdicts=(
+                [f"{RESULTS}/verdicts/{{dataset}}.parquet"]
+                if FIGURE == "verdicts"
+                else []
+            ),
+            models=f"{RESULTS}/models.json",
+        output:
+            svg=report(
+                f"{RESULTS}/figures/{{dataset}}/{FIGURE}.svg",
+                category="Figures",
+                caption=f"../report/{FIGURE}.rst",
+                labels={"data set": "{dataset}", "figure": FIGURE, "as": "picture"},
+            ),
+            html=report(
+                f"{RESULTS}/figures/{{dataset}}/{FIGURE}.html",
+                category="Figures",
+                caption=f"../report/{FIGURE}.rst",
+                labels={"data set": "{dataset}", "figure": FIGURE, "as": "table"},
+            ),
+            csv=f"{RESULTS}/figures/{{dataset}}/{FIGURE}.csv",
+        log:
+            f"logs/{RESULTS}/draw_{FIGURE}/{{dataset}}.log",
+        benchmark:
+            f"logs/benchmarks/{RESULTS}/draw_{FIGURE}/{{dataset}}.jsonl"
+        conda:
+            "../../envs/main.yaml"
+        resources:
+            mem_mb=2000,
+            runtime=20,
+        params:
+            figure=FIGURE,
+            more=lambda wc, input: given(
+                losses=input.losses, skips=input.skips, verdicts=input.verdicts
+            ),
+            code=code_of(f"figures.{FIGURE}"),
+        shell:
+            "python -m plm_depth.figures.{params.figure} --profiles {input.profiles:q} --summaries {input.summaries:q}"
+            " {params.more:q} --models {input.models:q} --svg {output.svg:q} --csv {output.csv:q} --html {output.html:q}"
+            " > {log:q} 2>&1"

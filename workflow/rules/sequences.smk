@@ -103,37 +103,60 @@ rule split_pool:
         " > {log:q} 2>&1"
 
 
-rule sample_dataset:
+rule draw_candidates:
+    """The reserve of a data set: its source is read once, and the sample grows inside the reserve, rank by rank."""
     input:
         dataset_fasta,
     output:
-        sample=f"{RESULTS}/datasets/{{dataset}}/sample.parquet",
+        candidates=f"{RESULTS}/datasets/{{dataset}}/candidates.parquet",
         left_out=f"{RESULTS}/datasets/{{dataset}}/left_out.parquet",
     log:
-        f"logs/{RESULTS}/sample_dataset/{{dataset}}.log",
+        f"logs/{RESULTS}/draw_candidates/{{dataset}}.log",
     benchmark:
-        f"logs/benchmarks/{RESULTS}/sample_dataset/{{dataset}}.jsonl"
+        f"logs/benchmarks/{RESULTS}/draw_candidates/{{dataset}}.jsonl"
     conda:
         "../../envs/main.yaml"
     resources:
         mem_mb=2000,
         runtime=240,
     params:
-        size=lambda wc: study.datasets[wc.dataset]["size"],
+        size=lambda wc: study.datasets[wc.dataset]["reserve"],
         shortest=lambda wc: study.datasets[wc.dataset]["min_length"],
         longest=lambda wc: study.datasets[wc.dataset]["max_length"],
         seed=SEED,
         source=lambda wc: source_identity(study.datasets[wc.dataset]["source"]),
         code=code_of("sequences.sample"),
     shell:
-        "python -m plm_depth.sequences.sample --fasta {input:q} --size {params.size} --seed {params.seed}"
+        "python -m plm_depth.sequences.sample --fasta {input:q} --size {params.size} --at-most --seed {params.seed}"
         " --min-length {params.shortest} --max-length {params.longest}"
-        " --sample {output.sample:q} --left-out {output.left_out:q} > {log:q} 2>&1"
+        " --sample {output.candidates:q} --left-out {output.left_out:q} > {log:q} 2>&1"
+
+
+rule cut_sample:
+    input:
+        f"{RESULTS}/datasets/{{dataset}}/candidates.parquet",
+    output:
+        f"{RESULTS}/datasets/{{dataset}}/sample.parquet",
+    log:
+        f"logs/{RESULTS}/cut_sample/{{dataset}}.log",
+    benchmark:
+        f"logs/benchmarks/{RESULTS}/cut_sample/{{dataset}}.jsonl"
+    conda:
+        "../../envs/main.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        size=lambda wc: study.datasets[wc.dataset]["size"],
+        code=code_of("sequences.shard"),
+    shell:
+        "python -m plm_depth.sequences.shard --sample {input:q} --first 0 --last {params.size} --output {output:q}"
+        " > {log:q} 2>&1"
 
 
 rule cluster_dataset:
     input:
-        f"{RESULTS}/datasets/{{dataset}}/sample.parquet",
+        rules.cut_sample.output,
     output:
         f"{RESULTS}/datasets/{{dataset}}/clusters.parquet",
     log:
@@ -155,11 +178,9 @@ rule cluster_dataset:
 
 
 rule cut_shard:
-    """Ranks of the sample. A larger sample begins with the smaller one, so a new sample alone does not renew a shard
-    (`ancient`); what makes it another sample (source, seed, filters) stands in the params and does.
-    """
+    """Ranks of the reserve. They do not depend on the sample's size, so a grown sample renews no old shard."""
     input:
-        ancient(f"{RESULTS}/datasets/{{dataset}}/sample.parquet"),
+        f"{RESULTS}/datasets/{{dataset}}/candidates.parquet",
     output:
         f"{RESULTS}/datasets/{{dataset}}/shards/{{shard}}.parquet",
     log:
@@ -173,7 +194,6 @@ rule cut_shard:
         runtime=10,
     params:
         ranks=lambda wc: study.ranks(wc.dataset, int(wc.shard)),
-        identity=lambda wc: sample_identity(wc.dataset),
         code=code_of("sequences.shard"),
     shell:
         "python -m plm_depth.sequences.shard --sample {input:q} --first {params.ranks[0]} --last {params.ranks[1]}"

@@ -280,3 +280,13 @@ def test_the_log_reports_lower_case_stops_and_repeated_sequences(tmp_path, caplo
         )
     assert "upper-cased 1 records, dropped the stop of 1" in caplog.text
     assert "1 sampled proteins have the sequence of another one" in caplog.text
+
+
+def test_at_most_takes_all_that_pass_where_fewer_do(tmp_path):
+    fasta = tmp_path / "few.fasta"
+    fasta.write_text(">a\nMKTAYIAK\n>b\nMKTAYIAR\n>c\nMK\n")
+    drawn = draw([fasta], size=10, seed=1, min_length=5, max_length=50, at_most=True)
+    assert drawn.counts["sampled"] == 2 and drawn.counts["not_sampled"] == 0 and drawn.counts["too_short"] == 1
+    assert len(drawn.columns["sequence_id"]) == 2
+    with pytest.raises(SourceError, match="0 of 3 records pass the filters, expected at least 1"):
+        draw([fasta], size=10, seed=1, min_length=45, max_length=50, at_most=True)

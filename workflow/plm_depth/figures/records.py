@@ -1,6 +1,6 @@
 """Table of the report: what became of the records of a source, sampled or left out, by reason.
 
-python -m plm_depth.figures.records --left-out P --dataset NAME --csv P --html P
+python -m plm_depth.figures.records --left-out P --dataset NAME --size N --csv P --html P
 """
 
 import argparse
@@ -13,16 +13,25 @@ from plm_depth.figures.number_table import as_csv, as_html
 from plm_depth.tables import LEFT_OUT, TableError, read_table, write_text
 
 
+def by_fate(counts: pl.DataFrame, size: int) -> pl.DataFrame:
+    """Return reason and n_records with the drawn records parted into the sample and the reserve that it grows into."""
+    is_drawn = counts["reason"] == "sampled"
+    drawn = int(counts.filter(is_drawn)["n_records"].sum())
+    parts = pl.DataFrame({"reason": ["sampled", "in_reserve"], "n_records": [size, drawn - size]})
+    return pl.concat([parts, counts.filter(~is_drawn)])
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage from the command line; see the module."""
     parser = argparse.ArgumentParser(prog="python -m plm_depth.figures.records", description=__doc__.split("\n")[0])
     parser.add_argument("--left-out", type=Path, required=True, help="LEFT_OUT table")
     parser.add_argument("--dataset", required=True, help="name of the data set")
+    parser.add_argument("--size", type=int, required=True, help="proteins of the sample")
     parser.add_argument("--csv", type=Path, required=True)
     parser.add_argument("--html", type=Path, required=True)
     options = parser.parse_args(argv)
     try:
-        records = pl.from_arrow(read_table(options.left_out, LEFT_OUT))
+        records = by_fate(pl.from_arrow(read_table(options.left_out, LEFT_OUT)), options.size)
     except TableError as error:
         raise SystemExit(f"figures.records: {error}") from None
     write_text(as_csv(records), options.csv)

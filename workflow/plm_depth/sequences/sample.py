@@ -93,6 +93,7 @@ def draw(
     seed: int,
     min_length: int,
     max_length: int,
+    at_most: bool = False,
     log: logging.Logger | None = None,
 ) -> Sample:
     """Return the ``size`` proteins with the smallest keyed hash among the records that pass the filters.
@@ -106,6 +107,7 @@ def draw(
         size: proteins wanted, at least 1.
         seed: key of the hash.
         min_length, max_length: residues allowed, both included.
+        at_most: take all that pass where fewer than ``size`` do, which is otherwise an error.
         log: where progress goes.
 
     Raises:
@@ -160,14 +162,14 @@ def draw(
 
     n_passed = n_read - non_canonical - too_short - too_long
     chosen = smallest.in_order()
-    if len(chosen) < size:
+    if len(chosen) < size and not (at_most and chosen):
         raise SourceError(
             f"{', '.join(map(str, fastas))}: {len(chosen)} of {n_read} records pass the filters, expected at least "
-            f"{size} (non_canonical {non_canonical}, too_short {too_short}, too_long {too_long}); lower --size, or "
-            f"widen --min-length {min_length} and --max-length {max_length}"
+            f"{1 if at_most else size} (non_canonical {non_canonical}, too_short {too_short}, too_long {too_long}); "
+            f"lower --size, or widen --min-length {min_length} and --max-length {max_length}"
         )
     _check_unique(chosen)
-    counts = (size, n_passed - size, non_canonical, too_short, too_long)
+    counts = (len(chosen), n_passed - len(chosen), non_canonical, too_short, too_long)
     return Sample(_columns(chosen), dict(zip(REASONS, counts, strict=True)), upper_cased, stop_dropped)
 
 
@@ -208,17 +210,18 @@ def sample(
     seed: int,
     min_length: int,
     max_length: int,
+    at_most: bool = False,
     sample: str | Path,
     left_out: str | Path,
     log: logging.Logger,
 ) -> None:
     """Draw a sample (``draw``) and write it (SEQUENCES) and the records by what became of them (LEFT_OUT)."""
-    drawn = draw(fastas, size=size, seed=seed, min_length=min_length, max_length=max_length, log=log)
+    drawn = draw(fastas, size=size, seed=seed, min_length=min_length, max_length=max_length, at_most=at_most, log=log)
     log.info(", ".join(f"{reason} {n}" for reason, n in drawn.counts.items()))
     log.info("upper-cased %d records, dropped the stop of %d", drawn.upper_cased, drawn.stop_dropped)
-    n_distinct = len(set(drawn.columns["sequence_hash"]))
-    if n_distinct < size:
-        log.info("%d sampled proteins have the sequence of another one", size - n_distinct)
+    hashes = drawn.columns["sequence_hash"]
+    if len(set(hashes)) < len(hashes):
+        log.info("%d sampled proteins have the sequence of another one", len(hashes) - len(set(hashes)))
     write_table({"reason": list(drawn.counts), "n_records": list(drawn.counts.values())}, LEFT_OUT, left_out)
     settings = {"seed": seed, "min_length": min_length, "max_length": max_length}
     write_table(drawn.columns, SEQUENCES, sample, **settings)
@@ -228,6 +231,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m plm_depth.sequences.sample", description=__doc__.split("\n")[0])
     parser.add_argument("--fasta", nargs="+", required=True, help="parts of the source, compressed or not")
     parser.add_argument("--size", type=int, required=True, help="proteins to sample")
+    parser.add_argument("--at-most", action="store_true", help="take all that pass where fewer than --size do")
     parser.add_argument("--seed", type=int, required=True, help="key of the hash that orders the accessions")
     parser.add_argument("--min-length", type=int, required=True, help="fewest residues, included")
     parser.add_argument("--max-length", type=int, required=True, help="most residues, included")

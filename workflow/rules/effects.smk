@@ -1,0 +1,124 @@
+"""
+Causal skip effects and the claims judged by them, where the config has a section `effects`.
+
+Needs   cards/{model}.json, datasets/{dataset}/candidates.parquet, and for verdicts metrics/{dataset}/... from metrics.smk
+Gives   results/{study}/effects/{dataset}/{model}/{variant}/{shard}/{skip,output_change}.parquet   per protein and source
+        results/{study}/skip/{dataset}/{model}.parquet                                             matrices, with intervals
+        results/{study}/verdicts/{dataset}.parquet                                                 claims K1-K4
+"""
+
+
+rule cut_effect_shard:
+    """The first ranks of the sample: skip effects cost many passes, so they are measured on fewer proteins."""
+    input:
+        f"{RESULTS}/datasets/{{dataset}}/candidates.parquet",
+    output:
+        f"{RESULTS}/datasets/{{dataset}}/effect_shards/{{shard}}.parquet",
+    log:
+        f"logs/{RESULTS}/cut_effect_shard/{{dataset}}/{{shard}}.log",
+    benchmark:
+        f"logs/benchmarks/{RESULTS}/cut_effect_shard/{{dataset}}/{{shard}}.jsonl"
+    conda:
+        "../../envs/main.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        ranks=lambda wc: effect_ranks(int(wc.shard)),
+        code=code_of("sequences.shard"),
+    shell:
+        "python -m plm_depth.sequences.shard --sample {input:q} --first {params.ranks[0]} --last {params.ranks[1]}"
+        " --output {output:q} > {log:q} 2>&1"
+
+
+rule measure_effects:
+    input:
+        card=f"{RESULTS}/cards/{{model}}.json",
+        folder=checkpoint_folder,
+        sequences=f"{RESULTS}/datasets/{{dataset}}/effect_shards/{{shard}}.parquet",
+    output:
+        skip=f"{RESULTS}/effects/{{dataset}}/{{model}}/{{variant}}/{{shard}}/skip.parquet",
+        change=f"{RESULTS}/effects/{{dataset}}/{{model}}/{{variant}}/{{shard}}/output_change.parquet",
+    log:
+        f"logs/{RESULTS}/measure_effects/{{dataset}}/{{model}}/{{variant}}/{{shard}}.log",
+    benchmark:
+        f"logs/benchmarks/{RESULTS}/measure_effects/{{dataset}}/{{model}}/{{variant}}/{{shard}}.jsonl"
+    conda:
+        "../../envs/main.yaml"
+    threads: COMPUTE["threads"]
+    resources:
+        gpu=gpus(),
+        mem_mb=lambda wc: memory_mb(wc.model),
+        runtime=480,
+        device=COMPUTE["device"],
+        token_budget=COMPUTE["token_budget"],
+    params:
+        nulls=lambda wc: as_json(effect_nulls_of(wc)),
+        inputs=lambda wc: as_json(effect_inputs_of(wc.model)),
+        skips=as_json(EFFECTS["skips"]),
+        seed=SEED,
+        version=EFFECTS_VERSION,
+    shell:
+        "python -m plm_depth.activations.effects --card {input.card:q} --sequences {input.sequences:q}"
+        " --reference {input.sequences:q} --nulls {params.nulls:q} --inputs {params.inputs:q} --skips {params.skips:q}"
+        " --seed {params.seed} --token-budget {resources.token_budget} --device {resources.device}"
+        " --threads {threads} --skip {output.skip:q} --output-change {output.change:q} > {log:q} 2>&1"
+
+
+rule reduce_effects:
+    input:
+        skip=per_effect_shard("skip"),
+        change=per_effect_shard("output_change"),
+        clusters=f"{RESULTS}/datasets/{{dataset}}/clusters.parquet",
+    output:
+        f"{RESULTS}/skip/{{dataset}}/{{model}}.parquet",
+    log:
+        f"logs/{RESULTS}/reduce_effects/{{dataset}}/{{model}}.log",
+    benchmark:
+        f"logs/benchmarks/{RESULTS}/reduce_effects/{{dataset}}/{{model}}.jsonl"
+    conda:
+        "../../envs/main.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        grid=as_json(study.config["inputs"]["diffusion"]["noise"]),
+        resamples=study.config["bootstrap"]["resamples"],
+        seed=SEED,
+        code=code_of("metrics.skip"),
+    shell:
+        "python -m plm_depth.metrics.skip --skip {input.skip:q} --output-change {input.change:q}"
+        " --clusters {input.clusters:q} --grid {params.grid:q} --resamples {params.resamples} --seed {params.seed}"
+        " --output {output:q} > {log:q} 2>&1"
+
+
+rule judge_claims:
+    input:
+        skip=lambda wc: of_all_models(per_effect_shard("skip"), wc),
+        change=lambda wc: of_all_models(per_effect_shard("output_change"), wc),
+        lens=lambda wc: of_all_models(per_variant("lens"), wc),
+        contributions=lambda wc: of_all_models(per_variant("contributions"), wc),
+        clusters=f"{RESULTS}/datasets/{{dataset}}/clusters.parquet",
+        models=f"{RESULTS}/models.json",
+    output:
+        f"{RESULTS}/verdicts/{{dataset}}.parquet",
+    log:
+        f"logs/{RESULTS}/judge_claims/{{dataset}}.log",
+    benchmark:
+        f"logs/benchmarks/{RESULTS}/judge_claims/{{dataset}}.jsonl"
+    conda:
+        "../../envs/main.yaml"
+    resources:
+        mem_mb=8000,
+        runtime=120,
+    params:
+        grid=as_json(study.config["inputs"]["diffusion"]["noise"]),
+        margins=as_json(study.config["verdicts"]),
+        resamples=study.config["bootstrap"]["resamples"],
+        seed=SEED,
+        code=code_of("metrics.verdicts"),
+    shell:
+        "python -m plm_depth.metrics.verdicts --skip-seq {input.skip:q} --out-seq {input.change:q}"
+        " --lens {input.lens:q} --contributions {input.contributions:q} --clusters {input.clusters:q}"
+        " --models {input.models:q} --grid {params.grid:q} --margins {params.margins:q}"
+        " --resamples {params.resamples} --seed {params.seed} --output {output:q} > {log:q} 2>&1"
