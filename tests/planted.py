@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plm_depth.models.base import Adapter, Batch, Context, SequenceError, Tokens, Updates
+from plm_depth.models.branches import Branches
 from plm_depth.randomness import generator
 from plm_depth.tables import AMINO_ACIDS, LENS_KEYS, MOMENT_KEYS, MOMENTS, VectorWriter
 from plm_depth.views import View, mask_of
@@ -147,6 +148,7 @@ class Toy(Adapter):
         self.pad_id, self.mask_id = PAD, MASK
         if objective == "ar":
             self.read_offset, self.directions, self.mask_id = -1, ("n2c", "c2n"), None
+            self.can_branch = True
             del self.vocabulary[MASK]  # an unused row of the head
 
     def encode(self, sequence: str, *, masked: np.ndarray | None = None, direction: str = "none") -> Tokens:
@@ -166,6 +168,11 @@ class Toy(Adapter):
         stream = self.module.embedding[batch.ids] + self.module.place[: batch.ids.shape[1]]
         bias = self.module.attention_bias(batch.valid)
         return stream, Context({"bias": bias, "pooling": self.module.pooling(batch.valid, stream.dtype)})
+
+    def branch(self, context: Context, branches: Branches) -> Context:
+        sees = torch.from_numpy(branches.attends)
+        bias = torch.zeros(sees.shape, dtype=self.module.embedding.dtype).masked_fill(~sees, -math.inf)
+        return Context({"bias": bias[None, None]})  # a geometric branch reads the whole protein: not in causal toys
 
     def attention_update(self, block: int, stream: Tensor, context: Context) -> Tensor:
         return self.module.blocks[block - 1].attend(stream, context["bias"])

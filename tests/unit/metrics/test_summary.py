@@ -274,6 +274,17 @@ def test_an_interval_is_that_of_the_statistic_of_every_resample(summarised):
         assert (row["n_seq"], row["n_cluster"], row["n_boot"]) == (6, 3, 40)
 
 
+def test_the_mean_over_noise_is_taken_within_each_protein_before_the_statistic(summarised):
+    measured, clusters, found = summarised(toy(objective="diffusion"), n=4)
+    bootstrap = Bootstrap.of(read_clusters(clusters), n_boot=40, seed=1)
+    levels = [per_protein(measured.lens, "kl_lf", vocab="aa20", noise_t=t) for t in (0.1, 0.3, 0.5, 0.7, 0.9)]
+    mean = {layer: {s: np.mean([level[layer][s] for level in levels]) for s in levels[0][layer]} for layer in levels[0]}
+    point, resampled = resampled_profile(mean, bootstrap)
+    row = only(found.filter(pl.col("noise_t") == MEAN_OVER_NOISE), stat="kl_area")
+    lower, upper = np.percentile(kl_area(resampled), [2.5, 97.5])
+    assert (row["value"], row["ci_lo"], row["ci_hi"]) == pytest.approx((float(kl_area(point)), lower, upper))
+
+
 def test_every_view_and_null_model_has_every_statistic_once(summarised):
     _, _, found = summarised(toy(objective="diffusion"), n=2, thresholds={"kl_fraction": [0.5], "overlap": 0.2})
     names = {(s.stat, s.profile, str(s.param)) for s in statistics_of({"kl_fraction": [0.5], "overlap": 0.2})}
