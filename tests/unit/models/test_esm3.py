@@ -200,6 +200,14 @@ def test_proteins_with_coordinates_alone_and_in_a_batch_agree(adapter):
     assert (together["geom"][0, 2] == 0).all()  # a protein without coordinates, beside others that have them
 
 
+def test_the_number_of_heads_done_at_once_changes_no_number(adapter, monkeypatch):
+    tokens = adapter.encode(SEQUENCE, structure=Structure(coordinates=chain(12)), condition="seq_struct")
+    batch = adapter.collate([tokens, tokens])
+    whole = verify.walk(adapter, batch)["geom"]
+    monkeypatch.setattr(esm3_network, "HEADS_AT_ONCE", 3)
+    torch.testing.assert_close(verify.walk(adapter, batch)["geom"], whole, rtol=0, atol=1e-6)
+
+
 def test_the_context_of_chosen_rows_carries_their_frames(adapter):
     proteins = [(SEQUENCE, chain(12, 1)), ("CAQ", chain(3, 2))]
     tokens = [adapter.encode(s, structure=Structure(coordinates=c), condition="seq_struct") for s, c in proteins]

@@ -102,6 +102,12 @@ def test_the_score_is_the_mean_over_letters_without_the_last_terminal():
         torch.testing.assert_close(scores[row], torch.stack(by_hand).mean())
 
 
+def test_a_model_for_very_short_proteins_can_be_checked_and_loaded(tmp_path):
+    sizes = {"n_blocks": 1, "d_model": 16, "n_heads": 8, "rotary_dim": 2, "n_positions": 8}
+    registry.save(registry.build("progen2", sizes), tmp_path)
+    assert registry.load("progen2", tmp_path).max_residues == 6
+
+
 def test_scores_are_float32_under_autocast(monkeypatch):
     adapter = registry.load("progen2", FIXTURES / "progen2/authors", dtype="bfloat16")
     seen = []

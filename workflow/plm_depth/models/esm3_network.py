@@ -19,6 +19,7 @@ STRUCTURE_MASK, STRUCTURE_EOS, STRUCTURE_BOS, STRUCTURE_PAD, STRUCTURE_BREAK = 4
 N_STRUCTURE = 4101
 N_SS8, N_SASA, N_RESIDUE = 11, 19, 1478
 N_FUNCTION, N_FUNCTION_TRACKS = 260, 8
+HEADS_AT_ONCE = 32  # of geometric attention, whose 256 heads would fill the memory with pairs of tokens
 HEADS = {
     "sequence": N_SEQUENCE,
     "structure": N_STRUCTURE_CODES,
@@ -123,21 +124,30 @@ class GeometricAttention(nn.Module):
             q_rotated, k_rotated, value, q_placed, k_placed = vectors.split(self.n_heads, dim=-2)
             q_rotated, k_rotated, value = (frames.rotate(v).transpose(1, 2) for v in (q_rotated, k_rotated, value))
             q_placed, k_placed = (frames.place(v).transpose(1, 2) for v in (q_placed, k_placed))
-            direction = q_rotated @ k_rotated.transpose(-1, -2) / math.sqrt(3)
-            squared = torch.zeros_like(direction)
-            for axis in range(3):  # one axis at a time: a third of the memory
-                squared += (q_placed[..., axis, None] - k_placed[..., None, :, axis]) ** 2
-            distance = squared.sqrt() / math.sqrt(3)
-            scores = (
-                direction * functional.softplus(self.rotation_scale_per_head)[:, None, None]
-                - distance * functional.softplus(self.distance_scale_per_head)[:, None, None]
-            )
-            bias = torch.ones_like(scores[:, :1]) if same is None else same[:, None].to(scores.dtype)
-            scores = scores + bias.masked_fill(~frames.known[:, None, None, :], torch.finfo(scores.dtype).min)
-            mixed = frames.rotate_back((scores.softmax(-1) @ value).transpose(1, 2)).flatten(-2)
+            pairs = value.new_ones(value.shape[0], value.shape[2], value.shape[2]) if same is None else same
+            bias = pairs.to(value.dtype).masked_fill(~frames.known[:, None, :], torch.finfo(value.dtype).min)
+            mixed = []
+            for first in range(0, self.n_heads, HEADS_AT_ONCE):
+                some = slice(first, first + HEADS_AT_ONCE)
+                scores = self._scores(some, q_rotated, k_rotated, q_placed, k_placed) + bias[:, None]
+                mixed.append(scores.softmax(-1) @ value[:, some])
+            mixed = frames.rotate_back(torch.cat(mixed, dim=1).transpose(1, 2)).flatten(-2)
         if self.zero_unknown:
             mixed = mixed.masked_fill(~frames.known[..., None], 0.0)
         return self.out_proj(mixed.to(stream.dtype))
+
+    def _scores(self, heads: slice, q_rotated: Tensor, k_rotated: Tensor, q_placed: Tensor, k_placed: Tensor) -> Tensor:
+        """Return the scores of some heads, (n_rows, n_some, n_tokens, n_tokens), of vectors (n_rows, n_heads, n_tokens, 3)."""
+        direction = q_rotated[:, heads] @ k_rotated[:, heads].transpose(-1, -2) / math.sqrt(3)
+        q, k = q_placed[:, heads], k_placed[:, heads]
+        squared = torch.zeros_like(direction)
+        for axis in range(3):  # one axis at a time: a third of the memory
+            squared += (q[..., axis, None] - k[..., None, :, axis]) ** 2
+        distance = squared.sqrt() / math.sqrt(3)
+        return (
+            direction * functional.softplus(self.rotation_scale_per_head[heads])[:, None, None]
+            - distance * functional.softplus(self.distance_scale_per_head[heads])[:, None, None]
+        )
 
 
 class SelfAttention(nn.Module):
