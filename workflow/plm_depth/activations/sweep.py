@@ -13,7 +13,7 @@ allows. Norms are taken block by block; no stream but that of the current block 
 
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from torch import Tensor
 from plm_depth.activations import batches
 from plm_depth.activations.interventions import Intervention, InterventionError, Itself, Lane
 from plm_depth.models.base import Adapter, Context, Tokens, Updates
+from plm_depth.models.branches import Branches
+from plm_depth.models.fast import Steps, steps
 
 OUTPUTS = ("l2", "kl_fo", "tv", "flip1", "dnll")  # the five quantities of the output change
 VOCABULARIES = ("aa20", "full")
@@ -35,6 +37,8 @@ class Work:
         name: sequence_id, for messages.
         tokens: the protein as the model reads it.
         lanes: altered runs, any number and order.
+        branches: how the protein is laid out in its row, for models that can; None: as it is. Lanes, reads and outcomes
+            are then about the tokens of the row.
         reads: (n_reads,) int64, tokens whose read-out is compared.
         true: (n_reads,) int64, token id of the residue that each read predicts; -1 where there is none.
     """
@@ -44,6 +48,12 @@ class Work:
     lanes: tuple[Lane, ...]
     reads: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     true: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    branches: Branches | None = None
+
+    @property
+    def n_tokens(self) -> int:
+        """Return the tokens of a row."""
+        return self.tokens.n_tokens if self.branches is None else len(self.branches.source)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,27 +93,32 @@ def sweep(
     """
     by_shape: dict[tuple, list[int]] = {}
     for index, work in enumerate(works):
-        by_shape.setdefault(tuple(lane.shape for lane in work.lanes), []).append(index)
-    for shape, indices in by_shape.items():
-        rows = 1 + len(shape)
-        tokens = [rows * works[i].tokens.n_tokens for i in indices]
+        # Proteins in branches differ in their masks: each runs alone.
+        apart = None if work.branches is None else index
+        by_shape.setdefault((apart, *(lane.shape for lane in work.lanes)), []).append(index)
+    evaluator = steps(adapter)
+    for indices in by_shape.values():
+        rows = 1 + len(works[indices[0]].lanes)
+        tokens = [rows * works[i].n_tokens for i in indices]
         for batch in batches.plan(tokens, token_budget=token_budget, max_padding=max_padding):
             members = [indices[i] for i in batch]
             # A single protein that does not fit is halved along its lanes inside; only then is it an error.
             for part, outcomes in batches.run_halving(
                 members,
-                lambda part: _run_groups(adapter, [works[i] for i in part], token_budget, log),
+                lambda part: _run_groups(adapter, evaluator, [works[i] for i in part], token_budget, log),
                 log=log,
                 name=lambda i: works[i].name,
             ):
                 yield from zip(part, outcomes)
 
 
-def _run_groups(adapter: Adapter, works: Sequence[Work], token_budget: int, log: logging.Logger) -> list[Outcome]:
+def _run_groups(
+    adapter: Adapter, evaluator: Steps, works: Sequence[Work], token_budget: int, log: logging.Logger
+) -> list[Outcome]:
     """Run works of one shape side by side, their lanes in groups that keep to the budget."""
     n_lanes = len(works[0].lanes)
     order = sorted(range(n_lanes), key=lambda k: works[0].lanes[k].first)
-    tokens = len(works) * max(work.tokens.n_tokens for work in works)
+    tokens = len(works) * max(work.n_tokens for work in works)
     capacity = max(1, token_budget // tokens - 1)
     groups = [order[at : at + capacity] for at in range(0, n_lanes, capacity)] or [[]]
     kept: dict[int, Tensor] = {}
@@ -114,8 +129,10 @@ def _run_groups(adapter: Adapter, works: Sequence[Work], token_budget: int, log:
         start = works[0].lanes[group[0]].first - 1 if parts else 0
         problem = None
         try:
-            chosen = [Work(w.name, w.tokens, tuple(w.lanes[k] for k in group), w.reads, w.true) for w in works]
-            outcomes = run_lanes(adapter, chosen, start=kept.get(start), start_layer=start, keep=wanted, kept=kept)
+            chosen = [replace(work, lanes=tuple(work.lanes[k] for k in group)) for work in works]
+            outcomes = run_lanes(
+                adapter, chosen, evaluator=evaluator, start=kept.get(start), start_layer=start, keep=wanted, kept=kept
+            )
         except (RuntimeError, MemoryError) as error:
             if len(works) > 1 or len(group) < 2 or not batches.is_out_of_memory(error):
                 raise  # the caller halves the proteins, or says that one does not fit
@@ -152,6 +169,7 @@ def run_lanes(
     adapter: Adapter,
     works: Sequence[Work],
     *,
+    evaluator: Steps | None = None,
     start: Tensor | None = None,
     start_layer: int = 0,
     keep: Collection[int] = (),
@@ -163,6 +181,7 @@ def run_lanes(
     the head of one buffer.
 
     Args:
+        evaluator: what evaluates the blocks, by default ``steps(adapter)``.
         start, start_layer: clean stream (n_works, n_tokens, d_model) at a layer before every lane's first intervention;
             by default the embedding. Sizes and changes of skipped blocks are left 0.
         keep, kept: layers whose clean stream is put into ``kept``.
@@ -172,10 +191,15 @@ def run_lanes(
     batch = adapter.collate([work.tokens for work in works], adapter.device)
     with adapter.precision():
         embedded, context = adapter.embed(batch)
+        if works[0].branches is not None:
+            if n_works > 1:
+                raise InterventionError("proteins laid out in branches run one at a time")
+            embedded = embedded[:, torch.from_numpy(works[0].branches.source).to(embedded.device)]
+            context = adapter.branch(context, works[0].branches)
         # Half-precision weights work under autocast; the stream itself is never narrower than float32.
         clean = embedded.to(torch.promote_types(embedded.dtype, torch.float32)) if start is None else start
         n_tokens = clean.shape[1]
-        carried = _Lanes(adapter, works, order, clean, context)
+        carried = _Lanes(adapter, evaluator or steps(adapter), works, order, clean, context)
         size = clean.new_zeros(adapter.n_blocks, n_works, n_tokens)
         change = clean.new_zeros(adapter.n_blocks, len(lanes), n_works, n_tokens)
         for block in range(start_layer + 1, adapter.n_blocks + 1):
@@ -187,8 +211,8 @@ def run_lanes(
     size, change = size.cpu().numpy(), change.cpu().numpy()
     return [
         Outcome(
-            size[:, w, : work.tokens.n_tokens],
-            change[:, place, w, : work.tokens.n_tokens].swapaxes(0, 1),
+            size[:, w, : work.n_tokens],
+            change[:, place, w, : work.n_tokens].swapaxes(0, 1),
             {name: values[place, w, :, : len(work.reads)] for name, values in read.items()},
         )
         for w, work in enumerate(works)
@@ -198,8 +222,16 @@ def run_lanes(
 class _Lanes:
     """The streams of all runs at one layer, and how they pass a block."""
 
-    def __init__(self, adapter: Adapter, works: Sequence[Work], order: Sequence[int], clean: Tensor, context: Context):
-        self.adapter, self.n_works, self.context = adapter, len(works), context
+    def __init__(
+        self,
+        adapter: Adapter,
+        evaluator: Steps,
+        works: Sequence[Work],
+        order: Sequence[int],
+        clean: Tensor,
+        context: Context,
+    ):
+        self.adapter, self.evaluator, self.n_works, self.context = adapter, evaluator, len(works), context
         self.lanes = [[work.lanes[k] for work in works] for k in order]  # lane by lane, protein by protein
         self.n_active = 0
         self.streams = clean.new_empty(((1 + len(self.lanes)) * self.n_works, *clean.shape[1:]))
@@ -234,7 +266,7 @@ class _Lanes:
         for k, taken in self.taken.items():
             if k < active:
                 torch.add(self.clean, taken, out=self.streams[self.rows(k)])
-        updates = _widened(adapter.updates(block, rows, self.contexts(len(rows))), rows.dtype)
+        updates = _widened(self.evaluator.updates(block, rows, self.contexts(len(rows))), rows.dtype)
         total = updates.total
         after = adapter.add(rows, updates)
         size.copy_(torch.linalg.vector_norm(total[:n], dim=-1))
@@ -329,7 +361,7 @@ class _Lanes:
                 if changed.geometric is not None:  # this branch is the one that was replaced
                     geometric[place * n : (place + 1) * n] = changed.geometric
             middle = middle + geometric
-        mlp = adapter.mlp_update(block, middle, context)
+        mlp = self.evaluator.mlp_update(block, middle, context)
         changed = _widened(Updates(attention, mlp, middle, geometric), rows.dtype)
         moved, moved_total = adapter.add(stream, changed), changed.total
         for place, (k, at, _, mask) in enumerate(again):

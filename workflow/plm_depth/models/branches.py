@@ -1,12 +1,13 @@
 """Several continuations of one protein side by side, for models that read in one direction.
 
-Silencing a block before a point, for several points, repeats the tokens before the smallest point in every run. In one row
-they stand once: the trunk holds the tokens up to the largest point, and each point has a branch, a copy of the tokens
-from that point on, which sees the trunk up to its point and itself. Every token keeps its own place in the protein.
+Silencing a block before a point, for several points, repeats the tokens before the smallest point in every run. In one
+row they stand once: the trunk holds the tokens up to the largest point, and each point has a branch, a copy of the
+tokens from that point on, which sees the trunk up to its point and itself. Every token keeps its place in the protein.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
@@ -33,7 +34,7 @@ class Branches:
     def spans(self) -> tuple[slice, ...]:
         """Return where each branch stands in the row."""
         ends = np.cumsum([self.trunk, *(self.n_tokens - point for point in self.points)]).tolist()
-        return tuple(slice(start, end) for start, end in zip(ends, ends[1:]))
+        return tuple(slice(start, end) for start, end in pairwise(ends))
 
     @cached_property
     def source(self) -> np.ndarray:

@@ -1,9 +1,9 @@
 """The same block updates with fewer passes over memory, for the measurements that evaluate blocks many times.
 
-``steps(adapter)`` returns an object with the adapter's ``updates`` and ``mlp_update``. For the families it knows it works
-on the library's own weights with fused operators: one product for query, key and value, rotation as a complex product,
-the activation in one pass, and no score matrix in memory. Results agree with the library's within rounding (tested at
-1e-5 of the largest value); every other family, and every model in double precision, gets the adapter itself.
+``steps(adapter)`` returns an object with the adapter's ``updates`` and ``mlp_update``. For the families it knows it
+works on the library's own weights with fused operators: one product for query, key and value, rotation as a complex
+product, the activation in one pass, and no score matrix in memory. Results agree with the library's within rounding;
+every other family, and every model in double precision, gets the adapter itself.
 
 Weights are copied when ``steps`` is called: call it again after weights have changed.
 """
@@ -158,21 +158,19 @@ class FastGptJ(_Fast):
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, context: Context) -> Tensor:
         """Return the mixed values (n_rows, n_heads, n_tokens, head)."""
+        attend = F.scaled_dot_product_attention
         branches = context.values.get("branches")
         if branches is None:
-            plain = bool(context.values.get("plain"))
-            mask = None if plain else context["mask"].to(query.dtype)
-            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=plain)
+            # Rows are padded at their end, which no token of the protein sees.
+            return attend(query, key, value, is_causal=True)
         trunk = slice(0, branches.trunk)
-        parts = [
-            F.scaled_dot_product_attention(query[:, :, trunk], key[:, :, trunk], value[:, :, trunk], is_causal=True)
-        ]
+        parts = [attend(query[:, :, trunk], key[:, :, trunk], value[:, :, trunk], is_causal=True)]
         for point, span in zip(branches.points, branches.spans):
-            # A branch sees the trunk up to its point, and itself; the mask of whole rows is aligned at the end.
             seen = [torch.cat([x[:, :, :point], x[:, :, span]], dim=2) for x in (key, value)]
             length = span.stop - span.start
+            # All of the trunk up to the point, and the branch up to the token itself.
             allowed = torch.ones(length, point + length, dtype=torch.bool, device=query.device).tril(point)
-            parts.append(F.scaled_dot_product_attention(query[:, :, span], *seen, attn_mask=allowed))
+            parts.append(attend(query[:, :, span], *seen, attn_mask=allowed))
         return torch.cat(parts, dim=2)
 
     def _rotated(self, x: Tensor, turn: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from plm_depth.models import checkpoints
 from plm_depth.models.alphabets import PROGEN2_RESIDUES, PROGEN2_TOKENS, Alphabet
 from plm_depth.models.base import Adapter, Batch, CheckpointError, Context, Tokens
+from plm_depth.models.branches import Branches
 from plm_depth.models.precision import outside_autocast
 from plm_depth.models.untrained import untrained
 from plm_depth.tables import AMINO_ACIDS
@@ -30,6 +31,7 @@ class ProGen2(Adapter):
     family = "progen2"
     objective = "ar"
     is_parallel = True
+    can_branch = True
     read_offset = -1
     directions = ("n2c", "c2n")
     layouts = ("authors", "community")
@@ -79,6 +81,15 @@ class ProGen2(Adapter):
             position_ids=positions,
         )
         return stream, Context({"mask": mask, "positions": positions})
+
+    def branch(self, context: Context, branches: Branches) -> Context:
+        """Return mask and positions of one protein laid out in branches; see ``Adapter.branch``."""
+        device = context["positions"].device
+        sees = torch.from_numpy(branches.attends).to(device)
+        lowest = torch.finfo(torch.float32).min  # as the library's own mask
+        mask = torch.zeros(sees.shape, device=device).masked_fill(~sees, lowest)[None, None]
+        source = torch.from_numpy(branches.source).to(device)
+        return Context({"mask": mask, "positions": context["positions"][:, source], "branches": branches})
 
     def attention_update(self, block: int, stream: Tensor, context: Context) -> Tensor:
         layer = self.module.transformer.h[block - 1]
