@@ -30,6 +30,12 @@ def options(tmp_path_factory) -> list[str]:
     return invented.write_study(invented.MINI, tmp_path_factory.mktemp("mini"))
 
 
+@pytest.fixture(scope="module")
+def few_options(tmp_path_factory) -> list[str]:
+    """The options that name the tables of two models, only the rows that figures show."""
+    return invented.write_study(invented.MINI[:2], tmp_path_factory.mktemp("few"), with_others=False)
+
+
 def outputs(folder: Path, name: str = "figure") -> list[str]:
     return [text for kind in ("svg", "csv", "html") for text in (f"--{kind}", str(folder / f"{name}.{kind}"))]
 
@@ -88,12 +94,12 @@ def test_the_csv_is_exactly_the_rows_of_the_tables(options, tmp_path):
     assert {row["aggregate"] for row in untrained} == {"mean"} and len(untrained) == len(found) // 2
 
 
-def test_the_same_tables_give_the_same_bytes_in_another_process(options, tmp_path):
+def test_the_same_tables_give_the_same_bytes_in_another_process(few_options, tmp_path):
     made = []
     for seed in ("0", "1"):
         folder = tmp_path / seed
         subprocess.run(
-            [sys.executable, "-m", "plm_depth.figures.contributions", *options, *outputs(folder)],
+            [sys.executable, "-m", "plm_depth.figures.contributions", *few_options, *outputs(folder)],
             env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(WORKFLOW), "SOURCE_DATE_EPOCH": seed},
             check=True,
             capture_output=True,
@@ -102,16 +108,16 @@ def test_the_same_tables_give_the_same_bytes_in_another_process(options, tmp_pat
     assert made[0] == made[1] and len(made[0]) == 3
 
 
-def test_the_order_in_which_tables_are_given_does_not_matter(options, tmp_path):
-    other = replaced(options, "--profiles", values_of(options, "--profiles")[::-1])
-    for folder, given in (("a", options), ("b", other)):
+def test_the_order_in_which_tables_are_given_does_not_matter(few_options, tmp_path):
+    other = replaced(few_options, "--profiles", values_of(few_options, "--profiles")[::-1])
+    for folder, given in (("a", few_options), ("b", other)):
         door.run(contributions.STAGE, [*given, *outputs(tmp_path / folder)])
     for kind in ("svg", "csv", "html"):
         assert (tmp_path / "a" / f"figure.{kind}").read_bytes() == (tmp_path / "b" / f"figure.{kind}").read_bytes()
 
 
-def test_the_picture_holds_no_date_and_no_path(options, tmp_path):
-    door.run(contributions.STAGE, [*options, *outputs(tmp_path)])
+def test_the_picture_holds_no_date_and_no_path(few_options, tmp_path):
+    door.run(contributions.STAGE, [*few_options, *outputs(tmp_path)])
     svg = (tmp_path / "figure.svg").read_text()
     assert "dc:date" not in svg and str(tmp_path) not in svg
     assert not re.search(r"20\d\d-\d\d-\d\d", svg)
@@ -140,18 +146,18 @@ def test_the_log_counts_undefined_numbers_and_missing_untrained_networks(options
 # All or nothing
 
 
-def test_a_picture_that_fails_leaves_nothing_and_old_files_stay(options, tmp_path):
+def test_a_picture_that_fails_leaves_nothing_and_old_files_stay(few_options, tmp_path):
     (tmp_path / "figure.csv").write_text("old")
     with pytest.raises(ZeroDivisionError):
-        door.run(NO_DRAWING, [*options, *outputs(tmp_path)])
+        door.run(NO_DRAWING, [*few_options, *outputs(tmp_path)])
     assert [path.name for path in tmp_path.iterdir()] == ["figure.csv"]
     assert (tmp_path / "figure.csv").read_text() == "old"
 
 
-def test_a_file_that_cannot_be_written_leaves_none_of_the_three(options, tmp_path):
+def test_a_file_that_cannot_be_written_leaves_none_of_the_three(few_options, tmp_path):
     (tmp_path / "figure.html").mkdir()
     with pytest.raises(SystemExit, match=r"figures\.lens_kl: .*figure\.html"):
-        door.run(lens_kl.STAGE, [*options, *outputs(tmp_path)])
+        door.run(lens_kl.STAGE, [*few_options, *outputs(tmp_path)])
     assert [path.name for path in tmp_path.iterdir()] == ["figure.html"]
 
 
@@ -189,8 +195,8 @@ def test_a_needed_table_that_was_not_given_is_named(options, tmp_path):
         assert f"{option} is empty" in message
 
 
-def test_tables_that_a_figure_does_not_need_are_not_read(options, tmp_path):
-    given = replaced(options, "--losses", [str(tmp_path / "absent.parquet")])
+def test_tables_that_a_figure_does_not_need_are_not_read(few_options, tmp_path):
+    given = replaced(few_options, "--losses", [str(tmp_path / "absent.parquet")])
     door.run(contributions.STAGE, [*given, *outputs(tmp_path)])
     assert (tmp_path / "figure.svg").exists()
 
@@ -210,8 +216,8 @@ def test_a_list_of_models_that_is_not_json_is_named(options, tmp_path):
     assert "models.json: not JSON" in failure(contributions.STAGE, [*given, *outputs(tmp_path)])
 
 
-def test_the_command_exits_with_status_one_and_no_traceback(options, tmp_path):
-    fewer = replaced(options, "--profiles", values_of(options, "--profiles")[1:])
+def test_the_command_exits_with_status_one_and_no_traceback(few_options, tmp_path):
+    fewer = replaced(few_options, "--profiles", values_of(few_options, "--profiles")[1:])
     done = subprocess.run(
         [sys.executable, "-m", "plm_depth.figures.lens_overlap", *fewer, *outputs(tmp_path)],
         env={**os.environ, "PYTHONPATH": str(WORKFLOW)},
@@ -222,14 +228,14 @@ def test_the_command_exits_with_status_one_and_no_traceback(options, tmp_path):
     assert "no row of esm2_l4" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_depths_come_from_the_tables_where_the_list_has_none(options, tmp_path):
-    models = json.loads(Path(values_of(options, "--models")[0]).read_text())
+def test_depths_come_from_the_tables_where_the_list_has_none(few_options, tmp_path):
+    models = json.loads(Path(values_of(few_options, "--models")[0]).read_text())
     for model in models:
         del model["n_blocks"]
     (tmp_path / "models.json").write_text(json.dumps(models))
     for folder, given in (
-        ("with", options),
-        ("without", replaced(options, "--models", [str(tmp_path / "models.json")])),
+        ("with", few_options),
+        ("without", replaced(few_options, "--models", [str(tmp_path / "models.json")])),
     ):
         door.run(contributions.STAGE, [*given, *outputs(tmp_path / folder)])
     assert (tmp_path / "with/figure.svg").read_bytes() == (tmp_path / "without/figure.svg").read_bytes()
@@ -262,8 +268,8 @@ def test_skip_effects_are_read_at_primary_inputs_and_verdicts_whole(tmp_path):
     assert study.verdicts["verdict"].to_list() == ["fail"]
 
 
-def test_csv_text_can_be_read_by_a_data_frame(options, tmp_path):
-    door.run(lens_kl.STAGE, [*options, *outputs(tmp_path)])
+def test_csv_text_can_be_read_by_a_data_frame(few_options, tmp_path):
+    door.run(lens_kl.STAGE, [*few_options, *outputs(tmp_path)])
     frame = pl.read_csv(io.StringIO((tmp_path / "figure.csv").read_text()))
     assert frame["value"].dtype == pl.Float64 and frame["layer"].dtype == pl.Int64
     assert frame.filter(pl.col("layer") == pl.col("n_blocks"))["value"].max() == 0.0

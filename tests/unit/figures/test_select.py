@@ -97,6 +97,7 @@ def test_diffusion_models_are_shown_as_the_mean_over_noise():
         ((0.0, 0.1, 0.3, 0.9), 0.1),
         ((0.1, 0.2), 0.1),  # equally far: the lower one
         ((0.2, 0.1), 0.1),
+        ((0.17, 0.13), 0.13),  # in float32, 0.17 is a little nearer
         ((0.5, 1.0, 0.0), 0.5),
     ],
 )
