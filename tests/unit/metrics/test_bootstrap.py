@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from plm_depth.metrics.bootstrap import Bootstrap, difference, interval
+from plm_depth.metrics.bootstrap import Bootstrap, BootstrapError, difference, interval
 
 
 def clustered(n_clusters: int, size: int, *, spread: float, random: np.random.Generator):
@@ -71,10 +71,10 @@ def test_what_the_resamples_depend_on():
     assert np.array_equal(plain.weights, shuffled.weights) and np.array_equal(plain.cluster, shuffled.cluster)
     assert not np.array_equal(plain.weights, Bootstrap.of(clusters, n_boot=30, seed=2).weights)
     assert plain.index(["P3", "P11"]).tolist() == [plain.sequence_ids.tolist().index(s) for s in ("P3", "P11")]
-    with pytest.raises(ValueError, match=r"1 proteins have no cluster, the first 'Q'"):
+    with pytest.raises(BootstrapError, match=r"1 proteins have no cluster, the first 'Q'"):
         plain.index(["P3", "Q"])
     for clusters, n_boot in (({}, 10), ({"a": "x"}, 0)):
-        with pytest.raises(ValueError, match="at least one of each"):
+        with pytest.raises(BootstrapError, match="at least one of each"):
             Bootstrap.of(clusters, n_boot=n_boot, seed=0)
 
 

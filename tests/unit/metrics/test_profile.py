@@ -348,6 +348,8 @@ def test_the_stage_runs_from_its_command_line(measure, write_clusters, tmp_path,
     with pytest.raises(SystemExit, match="have no cluster"):
         main([*arguments[:4], "--clusters", str(few), "--output", str(tmp_path / "q.parquet")])
     assert not (tmp_path / "q.parquet").exists()
+    with pytest.raises(SystemExit, match="2 proteins and 0 resamples"):
+        main([*arguments, "--resamples", "0", "--output", str(tmp_path / "q.parquet")])
     with pytest.raises(SystemExit):
         main([*arguments, "--grid", "[2]", "--output", str(tmp_path / "q.parquet")])
     assert "above 0 and up to 1" in capsys.readouterr().err

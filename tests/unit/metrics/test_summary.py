@@ -13,6 +13,7 @@ from plm_depth.metrics.bootstrap import Bootstrap
 from plm_depth.metrics.corpus import read_clusters
 from plm_depth.metrics.summary import (
     GRID,
+    ThresholdError,
     area,
     block_depths,
     cosine_depth,
@@ -325,7 +326,7 @@ def test_thresholds_out_of_range_are_refused():
         ({"overlap": True}, "number from 0 to 1"),
         ({"settle": [0.3]}, r"some of \[0\.1, 0\.5\]"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ThresholdError, match=message):
             statistics_of(thresholds)
     params = [s.param for s in statistics_of({}) if s.stat == "kl_depth" and s.profile == "kl_0"]
     assert params == [0.5, 0.1]

@@ -34,7 +34,8 @@ canonical residues (vocab aa20) and once over all real tokens (full):
     settled_top1         1 where the most probable token is the final one from this layer on
     settle_0.1, settle_0.5, settle_top1      the first such layer (rows of layer -1)
 
-The mean of ``settled_x`` over positions is the distribution function of ``settle_x``.
+The mean of ``settled_x`` over positions is the distribution function of ``settle_x``. ``rank_hist`` counts ranks 1..20;
+of all real tokens a residue may rank lower, and such positions are in ``n`` only.
 
 ``profile`` (PROFILE) holds corpus values and intervals of all of these, and the overlaps less what chance gives,
 (O - k/V) / (1 - k/V) for k of V tokens, as ``ov1_cc`` and ``ov5_cc``.

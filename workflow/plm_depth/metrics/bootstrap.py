@@ -17,6 +17,10 @@ LEVEL = 0.95
 ROWS_AT_ONCE = 4096
 
 
+class BootstrapError(ValueError):
+    """Resamples that cannot be drawn, or proteins that have no cluster."""
+
+
 @dataclass(frozen=True)
 class Bootstrap:
     """Resamples of the clusters of one data set.
@@ -38,10 +42,10 @@ class Bootstrap:
         Args:
             clusters: cluster id of each sequence id.
         Raises:
-            ValueError: no protein, or fewer than one resample.
+            BootstrapError: no protein, or fewer than one resample.
         """
         if not clusters or n_boot < 1:
-            raise ValueError(f"{len(clusters)} proteins and {n_boot} resamples; expected at least one of each")
+            raise BootstrapError(f"{len(clusters)} proteins and {n_boot} resamples; expected at least one of each")
         sequence_ids = np.array(sorted(clusters))
         names, cluster = np.unique([clusters[s] for s in sequence_ids.tolist()], return_inverse=True)
         random = generator(seed, "bootstrap")
@@ -64,11 +68,11 @@ class Bootstrap:
         """Return the place of each protein in ``sequence_ids``.
 
         Raises:
-            ValueError: a protein without a cluster.
+            BootstrapError: a protein without a cluster.
         """
         unknown = sorted({s for s in sequence_ids if s not in self._place})
         if unknown:
-            raise ValueError(
+            raise BootstrapError(
                 f"{len(unknown)} proteins have no cluster, the first {unknown[0]!r}; clusters of another data set?"
             )
         return np.array([self._place[s] for s in sequence_ids], np.int64)

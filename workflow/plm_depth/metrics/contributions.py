@@ -6,6 +6,7 @@ and counted in ``n_nan``: it would be the direction of rounding errors. A zero u
 """
 
 import argparse
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ import numpy as np
 from plm_depth.metrics.groups import Groups, Shard, dictionary, read_groups
 from plm_depth.progress import Progress, start_log
 from plm_depth.tables import CONTRIB_SEQ, MOMENT_KEYS, MOMENTS, TableError, TableWriter
+
+LOG = logging.getLogger("metrics.contributions")
 
 STATE_QUANTITIES = ("norm_h", "var_h", "massive")
 BLOCK_QUANTITIES = (
@@ -255,7 +258,6 @@ def contributions(paths: Sequence[str | Path], output: str | Path) -> int:
     Raises:
         TableError: shards that overlap, differ or are damaged, and moments that no stream can have.
     """
-    log = start_log("metrics.contributions")
     groups, _ = read_groups(paths, MOMENT_KEYS, classes=ROW_CLASSES)
     for shard in groups.shards:
         if shard.table.names is None or tuple(shard.table.names) != MOMENTS:
@@ -264,8 +266,8 @@ def contributions(paths: Sequence[str | Path], output: str | Path) -> int:
     _refuse_incomplete(groups, layouts)
     n_blocks = int(groups.constants["n_blocks"])
     about = {name: groups.constants[name] for name in ("seed", "version") if name in groups.constants}
-    log.info(f"{groups.n_groups} proteins x views x null models, {len(paths)} shards, layers 0..{n_blocks}")
-    progress = Progress(log, n_blocks + 1, "layers")
+    LOG.info(f"{groups.n_groups} proteins x views x null models, {len(paths)} shards, layers 0..{n_blocks}")
+    progress = Progress(LOG, n_blocks + 1, "layers")
     n_undefined = 0
     before: list[np.ndarray] = []
     with TableWriter(output, CONTRIB_SEQ, **about) as writer:
@@ -290,7 +292,7 @@ def contributions(paths: Sequence[str | Path], output: str | Path) -> int:
             writer.append(columns)
             progress.advance()
     progress.finish()
-    log.info(f"{writer.n_rows} rows; {n_undefined} undefined values left out of sums (column n_nan)")
+    LOG.info(f"{writer.n_rows} rows; n_nan, the undefined values left out, adds up to {n_undefined} over all classes")
     return writer.n_rows
 
 
@@ -354,6 +356,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--moments", nargs="+", required=True, help="moments of all shards of one model and variant")
     parser.add_argument("--output", required=True, help="the CONTRIB_SEQ table")
     options = parser.parse_args(argv)
+    start_log(LOG.name)
     try:
         contributions(options.moments, options.output)
     except TableError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from plm_depth.metrics.bootstrap import Bootstrap
+from plm_depth.metrics.bootstrap import Bootstrap, BootstrapError
 from plm_depth.metrics.groups import codes_of, row_codes
 from plm_depth.tables import (
     AMINO_ACIDS,
@@ -131,7 +131,7 @@ def measurements(
     sequence = codes_of(rows.column("sequence_id"))
     try:
         place = bootstrap.index(sequence.values.tolist())[sequence.codes]
-    except ValueError as error:
+    except BootstrapError as error:
         raise TableError(f"{path}: {error}") from None
     named = {name: columns[name] for name in KEYS if name in columns}
     first, number = row_codes(list(named.values()))

@@ -5,6 +5,7 @@ Definitions in ``plm_depth.metrics``; KL(p_k || p_n) is the direction of Csordas
 """
 
 import argparse
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ import pyarrow as pa
 from plm_depth.metrics.groups import Groups, Shard, dictionary, read_groups
 from plm_depth.progress import Progress, start_log
 from plm_depth.tables import AMINO_ACIDS, LENS_KEYS, LENS_SEQ, TableError, TableWriter
+
+LOG = logging.getLogger("metrics.lens")
 
 SETTLED_NATS = (0.1, 0.5)
 SETTLED = (*(f"settled_{nats:g}" for nats in SETTLED_NATS), "settled_top1")
@@ -193,17 +196,16 @@ def lens(paths: Sequence[str | Path], output: str | Path) -> int:
     Raises:
         TableError: shards that overlap, differ or are damaged, residues without a column, logits that are not finite.
     """
-    log = start_log("metrics.lens")
     groups, rows = read_groups(paths, LENS_KEYS)
     vocabularies = _vocabularies(groups.shards[0])
     n_blocks = int(groups.constants["n_blocks"])
     lenses = _lenses(groups, rows)
     states = [_state(shard, keys, vocabularies, n_blocks) for shard, keys in zip(groups.shards, rows)]
     n_positions = sum(len(shard.order) for shard in groups.shards)
-    log.info(f"{groups.n_groups} proteins x views x null models, {n_positions} read positions, {len(paths)} shards")
+    LOG.info(f"{groups.n_groups} proteins x views x null models, {n_positions} read positions, {len(paths)} shards")
     about = {name: groups.constants[name] for name in ("seed", "version") if name in groups.constants}
     about["n_vocabulary"] = len(vocabularies["full"].columns)
-    progress = Progress(log, n_blocks + 1, "layers")
+    progress = Progress(LOG, n_blocks + 1, "layers")
     with TableWriter(output, LENS_SEQ, **about) as writer:
         for layer in range(n_blocks, -1, -1):
             collected = _Collected(groups, LAYER_QUANTITIES)
@@ -218,7 +220,7 @@ def lens(paths: Sequence[str | Path], output: str | Path) -> int:
                 collected.add(number, values, state)
         writer.append(collected.rows(-1, lenses))
     progress.finish()
-    log.info(f"{writer.n_rows} rows")
+    LOG.info(f"{writer.n_rows} rows")
     return writer.n_rows
 
 
@@ -351,6 +353,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--logits", nargs="+", required=True, help="lens logits of all shards of one model and variant")
     parser.add_argument("--output", required=True, help="the LENS_SEQ table")
     options = parser.parse_args(argv)
+    start_log(LOG.name)
     try:
         lens(options.logits, options.output)
     except TableError as error:

@@ -10,6 +10,7 @@ Aggregates, each over positions, then mask draws, then proteins, then (diffusion
 
 import argparse
 import json
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,11 +18,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from plm_depth.metrics.bootstrap import Bootstrap, interval
+from plm_depth.metrics.bootstrap import Bootstrap, BootstrapError, interval
 from plm_depth.metrics.corpus import DIFFUSION_GRID, Measurements, over_noise, parts_of, read_clusters
 from plm_depth.metrics.groups import codes_of
 from plm_depth.progress import Progress, start_log
 from plm_depth.tables import COMMON, PROFILE, TableError, write_table
+
+LOG = logging.getLogger("metrics.profile")
 
 
 def profile_rows(found: Measurements, bootstrap: Bootstrap) -> dict[str, np.ndarray]:
@@ -103,10 +106,9 @@ def profile(
     Raises:
         TableError: damaged tables, tables of several models, a protein without a cluster, a noise level without data.
     """
-    log = start_log("metrics.profile")
     bootstrap = Bootstrap.of(read_clusters(clusters), n_boot=n_boot, seed=seed)
-    log.info(f"{len(bootstrap.sequence_ids)} proteins in {bootstrap.n_clusters} clusters, {n_boot} resamples")
-    progress = Progress(log, None, "layers")
+    LOG.info(f"{len(bootstrap.sequence_ids)} proteins in {bootstrap.n_clusters} clusters, {n_boot} resamples")
+    progress = Progress(LOG, None, "layers")
     parts = []
     for table, paths in (("contributions", contributions), ("lens", lens)):
         for part in parts_of(paths, table=table, bootstrap=bootstrap):
@@ -121,7 +123,7 @@ def profile(
     columns = sorted_rows(columns, (*COMMON, "table", "quantity", "pos_class", "vocab", "layer", "aggregate"))
     n_rows = write_table(columns, PROFILE, output, seed=seed, resamples=n_boot)
     n_empty = int(np.isnan(columns["value"]).sum())
-    log.info(f"{n_rows} rows, {n_empty} without any defined value")
+    LOG.info(f"{n_rows} rows, {n_empty} without any defined value")
     return n_rows
 
 
@@ -166,6 +168,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_corpus_options(parser)
     parser.add_argument("--output", required=True, help="the PROFILE table")
     options = parser.parse_args(argv)
+    start_log(LOG.name)
     try:
         profile(
             options.contributions,
@@ -176,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             n_boot=options.resamples,
             seed=options.seed,
         )
-    except (TableError, ValueError) as error:
+    except (TableError, BootstrapError) as error:
         raise SystemExit(f"metrics.profile: {error}") from None
 
 

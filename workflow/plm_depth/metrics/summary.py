@@ -11,18 +11,26 @@ because the lens KL is not monotone; variance growth after Sun et al. 2025 (arXi
 
 import argparse
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from plm_depth.metrics.bootstrap import Bootstrap, interval
+from plm_depth.metrics.bootstrap import Bootstrap, BootstrapError, interval
 from plm_depth.metrics.corpus import DIFFUSION_GRID, Measurements, over_noise, parts_of, read_clusters
 from plm_depth.metrics.lens import SETTLED_NATS
 from plm_depth.metrics.profile import add_corpus_options, sorted_rows
 from plm_depth.progress import start_log
 from plm_depth.tables import COMMON, SUMMARY, TableError, write_table
+
+LOG = logging.getLogger("metrics.summary")
+
+
+class ThresholdError(ValueError):
+    """Thresholds of summary statistics that make no sense; says what was expected."""
+
 
 # ----------------------------------------------------------------------------------------------------------------
 # Statistics of profiles. Block profiles are (..., n_blocks), state profiles (..., n_blocks + 1); leading axes are free.
@@ -202,19 +210,19 @@ def statistics_of(thresholds: Mapping[str, object]) -> list[Statistic]:
         thresholds: ``kl_fraction`` (list of fractions in 0..1), ``overlap`` (one threshold) and ``settle`` (list of
             nats, of those that the lens measured); each has a default.
     Raises:
-        ValueError: an unknown key, or a value out of range.
+        ThresholdError: an unknown key, or a value out of range.
     """
     known = {"kl_fraction": [0.5, 0.1], "overlap": 0.3, "settle": sorted(SETTLED)}
     if not isinstance(thresholds, Mapping) or set(thresholds) - set(known):
-        raise ValueError(f"thresholds {thresholds!r}; expected an object with the keys {sorted(known)}")
+        raise ThresholdError(f"thresholds {thresholds!r}; expected an object with the keys {sorted(known)}")
     chosen = {**known, **thresholds}
     fractions, overlap, settle = _numbers(chosen["kl_fraction"]), chosen["overlap"], _numbers(chosen["settle"])
     if fractions is None or not all(0 <= f <= 1 for f in fractions):
-        raise ValueError(f"kl_fraction is {chosen['kl_fraction']!r}; expected a list of fractions from 0 to 1")
+        raise ThresholdError(f"kl_fraction is {chosen['kl_fraction']!r}; expected a list of fractions from 0 to 1")
     if type(overlap) not in (int, float) or not 0 <= overlap <= 1:
-        raise ValueError(f"overlap is {overlap!r}; expected a number from 0 to 1")
+        raise ThresholdError(f"overlap is {overlap!r}; expected a number from 0 to 1")
     if settle is None or not set(settle) <= set(SETTLED):
-        raise ValueError(f"settle is {chosen['settle']!r}; expected a list of some of {sorted(SETTLED)}")
+        raise ThresholdError(f"settle is {chosen['settle']!r}; expected a list of some of {sorted(SETTLED)}")
     nan = float("nan")
     found = [Statistic("depth_score", name, nan, (name,), depth_score) for name in ("rel_u", "norm_u")]
     for reference in ("kl_0", "kl_max"):
@@ -301,9 +309,8 @@ def summary(
 
     Raises:
         TableError: as in ``profile.profile``, or a profile that lacks a layer.
-        ValueError: thresholds out of range.
+        ThresholdError: thresholds out of range.
     """
-    log = start_log("metrics.summary")
     statistics = statistics_of(thresholds or {})
     bootstrap = Bootstrap.of(read_clusters(clusters), n_boot=n_boot, seed=seed)
     profiles: dict[tuple, _Profiles] = {}
@@ -322,7 +329,7 @@ def summary(
     columns = sorted_rows(columns, (*COMMON, "stat", "profile", "param"))
     n_rows = write_table(columns, SUMMARY, output, seed=seed, resamples=n_boot)
     n_undefined = int(np.isnan(columns["value"]).sum())
-    log.info(f"{n_rows} rows, {n_undefined} undefined (for instance a cosine that never turns)")
+    LOG.info(f"{n_rows} rows, {n_undefined} undefined (for instance a cosine that never turns)")
     return n_rows
 
 
@@ -395,6 +402,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--output", required=True, help="the SUMMARY table")
     options = parser.parse_args(argv)
+    start_log(LOG.name)
     try:
         summary(
             options.contributions,
@@ -406,7 +414,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             n_boot=options.resamples,
             seed=options.seed,
         )
-    except (TableError, ValueError) as error:
+    except (TableError, BootstrapError, ThresholdError) as error:
         raise SystemExit(f"metrics.summary: {error}") from None
 
 
