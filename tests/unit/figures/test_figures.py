@@ -228,7 +228,7 @@ def test_the_training_figure_names_models_that_did_not_beat_the_background(study
     )
     losses = pl.concat([study.losses.filter(pl.col("model_id") != "progen2_l4"), bad])
     words = words_of(drawn(STAGES["training_loss"], select.replace(study, losses=losses))[1])
-    assert "Did not beat it: toy ProGen2, 4 blocks." in words
+    assert "Did not beat the background: toy ProGen2, 4 blocks." in words
     assert "2.885 (background 2.880), not below background" in words
     assert "Every model beat it." in words_of(drawn(STAGES["training_loss"], study)[1])
 
@@ -239,7 +239,7 @@ def test_a_loss_equal_to_the_background_has_not_beaten_it(study_of, tmp_path):
     losses = door._read(path, door.LOSS, study.models)
     losses = losses.with_columns(nats=pl.when(pl.col("step") == 400).then(2.88).otherwise(pl.col("nats")))
     words = words_of(drawn(STAGES["training_loss"], select.replace(study, losses=losses))[1])
-    assert "Did not beat it: toy ProGen2, 8 blocks." in words
+    assert "Did not beat the background: toy ProGen2, 8 blocks." in words
 
 
 def test_published_models_without_a_training_curve_are_counted_and_toys_without_one_are_an_error(study_of):

@@ -131,6 +131,7 @@ class FamilyGrid:
         notes: Sequence[str],
         headings: Mapping[str, str],
         remarks: Mapping[str, str],
+        warning: str = "",
     ):
         self.columns, self.looks = columns_of(models), model_looks(models)
         self.panels: dict[tuple[int, str], Axes] = {}
@@ -161,7 +162,7 @@ class FamilyGrid:
             title=title,
             key=key,
             notes=notes,
-            warning=toy_warning(models),
+            warning=" ".join(filter(None, [toy_warning(models), warning])),
         )
         for place, family in enumerate(families):
             column, fold = place % n_columns, place // n_columns

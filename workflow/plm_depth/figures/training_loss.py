@@ -63,7 +63,7 @@ def draw(numbers: pl.DataFrame, models: Sequence[Model]) -> Figure:
     notes = [
         f"Held-out loss at the end over n = {span(pl.Series([row['n'] for row in last.values()]))} residues.",
         "Background: predicting the composition of the training proteins.",
-        f"Did not beat it: {'; '.join(name_of(m) for m in worse)}." if worse else "Every model beat it.",
+        *([] if worse else ["Every model beat it."]),
     ]
     if len(shown) < len(models):
         notes.append(f"{len(models) - len(shown)} models were not trained here and have no curve.")
@@ -81,6 +81,7 @@ def draw(numbers: pl.DataFrame, models: Sequence[Model]) -> Figure:
             + ("" if row["value"] < row["background"] else ", not below background")
             for model, row in last.items()
         },
+        warning=f"Did not beat the background: {'; '.join(name_of(model) for model in worse)}." if worse else "",
     )
     for (_, family), axes in grid.panels.items():
         for model in grid.columns[family]:
