@@ -19,10 +19,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from plm_depth.megabytes import Megabytes
 from plm_depth.progress import start_log
 from plm_depth.sequences import SourceError
 from plm_depth.sequences.fasta import CANONICAL, WHITE_SPACE, clean, raw_accession, raw_batches
-from plm_depth.sequences.megabytes import Megabytes
 from plm_depth.tables import LEFT_OUT, SEQUENCES, write_table
 
 REASONS = ("sampled", "not_sampled", "non_canonical", "too_short", "too_long")

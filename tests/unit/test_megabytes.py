@@ -2,7 +2,7 @@
 
 import logging
 
-from plm_depth.sequences.megabytes import Megabytes
+from plm_depth.megabytes import Megabytes
 
 
 def test_bytes_are_reported_in_whole_megabytes():

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from plm_depth.download import DownloadError, back_off, download
 from plm_depth.sequences import SourceError
-from plm_depth.sequences.download import back_off, download, main
+from plm_depth.sequences.download import download as download_source
+from plm_depth.sequences.download import main
 
 CONTENT = random.Random(0).randbytes(300_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -135,7 +137,7 @@ def test_without_a_digest_the_digest_is_logged(server, tmp_path, caplog):
 
 
 def test_a_wrong_digest_is_an_error_and_leaves_nothing(server, tmp_path, waits):
-    with pytest.raises(SourceError, match=f"its SHA-256 is {SHA256}, expected {'0' * 64}"):
+    with pytest.raises(DownloadError, match=f"its SHA-256 is {SHA256}, expected {'0' * 64}"):
         fetch(server, tmp_path / "file", waits, sha256="0" * 64)
     assert names(tmp_path) == []
 
@@ -143,7 +145,7 @@ def test_a_wrong_digest_is_an_error_and_leaves_nothing(server, tmp_path, waits):
 def test_a_failure_leaves_the_old_file_as_it_was(server, tmp_path, waits):
     output = tmp_path / "file"
     output.write_bytes(b"old")
-    with pytest.raises(SourceError):
+    with pytest.raises(DownloadError):
         fetch(server, output, waits, sha256="0" * 64)
     assert output.read_bytes() == b"old"
 
@@ -151,7 +153,7 @@ def test_a_failure_leaves_the_old_file_as_it_was(server, tmp_path, waits):
 @pytest.mark.parametrize("code", [400, 401, 403, 404, 410, 501])
 def test_a_refusal_is_final(server, tmp_path, waits, code):
     server.plan = [refuse(code)]
-    with pytest.raises(SourceError, match=rf"{server.url}: the server says {code} .*check the address"):
+    with pytest.raises(DownloadError, match=rf"{server.url}: the server says {code} .*check the address"):
         fetch(server, tmp_path / "file", waits)
     assert waits == []
     assert names(tmp_path) == []
@@ -193,7 +195,9 @@ def test_failures_count_anew_when_something_arrived(server, tmp_path, waits):
 
 def test_a_connection_that_always_breaks_at_once_ends_in_an_error_and_keeps_what_came(server, tmp_path, waits):
     server.plan = [1000] + [0] * 50
-    with pytest.raises(SourceError, match=r"cut at 1000 of 300000 bytes; 4 attempts in a row .*\(1000 bytes so far\)"):
+    with pytest.raises(
+        DownloadError, match=r"cut at 1000 of 300000 bytes; 4 attempts in a row .*\(1000 bytes so far\)"
+    ):
         fetch(server, tmp_path / "file", waits, attempts=4)
     assert waits == [1.0, 1.0, 2.0, 4.0]
     assert not (tmp_path / "file").exists()
@@ -202,14 +206,14 @@ def test_a_connection_that_always_breaks_at_once_ends_in_an_error_and_keeps_what
 def test_a_server_that_starts_over_each_time_and_never_gets_further_is_given_up(server, tmp_path, waits):
     server.ranges = False
     server.plan = [1000] * 50
-    with pytest.raises(SourceError, match="3 attempts in a row brought nothing new"):
+    with pytest.raises(DownloadError, match="3 attempts in a row brought nothing new"):
         fetch(server, tmp_path / "file", waits, attempts=3)
 
 
 def test_a_server_that_starts_over_and_gets_less_far_now_and_then_is_given_up_too(server, tmp_path, waits):
     server.ranges = False
     server.plan = [1000, 500] * 50
-    with pytest.raises(SourceError, match="3 attempts in a row brought nothing new"):
+    with pytest.raises(DownloadError, match="3 attempts in a row brought nothing new"):
         fetch(server, tmp_path / "file", waits, attempts=3)
 
 
@@ -222,7 +226,7 @@ def test_a_weak_etag_is_no_mark_of_a_version(server, tmp_path, waits):
 
 def test_a_later_run_goes_on_where_an_earlier_one_was_given_up(server, tmp_path, waits):
     server.plan = [200_000, 0]
-    with pytest.raises(SourceError):
+    with pytest.raises(DownloadError):
         fetch(server, tmp_path / "file", waits, attempts=1)
     assert (tmp_path / "file.tmp.partial").stat().st_size == 200_000
     server.plan, server.seen = [], []
@@ -233,7 +237,7 @@ def test_a_later_run_goes_on_where_an_earlier_one_was_given_up(server, tmp_path,
 
 def given_up(server: Server, folder: Path, waits: list[float]) -> None:
     server.plan = [200_000, 0]
-    with pytest.raises(SourceError):
+    with pytest.raises(DownloadError):
         fetch(server, folder / "file", waits, attempts=1)
     server.plan, server.seen = [], []
 
@@ -284,7 +288,7 @@ def test_a_damaged_partial_file_is_found_by_the_digest_and_the_next_run_is_clean
     given_up(server, tmp_path, waits)
     with open(tmp_path / "file.tmp.partial", "r+b") as file:
         file.write(b"damage")
-    with pytest.raises(SourceError, match="wrong file"):
+    with pytest.raises(DownloadError, match="wrong file"):
         fetch(server, tmp_path / "file", waits, sha256=SHA256)
     assert fetch(server, tmp_path / "file", waits, sha256=SHA256) == SHA256
 
@@ -292,7 +296,7 @@ def test_a_damaged_partial_file_is_found_by_the_digest_and_the_next_run_is_clean
 def test_two_processes_do_not_write_the_same_file(server, tmp_path, waits):
     with open(tmp_path / "file.tmp.partial", "ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(SourceError, match="another process is fetching this file"):
+        with pytest.raises(DownloadError, match="another process is fetching this file"):
             fetch(server, tmp_path / "file", waits)
     assert fetch(server, tmp_path / "file", waits) == SHA256
 
@@ -312,14 +316,14 @@ def test_a_stalled_connection_times_out_and_is_taken_up_again(server, tmp_path, 
 def test_a_server_that_does_not_answer_times_out(server, tmp_path, waits):
     release = threading.Event()
     server.plan = [lambda handler: release.wait(10)] * 2
-    with pytest.raises(SourceError, match=r"no answer .*2 attempts in a row"):
+    with pytest.raises(DownloadError, match=r"no answer .*2 attempts in a row"):
         fetch(server, tmp_path / "file", waits, timeout=0.2, attempts=2)
     release.set()
 
 
 def test_nobody_there_is_an_error_after_all_attempts(server, tmp_path, waits):
     server.http.server_close()
-    with pytest.raises(SourceError, match=r"no connection .*3 attempts in a row brought nothing new"):
+    with pytest.raises(DownloadError, match=r"no connection .*3 attempts in a row brought nothing new"):
         fetch(server, tmp_path / "file", waits, attempts=3)
     assert waits == [1.0, 2.0]
     assert names(tmp_path) == []
@@ -342,13 +346,13 @@ def test_a_wrong_offer_of_bytes_is_not_taken(server, tmp_path, waits, caplog):
 
 def test_an_encoded_answer_is_refused(server, tmp_path, waits):
     server.plan = [refuse(200, Content_Encoding="gzip")]
-    with pytest.raises(SourceError, match="sends it as 'gzip' although asked for the plain file"):
+    with pytest.raises(DownloadError, match="sends it as 'gzip' although asked for the plain file"):
         fetch(server, tmp_path / "file", waits)
 
 
 def test_an_answer_that_is_no_file_is_refused(server, tmp_path, waits):
     server.plan = [refuse(204)]
-    with pytest.raises(SourceError, match="the server says 204"):
+    with pytest.raises(DownloadError, match="the server says 204"):
         fetch(server, tmp_path / "file", waits)
 
 
@@ -371,8 +375,8 @@ def test_a_file_of_unstated_size_is_taken_and_said(server, tmp_path, waits, capl
 
 def test_too_little_room_is_an_error_before_the_bytes_come(server, tmp_path, waits, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("plm_depth.sequences.download.shutil.disk_usage", lambda path: usage)
-    with pytest.raises(SourceError, match="1000 bytes free, 300000 more needed"):
+    monkeypatch.setattr("plm_depth.download.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(DownloadError, match="1000 bytes free, 300000 more needed"):
         fetch(server, tmp_path / "file", waits)
     assert names(tmp_path) == []
 
@@ -384,15 +388,15 @@ def test_paths_and_file_addresses_are_copied_and_checked(tmp_path, form):
     url = {"path": str(source), "file": source.as_uri(), "localhost": source.as_uri().replace("//", "//localhost", 1)}
     assert download(url[form], tmp_path / "out" / "file", sha256=SHA256) == SHA256
     assert (tmp_path / "out" / "file").read_bytes() == CONTENT
-    with pytest.raises(SourceError, match="wrong file: its SHA-256"):
+    with pytest.raises(DownloadError, match="wrong file: its SHA-256"):
         download(url[form], tmp_path / "other" / "file", sha256="1" * 64)
     assert names(tmp_path / "other") == []
 
 
 def test_a_missing_path_is_an_error_that_names_it(tmp_path):
-    with pytest.raises(SourceError, match=r"nothing\.fasta: cannot be read as a file"):
+    with pytest.raises(DownloadError, match=r"nothing\.fasta: cannot be read as a file"):
         download((tmp_path / "nothing.fasta").as_uri(), tmp_path / "file")
-    with pytest.raises(SourceError, match="cannot be read as a file"):
+    with pytest.raises(DownloadError, match="cannot be read as a file"):
         download(str(tmp_path), tmp_path / "file")
     assert names(tmp_path) == []
 
@@ -409,7 +413,7 @@ def test_a_missing_path_is_an_error_that_names_it(tmp_path):
     ],
 )
 def test_bad_options_are_errors(tmp_path, url, options, text):
-    with pytest.raises(SourceError, match=text):
+    with pytest.raises(DownloadError, match=text):
         download(url, tmp_path / "file", **options)
 
 
@@ -433,3 +437,10 @@ def test_what_is_noted_about_a_partial_file_is_enough_to_go_on(server, tmp_path,
     given_up(server, tmp_path, waits)
     noted = json.loads((tmp_path / "file.tmp.partial.json").read_text())
     assert noted == {"url": server.url, "size": 300_000, "version": '"one"'}
+
+
+def test_the_room_of_sequences_says_it_in_its_own_words(server, tmp_path):
+    assert download_source(server.url, tmp_path / "file", sha256=SHA256) == SHA256
+    server.plan = [refuse(404)]
+    with pytest.raises(SourceError, match="the server says 404"):
+        download_source(server.url, tmp_path / "other")
