@@ -241,6 +241,52 @@ VERDICT = _schema(
     n_cluster=(_i32, "similarity clusters"),
 )
 
+# Structures, reduced to the backbone and to what is read off it.
+_xyz = pa.list_(pa.float32(), 3)
+STRUCTURES = _schema(
+    "one chain of one structure file",
+    structure_id=(_text, "entry and chain, or accession, or file name; letters, digits, '.', '_', '-'"),
+    sequence_id=(_text, "id of its sequence in BACKBONE and in the FASTA file of the structures: structure_id"),
+    sequence_hash=(_text, "SHA-256 of the residues, hexadecimal"),
+    sequence=(_text, "the whole sequence where the file states it, else the residues with coordinates; X: unknown"),
+    source=(_cat, "pdb, alphafold or folder"),
+    file=(_text, "name of the file"),
+    sha256=(_text, "SHA-256 of the file as it came, hexadecimal"),
+    release=(_text, "release or revision date that the file states, empty if none"),
+    chain=(_text, "chain by the author's id, as PDB files and papers print it"),
+    method=(_cat, "experimental method in lower case, predicted, or unknown"),
+    resolution=(_f32, "Angstrom, NaN where the file states none"),
+    is_predicted=(_bool, "whether the B factors are pLDDT"),
+    n_residues=(_i32, "residues of the sequence"),
+    n_missing=(_i32, "residues among them without N, CA and C"),
+    n_breaks=(_i32, "places where a residue with coordinates is not bonded to the one with coordinates before it"),
+    n_modified=(_i32, "modified residues read as their parent (selenomethionine as M)"),
+    n_unknown=(_i32, "residues read as X"),
+    n_mismatched=(_i32, "residues whose coordinates are of another amino acid than the sequence states"),
+    mean_plddt=(_f32, "mean over the residues with coordinates, NaN for experiments"),
+    rsa_share=(_f32, "share of the residues with backbone that have all side-chain atoms; rsa is given from 0.9 on"),
+)
+BACKBONE = _schema(
+    "one residue of the sequence of one structure; coordinates in Angstrom, NaN where missing",
+    sequence_id=(_cat, "as in STRUCTURES"),
+    sequence_hash=(_cat, "SHA-256 of the residues, hexadecimal"),
+    position=(_i32, "0-based position in the sequence"),
+    aa=(_cat, "amino acid of the sequence, X if unknown"),
+    is_resolved=(_bool, "whether N, CA and C have coordinates"),
+    after_break=(_bool, "whether the residue is resolved and not bonded to the one before it (true at the first)"),
+    plddt=(_f32, "confidence of the prediction, 0 to 100, NaN for experiments and missing residues"),
+    n=(_xyz, "backbone nitrogen"),
+    ca=(_xyz, "alpha carbon"),
+    c=(_xyz, "carbonyl carbon"),
+    o=(_xyz, "carbonyl oxygen"),
+    cb=(_xyz, "beta carbon as the file has it, NaN for glycine"),
+    three_di=(_cat, "3Di state of Foldseek in upper case, - where the residue is not resolved"),
+    ss8=(_cat, "DSSP: H alpha, G 3-10 and I pi helix, E strand, B bridge, T turn, S bend, C none; - unknown"),
+    ss3=(_cat, "H (H, G, I), E (E, B), C (the rest); - unknown"),
+    rsa=(_f32, "solvent-accessible area over the largest of its amino acid, 0 to about 1; NaN unknown"),
+    hse_up=(_f32, "half-sphere exposure, from the backbone: CA atoms within 12 Angstrom on the side of CB; NaN unknown"),
+)
+
 # Key columns of the vector tables. A row is one token (moments), one read position (lens logits) or one anchor (stream)
 # of one view of one protein under one null model. What is constant over a file (model, dtype, ...) is in its metadata.
 VIEW_KEYS = {
