@@ -135,6 +135,7 @@ class Adapter(ABC):
         objective: "ar", "mlm" or "diffusion".
         is_parallel: whether attention and MLP of a block read the same input.
         read_offset: token offset from a residue to the token whose logits predict it (0, or -1 when autoregressive).
+        tokens_are_residues: whether every residue has a token of its own; if not, nothing is read residue by residue.
         max_residues: longest protein the family was made for; longer ones are refused, never cut.
         directions: the reading directions, ("none",) or ("n2c", "c2n").
         conditions: what the model can be shown: "seq" (sequence), "seq_struct" (and structure), "struct" (structure
@@ -158,6 +159,7 @@ class Adapter(ABC):
     objective: str
     is_parallel: bool = False
     read_offset: int = 0
+    tokens_are_residues: bool = True
     max_residues: int
     directions: tuple[str, ...] = ("none",)
     conditions: tuple[str, ...] = ("seq",)

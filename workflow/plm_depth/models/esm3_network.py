@@ -137,7 +137,7 @@ class GeometricAttention(nn.Module):
         return self.out_proj(mixed.to(stream.dtype))
 
     def _scores(self, heads: slice, q_rotated: Tensor, k_rotated: Tensor, q_placed: Tensor, k_placed: Tensor) -> Tensor:
-        """Return the scores of some heads, (n_rows, n_some, n_tokens, n_tokens), of vectors (n_rows, n_heads, n_tokens, 3)."""
+        """Return the scores of some heads, (n_rows, n_some, n_tokens, n_tokens)."""
         direction = q_rotated[:, heads] @ k_rotated[:, heads].transpose(-1, -2) / math.sqrt(3)
         q, k = q_placed[:, heads], k_placed[:, heads]
         squared = torch.zeros_like(direction)

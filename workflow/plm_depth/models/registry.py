@@ -34,6 +34,7 @@ FAMILIES = {  # every value is an Entry
     "esm3": Entry("plm_depth.models.esm3:Esm3", "mlm"),
     "protbert": Entry("plm_depth.models.protbert:ProtBert", "mlm"),
     "progen2": Entry("plm_depth.models.gptj:ProGen2", "ar"),
+    "protgpt2": Entry("plm_depth.models.protgpt2:ProtGpt2", "ar"),
     "progen3": Entry("plm_depth.models.progen3:ProGen3", "ar"),
 }
 
