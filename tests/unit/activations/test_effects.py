@@ -18,7 +18,7 @@ from plm_depth.activations.effects import (
     measure,
     noise_floor,
     parse_skips,
-    protein_of,
+    proteins_of,
     reads_of,
     reduce_effects,
     reduce_output,
@@ -246,6 +246,72 @@ class TestRows:
         assert not rows(effect, part="geom") and "geom is left out" in caplog.text
 
 
+class TestBranches:
+    """Sets of a causal protein that share their beginning run in one row."""
+
+    def layouts(self, adapter, names=("all", "prefix", "other"), draws=3, parity=False):
+        ((sequence_id, sequence),) = proteins(1)
+        skips = Skips(pos_sets=names, draws=draws, parts=("layer", "mlp"), parity=parity)
+        blocks = {"layer": tuple(range(1, adapter.n_blocks + 1)), "mlp": tuple(range(1, adapter.n_blocks + 1))}
+        return proteins_of(adapter, sequence_id, sequence, FORWARD, skips, seed=0, blocks=blocks)
+
+    def test_nested_sets_share_their_lanes_and_the_others_stay_as_they_are(self):
+        branched, plain = self.layouts(toy(variant="causal"))
+        assert branched.is_first and not plain.is_first and plain.work.branches is None
+        assert {(s.positions.name, s.positions.draw) for s in branched.sweeps} == {
+            ("all", -1), ("prefix", 0), ("prefix", 1), ("prefix", 2),
+        }  # fmt: skip
+        assert {s.positions.name for s in plain.sweeps} == {"other"}
+        # two parts x (propagating, local) x six sources, once for four sets
+        assert len(branched.work.lanes) == 2 * 2 * 6 and len(branched.sweeps) == 4 * 2 * 2
+        n = branched.work.tokens.n_tokens
+        assert branched.work.n_tokens < 4 * n
+        source = branched.work.branches.source
+        for sweep in branched.sweeps:
+            assert np.array_equal(np.unique(source[sweep.positions.read]), np.sort(source[sweep.positions.read]))
+
+    def test_a_model_that_reads_both_ways_has_one_layout(self):
+        ((sequence_id, sequence),) = proteins(1)
+        skips = Skips(pos_sets=("all", "prefix"), draws=3, parts=("layer",))
+        (protein,) = proteins_of(toy(), sequence_id, sequence, MASKED, skips, seed=0, blocks={"layer": (1, 2)})
+        assert protein.work.branches is None and len(protein.sweeps) == 8
+
+    @pytest.mark.parametrize("parity", [False, True])
+    @pytest.mark.parametrize("direction", ["n2c", "c2n"])
+    @pytest.mark.parametrize("variant", [{"variant": "causal"}, {"variant": "parallel", "objective": "ar"}])
+    def test_numbers_are_those_of_a_row_for_each_set(self, tmp_path, variant, direction, parity):
+        adapter = toy(n_blocks=4, **variant)
+        names = ("all", "prefix") if parity else ("all", "prefix", "other", "tokens")
+        options = dict(views=[View(direction, float("nan"), -1)], reference=proteins(3))
+        options["skips"] = {"pos_sets": names, "draws": 3, "parity": parity, "ablations": ("zero", "resample")}
+        found = run(tmp_path, adapter, proteins(2), name="a", **options)
+        adapter.can_branch = False
+        expected = run(tmp_path, adapter, proteins(2), name="b", **options)
+        keys = ["sequence_id", "part", "pos_set", "local", "ablation", "draw", "src"]
+        for one, other, more in zip(found, expected, ([], ["vocab", "quantity"])):
+            assert one.num_rows == other.num_rows
+            by_key = {tuple(row[k] for k in keys + more): row for row in other.to_pylist()}
+            for row in one.to_pylist():
+                same = by_key[tuple(row[k] for k in keys + more)]
+                assert row["n"] == same["n"] and row["n_nan"] == same["n_nan"]
+                for name in ("sum", "sumsq", "max"):
+                    np.testing.assert_allclose(row[name], same[name], rtol=1e-6 if name == "max" else 0, atol=1e-10)
+
+    def test_the_library_family_agrees_in_single_precision(self, tmp_path):
+        adapter = build("progen2", {"n_blocks": 3, "d_model": 32, "n_heads": 8}, seed=1)
+        with torch.no_grad():
+            for parameter in adapter.module.parameters():
+                parameter.copy_(parameter * 5)
+        options = dict(views=[FORWARD], skips={"pos_sets": ("all", "prefix"), "draws": 3})
+        found, _ = run(tmp_path, adapter, proteins(2), name="a", **options)
+        adapter.can_branch = False
+        expected, _ = run(tmp_path, adapter, proteins(2), name="b", **options)
+        keys = ["sequence_id", "part", "pos_set", "local", "draw", "src"]
+        by_key = {tuple(row[k] for k in keys): row for row in expected.to_pylist()}
+        for row in found.to_pylist():
+            np.testing.assert_allclose(row["sum"], by_key[tuple(row[k] for k in keys)]["sum"], rtol=1e-4, atol=1e-5)
+
+
 class TestAblations:
     def test_means_and_donors_are_updates_of_the_reference(self):
         adapter, reference = toy(n_blocks=2), proteins(3)
@@ -272,12 +338,12 @@ class TestAblations:
         skips = Skips(ablations=("resample",), pos_sets=("all",), parts=("layer",), local=False)
         blocks = {"layer": (1, 2)}
         donors = donors_of(adapter, reference, MASKED, ("layer",), blocks, seed=0)
-        protein = protein_of(adapter, *reference[0], MASKED, skips, seed=0, blocks=blocks, donors=donors)
+        (protein,) = proteins_of(adapter, *reference[0], MASKED, skips, seed=0, blocks=blocks, donors=donors)
         for lane in protein.work.lanes:
             assert (donors.owner[lane.edits[0].by.donor] == "P1").all()
         with pytest.raises(InterventionError, match="no protein but P0"):
             alone = Donors(donors.mean, donors.pool, np.array(["P0"] * 32))
-            protein_of(adapter, *reference[0], MASKED, skips, seed=0, blocks=blocks, donors=alone)
+            proteins_of(adapter, *reference[0], MASKED, skips, seed=0, blocks=blocks, donors=alone)
 
     def test_they_need_a_reference(self, tmp_path):
         with pytest.raises(InterventionError, match="need --reference"):

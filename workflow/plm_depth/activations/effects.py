@@ -57,6 +57,7 @@ from plm_depth.activations.interventions import (
 from plm_depth.activations.nulls import Null, NullError, applied, parse_nulls, shuffle_sequence
 from plm_depth.activations.sweep import OUTPUTS, VOCABULARIES, Outcome, Work, sweep
 from plm_depth.models.base import Adapter, CheckpointError, SequenceError, Tokens
+from plm_depth.models.branches import Branches
 from plm_depth.progress import Progress, start_log
 from plm_depth.randomness import generator
 from plm_depth.tables import AMINO_ACIDS, SKIP_OUT_SEQ, SKIP_SEQ, TableError, TableWriter
@@ -130,7 +131,10 @@ def parse_skips(text: str) -> Skips:
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """All sources of one part, position set, draw and ablation: lanes ``first`` .. ``first + len(sources) - 1``."""
+    """All sources of one part, position set, draw and ablation: lanes ``first`` .. ``first + len(sources) - 1``.
+
+    Sets of one layout in branches share their lanes; ``positions`` is about the tokens of the row.
+    """
 
     part: str
     positions: PositionSet
@@ -142,13 +146,14 @@ class Sweep:
 
 @dataclass(frozen=True, eq=False)
 class Protein:
-    """One protein of one view with everything that is silenced in it."""
+    """One protein of one view with what is silenced in it under one layout of its tokens."""
 
     sequence_id: str
     sequence: str
     work: Work
     sweeps: tuple[Sweep, ...]
-    residues: np.ndarray  # (n_tokens,) bool, canonical residues
+    residues: np.ndarray  # (n_tokens of the row,) bool, canonical residues
+    is_first: bool  # of the protein's layouts
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +165,54 @@ class Donors:
     owner: np.ndarray = field(default_factory=lambda: np.empty(0, str))  # protein of each donor
 
 
-def protein_of(
+def layouts_of(
+    adapter: Adapter, sets: Sequence[PositionSet], n_tokens: int
+) -> list[tuple[Branches | None, list[PositionSet]]]:
+    """Return how the position sets of one protein are run: layouts, each with its sets in tokens of its row.
+
+    For models that can branch, sets that silence the same tokens up to a point of their own share one layout and one
+    lane a source: the tokens before their points are computed once for all of them.
+    """
+    layouts: list[tuple[Branches | None, list[PositionSet]]] = []
+    rest = list(sets)
+    while rest:
+        longest = max(rest, key=_point)
+        group = [s for s in rest if np.array_equal(s.skip, longest.skip & (np.arange(n_tokens) < _point(s)))]
+        if adapter.can_branch and len(group) > 1:
+            rest = [s for s in rest if not any(s is one for one in group)]
+            layouts.append(_branched(group, longest.skip, n_tokens))
+        else:
+            rest = [s for s in rest if s is not longest]
+            layouts.append((None, [longest]))
+    if not adapter.can_branch:
+        return [(None, list(sets))] if sets else []
+    plain = [s for branches, own in layouts if branches is None for s in own]
+    return [layout for layout in layouts if layout[0] is not None] + ([(None, plain)] if plain else [])
+
+
+def _point(positions: PositionSet) -> int:
+    """Return the first token after the last silenced one."""
+    return int(np.flatnonzero(positions.skip)[-1]) + 1
+
+
+def _branched(group: Sequence[PositionSet], skip: np.ndarray, n_tokens: int) -> tuple[Branches, list[PositionSet]]:
+    points = [_point(s) for s in group]
+    needs = [bool(s.read[point:].any()) for s, point in zip(group, points)]
+    branches = Branches(n_tokens, max(points), tuple(point for point, needed in zip(points, needs) if needed))
+    n_row = len(branches.source)
+    at = np.zeros(n_row, bool)
+    at[: branches.trunk] = skip[: branches.trunk]
+    spans, own = iter(branches.spans), []
+    for positions, point, needed in zip(group, points, needs):
+        read = np.zeros(n_row, bool)
+        read[:point] = positions.read[:point]
+        if needed:
+            read[next(spans)] = positions.read[point:]
+        own.append(PositionSet(positions.name, positions.draw, at, read))
+    return branches, own
+
+
+def proteins_of(
     adapter: Adapter,
     sequence_id: str,
     sequence: str,
@@ -170,8 +222,8 @@ def protein_of(
     seed: int,
     blocks: Mapping[str, Sequence[int]],
     donors: Donors | None = None,
-) -> Protein:
-    """Return a protein as one view shows it, with the lanes of every sweep.
+) -> list[Protein]:
+    """Return a protein as one view shows it, with the lanes of every sweep, once for every layout.
 
     Args:
         seed: of masks, position sets and donors.
@@ -188,26 +240,36 @@ def protein_of(
     found = position_sets(
         skips.pos_sets, sequence, tokens, seed=seed, sequence_id=sequence_id, draws=skips.draws, parity=skips.parity
     )
-    lanes: list[Lane] = []
-    sweeps: list[Sweep] = []
     donor = _donors_for(sequence_id, tokens, donors, seed) if "resample" in skips.ablations else None
-    for positions in found:
-        for part in skips.parts:
-            sources = tuple(blocks[part])
-            for ablation in skips.ablations:
-                for local in (False, True) if skips.local and ablation == "zero" else (False,):
-                    sweeps.append(Sweep(part, positions, local, ablation, sources, len(lanes)))
-                    lanes += [
-                        Lane(
-                            (Intervention(part, i, positions.skip, _replacement(ablation, part, i, donors, donor)),),
-                            local,
-                        )
-                        for i in sources
-                    ]
     reads, true = reads_of(adapter, sequence, tokens, view, everywhere=skips.parity)
     residues = np.full(tokens.n_tokens, False)
     residues[tokens.residue_tokens] = [letter in AMINO_ACIDS for letter in sequence]
-    return Protein(sequence_id, sequence, Work(sequence_id, tokens, tuple(lanes), reads, true), tuple(sweeps), residues)
+    proteins = []
+    for branches, sets in layouts_of(adapter, found, tokens.n_tokens) or [(None, [])]:
+        source = np.arange(tokens.n_tokens) if branches is None else branches.source
+        lanes: list[Lane] = []
+        sweeps: list[Sweep] = []
+        shared: dict[tuple, int] = {}
+        for positions in sets:
+            for part in skips.parts:
+                sources = tuple(blocks[part])
+                for ablation in skips.ablations:
+                    for local in (False, True) if skips.local and ablation == "zero" else (False,):
+                        key = (id(positions.skip), part, ablation, local)
+                        if key not in shared:
+                            shared[key] = len(lanes)
+                            for block in sources:
+                                by = _replacement(
+                                    ablation, part, block, donors, None if donor is None else donor[source]
+                                )
+                                lanes.append(Lane((Intervention(part, block, positions.skip, by),), local))
+                        sweeps.append(Sweep(part, positions, local, ablation, sources, shared[key]))
+        row_reads = np.flatnonzero(np.isin(source, reads))
+        place = np.full(tokens.n_tokens, -1)
+        place[reads] = np.arange(len(reads))
+        work = Work(sequence_id, tokens, tuple(lanes), row_reads, true[place[source[row_reads]]], branches)
+        proteins.append(Protein(sequence_id, sequence, work, tuple(sweeps), residues[source], not proteins))
+    return proteins
 
 
 def reads_of(
@@ -581,13 +643,15 @@ def measure(
                         others = [(i, shuffled(s, i, null)) for i, s in reference]
                         donors = donors_of(adapter, others, view, skips.parts, blocks, seed=seed)
                     prepared = (
-                        protein_of(
+                        protein
+                        for i, s in sorted(sequences, key=lambda pair: -len(pair[1]))
+                        for protein in proteins_of(
                             adapter, i, shuffled(s, i, null), view, skips, seed=seed, blocks=blocks, donors=donors
                         )
-                        for i, s in sorted(sequences, key=lambda pair: -len(pair[1]))
                     )
                     for proteins in in_portions(prepared):
-                        missing += sum(expected_sets(skips, view) - n_sets(protein) for protein in proteins)
+                        missing += sum(expected_sets(skips, view) for protein in proteins if protein.is_first)
+                        missing -= sum(n_sets(protein) for protein in proteins)
                         works = [protein.work for protein in proteins]
                         for index, outcome in sweep(
                             adapter, works, token_budget=token_budget, max_padding=max_padding, log=log
@@ -598,7 +662,7 @@ def measure(
                             if protein.sweeps:
                                 effect_table.append(keys | effect_rows(protein, outcome, floor, parity=skips.parity))
                                 output_table.append(keys | output_rows(protein, outcome, floor))
-                            progress.advance()
+                            progress.advance(int(protein.is_first))
     progress.finish()
     if missing:
         log.info(f"{missing} position sets left out: proteins without hidden or visible residues, or too short")
