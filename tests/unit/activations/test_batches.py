@@ -90,6 +90,11 @@ def test_out_of_memory_halves_the_batch_and_goes_on_in_order(error, caplog):
     assert "7 proteins: going on with 4 and 3" in caplog.text
 
 
+def test_a_half_that_is_halved_again_keeps_its_place():
+    done = list(run_halving([1, 2, 3, 4, 5, 6, 7], FakeDevice(3, MemoryError()), log=LOG))
+    assert [items for items, _ in done] == [[1, 2], [3, 4], [5, 6, 7]]
+
+
 def test_nothing_is_halved_when_everything_fits():
     device = FakeDevice(9, MemoryError())
     assert list(run_halving([1, 2, 3], device, log=LOG)) == [([1, 2, 3], [10, 20, 30])]
