@@ -1,6 +1,7 @@
 """From the batched extraction to profiles: the same numbers as from the plain walk, however the work was cut up."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -13,11 +14,13 @@ from plm_depth.activations.nulls import Null
 from plm_depth.metrics.contributions import contributions
 from plm_depth.metrics.lens import lens
 from plm_depth.metrics.profile import profile
+from plm_depth.models import registry
 from plm_depth.tables import COMMON, PER_SEQUENCE
 from plm_depth.views import views_of
 from unit.metrics.conftest import INPUTS, proteins
 
 LOG = logging.getLogger("test")
+FIXTURES = Path(__file__).parents[2] / "fixtures"
 TOYS = [{}, {"variant": "parallel", "objective": "ar"}, {"objective": "diffusion", "geometric": True}]
 
 
@@ -80,3 +83,29 @@ def test_null_models_run_through_to_the_profile(write_clusters, tmp_path):
     # Only the weights of the trained model have the planted zero block; shuffling zeros leaves zeros.
     assert values["trained", -1] == values["shuffle_seq", 0] == values["shuffle_w", 0] == 0
     assert values["randinit", 0] > 0.1 and values["randinit", 0] != values["randinit", 1]
+
+
+def test_masked_residues_of_esm2_enter_as_zero_and_are_counted_as_undefined(tmp_path):
+    """ESM-2 zeroes the embedding of its mask token: block 1 has no ratio there, and layer 0 reads out one constant."""
+    adapter = registry.load("esm2", FIXTURES / "esm2" / "hub")
+    sample = proteins(3)
+    paths = per_protein_tables(adapter, [sample], tmp_path, nulls=[Null("trained", -1)], token_budget=100)
+    found, read = (pl.read_parquet(path) for path in paths)
+    at = found.filter(pl.col("noise_t") > 0)
+
+    def rows(quantity: str, layer: int, pos_class: str) -> pl.DataFrame:
+        is_it = (pl.col("quantity") == quantity) & (pl.col("layer") == layer) & (pl.col("pos_class") == pos_class)
+        return at.filter(is_it)
+
+    assert (rows("norm_h", 0, "masked")["max"] == 0).all() and rows("norm_h", 0, "unmasked")["max"].min() > 0
+    for quantity in ("rel_a", "rel_u", "cos_a", "cos_u", "cos_io"):
+        masked, unmasked, residue = (rows(quantity, 1, name) for name in ("masked", "unmasked", "residue"))
+        assert (masked["n"] == 0).all() and masked["n_nan"].min() > 0
+        assert (unmasked["n_nan"] == 0).all() and (residue["n"] == unmasked["n"]).all()
+        assert (residue["n_nan"] == masked["n_nan"]).all()
+    assert (rows("rel_m", 1, "masked")["n_nan"] == 0).all() and (rows("rel_u", 2, "masked")["n_nan"] == 0).all()
+    constant = read.filter((pl.col("noise_t") > 0) & (pl.col("layer") == 0) & (pl.col("quantity") == "entropy"))
+    for (_vocab,), values in constant.group_by("vocab"):
+        means = values["sum"] / values["n"]
+        np.testing.assert_allclose(means, means[0], rtol=1e-6)
+        np.testing.assert_allclose(values["sumsq"] / values["n"], means**2, rtol=1e-6)
