@@ -284,7 +284,7 @@ BACKBONE = _schema(
     ss8=(_cat, "DSSP: H alpha, G 3-10 and I pi helix, E strand, B bridge, T turn, S bend, C none; - unknown"),
     ss3=(_cat, "H (H, G, I), E (E, B), C (the rest); - unknown"),
     rsa=(_f32, "solvent-accessible area over the largest of its amino acid, 0 to about 1; NaN unknown"),
-    hse_up=(_f32, "half-sphere exposure, from the backbone: CA atoms within 12 Angstrom on the side of CB; NaN unknown"),
+    hse_up=(_f32, "half-sphere exposure, a proxy for burial: CA atoms within 12 Angstrom on CB's side; NaN unknown"),
 )
 
 # Key columns of the vector tables. A row is one token (moments), one read position (lens logits) or one anchor (stream)
