@@ -336,6 +336,20 @@ def test_statistics_of_stretches():
     assert found["max"].tolist() == [[2, 5], [0, 1]]
 
 
+def test_proteins_of_one_residue_and_empty_shards_are_measured(measure):
+    sample = [("P", "A"), ("Q", "AC")]
+    views = [View("none", 1.0, 0), View("none", 0.0, -1)]
+    found = measure(toy(), sample, views=views, shards=[[], [0, 1]])
+    fully = found.contributions.filter((pl.col("noise_t") == 1) & (pl.col("quantity") == "rel_u"))
+    assert fully["pos_class"].unique().sort().to_list() == ["masked", "residue", "special"]
+    assert found.lens.filter((pl.col("quantity") == "nll") & (pl.col("sequence_id") == "P"))[
+        "n"
+    ].unique().to_list() == [1]
+    # Nothing is read of a protein of one residue from left to right: no residue stands before its first one.
+    reading = measure(toy(variant="causal"), sample).lens
+    assert reading["sequence_id"].unique().to_list() == ["Q"]
+
+
 # ------------------------------------------------------------------------------------------------- what is refused
 
 
