@@ -361,6 +361,12 @@ def test_a_redirect_is_followed(server, tmp_path, waits):
     assert fetch(server, tmp_path / "file", waits) == SHA256
 
 
+def test_a_login_is_told_to_the_server_asked_and_to_no_other(server, tmp_path, waits):
+    server.plan = [refuse(302, Location="/elsewhere")]
+    fetch(server, tmp_path / "file", waits, headers={"Authorization": "Bearer secret"})
+    assert [headers.get("Authorization") for headers in server.seen] == ["Bearer secret", None]
+
+
 def test_a_file_of_unstated_size_is_taken_and_said(server, tmp_path, waits, caplog):
     def unstated(handler):
         handler.send_response(200)

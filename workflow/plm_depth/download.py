@@ -21,7 +21,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import plm_depth
@@ -57,6 +57,7 @@ def download(
     output: str | Path,
     *,
     sha256: str | None = None,
+    headers: Mapping[str, str] | None = None,
     attempts: int = ATTEMPTS,
     timeout: float = TIMEOUT,
     pause: Callable[[int], float] = back_off,
@@ -69,6 +70,7 @@ def download(
         url: https://, http://, file:// or a plain path.
         output: where the file goes.
         sha256: expected digest, 64 hexadecimal digits; None: not checked.
+        headers: what else the server of this address is told (a login); a server that it redirects to is not.
         attempts: how often to try in a row without receiving anything new.
         timeout: seconds without a byte until a connection counts as stalled.
         pause: seconds to wait after n failures in a row, unless the server asks for more.
@@ -93,7 +95,7 @@ def download(
         raise DownloadError(f"{url}: expected https://, http://, file:// or a path, not {scheme}://")
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    with _Partial(url, output, timeout, log) as partial:
+    with _Partial(url, output, headers or {}, timeout, log) as partial:
         failures, most = 0, partial.reached
         while True:
             try:
@@ -154,8 +156,8 @@ def _checked(path: Path, url: str, sha256: str | None, log: logging.Logger) -> s
 class _Partial:
     """A download under way: the bytes so far, in a file of its own, and which version of which file they belong to."""
 
-    def __init__(self, url: str, output: Path, timeout: float, log: logging.Logger):
-        self.url, self.output, self.timeout, self.log = url, output, timeout, log
+    def __init__(self, url: str, output: Path, headers: Mapping[str, str], timeout: float, log: logging.Logger):
+        self.url, self.output, self.headers, self.timeout, self.log = url, output, headers, timeout, log
         self.path = output.with_name(output.name + ".tmp.partial")
         self.about = output.with_name(output.name + ".tmp.partial.json")
         self.size: int | None = None  # as the server states it
@@ -208,6 +210,8 @@ class _Partial:
         request = urllib.request.Request(
             self.url, headers={"User-Agent": f"plm-depth/{plm_depth.__version__}", "Accept-Encoding": "identity"}
         )
+        for name, value in self.headers.items():
+            request.add_unredirected_header(name, value)
         if start:
             request.add_header("Range", f"bytes={start}-")
             if self.version is not None:
