@@ -10,6 +10,9 @@ import yaml
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
+from plm_depth.sequences import SourceError
+from plm_depth.sequences.accessions import Entry, entries_of
+
 SCHEMAS = Path(__file__).parent.parent / "schemas"
 
 DEFAULTS: dict[str, object] = {
@@ -214,6 +217,7 @@ class Study:
         config: the config with defaults.
         models: model id -> {model, display_name, family, objective, dtype, and one of path, hub, recipe}, in order.
         datasets, sources: by name.
+        structures: the structures whose backbones are tabulated, none without a section of that name.
     """
 
     def __init__(
@@ -250,6 +254,7 @@ class Study:
         self.config.setdefault("figures", figures)
         self.sources, self.datasets = {}, {}
         self.training = {**TRAINING_DEFAULTS, **config["training"]} if "training" in config else None
+        self.structures: list[Entry] = []
         self._check_sources()
         for line in self._check(families, figures):
             lines.append(line)
@@ -342,6 +347,11 @@ class Study:
                 close = difflib.get_close_matches(figure, figures, n=1)
                 hint = f"did you mean {close[0]!r}?" if close else f"there are: {_list(figures)}"
                 lines.append(f"figures: no figure {figure!r}; {hint}")
+        if "structures" in self.config:
+            try:
+                self.structures = entries_of(self.config["structures"], self.root)
+            except SourceError as error:
+                lines += str(error).splitlines()
         seen = set()
         for null in self.config["nulls"]:
             key = (null["null_model"], null["seed"])

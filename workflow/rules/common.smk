@@ -246,6 +246,10 @@ def figures_of_the_study():
             f"{RESULTS}/verdicts/{{dataset}}.parquet",
             dataset=study.datasets if EFFECTS else [],
         ),
+        *expand(
+            f"{RESULTS}/structures/{{table}}.parquet",
+            table=["structures", "backbone"] if study.structures else [],
+        ),
     ]
 
 
@@ -255,4 +259,5 @@ def downloads_of_the_study():
         for name, source in study.sources.items()
         if "://" in source["url"]
     ]
+    fetched += sorted({entry.path for entry in study.structures if entry.url})
     return fetched + [f"resources/checkpoints/{name}" for name in FROM_HUB]
