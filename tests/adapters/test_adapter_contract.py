@@ -274,8 +274,6 @@ FAMILIES = {
         sizes={"n_blocks": 3, "d_model": 32, "n_heads": 4},
         published=({"n_blocks": 12, "d_model": 480, "n_heads": 20}, 33_700_047),
         blocks=ESM_BLOCKS,
-        forbidden="JXBUZO*-.1|",
-        unknown="#",
         mistakes={
             "attention_mask omitted": without_mask,
             "mask id 32 instead of 4": mask_id_of_esm2,

@@ -132,6 +132,7 @@ def test_what_each_condition_shows(joint):
         return [joint.alphabet.tokens[i] for i in ids]
 
     assert shown() == ["M#", "E#", "V#", "A#"]
+    assert [joint.alphabet.tokens[i] for i in joint.encode("MXBUZO#").ids[1:-1]] == ["M#", *["##"] * 6]
     assert shown(masked=masked) == ["M#", "<mask>", "V#", "A#"]
     both = {"structure": structure, "condition": "seq_struct"}
     assert shown(**both) == ["Mp", "Ev", "V#", "Ad"]

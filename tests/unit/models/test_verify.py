@@ -105,6 +105,15 @@ def test_numbers_of_another_shape_are_status_2(numbers, capsys):
     assert "case 'single': logits has shape" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["input_ids", "attention_mask", "valid"])
+def test_a_case_without_its_inputs_is_status_2(numbers, capsys, name):
+    tensors = load_file(numbers / "expected.safetensors")
+    del tensors[f"batch/{name}"]
+    save_file(tensors, numbers / "expected.safetensors")
+    assert verify(numbers) == 2
+    assert f"case 'batch': no tensor '{name}'" in capsys.readouterr().err
+
+
 def test_a_checkpoint_that_does_not_load_is_status_2(numbers, capsys):
     assert verify(numbers, checkpoint="esm2/hub") == 2
     assert verify(numbers, family="esm2", checkpoint="esm2/hub") == 2

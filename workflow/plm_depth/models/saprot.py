@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from plm_depth.models import checkpoints
-from plm_depth.models.alphabets import Alphabet
+from plm_depth.models.alphabets import ESM_RESIDUES, Alphabet
 from plm_depth.models.base import Batch, CheckpointError, SequenceError, Structure, Tokens
 from plm_depth.models.esm import Esm, fair_esm_file, hub_name
 
 SPECIALS = ("<cls>", "<pad>", "<eos>", "<unk>", "<mask>")
 LETTERS = "ACDEFGHIKLMNPQRSTVWY#"  # "#": amino acid hidden
 STATES = "pynwrqhgdlvtmfsaeikc#"  # "#": structure unknown
+UNKNOWN = str.maketrans("XBUZO", "#####")
 TOKENS = (*SPECIALS, *(letter + state for letter in LETTERS for state in STATES))
 
 
@@ -60,7 +61,7 @@ class SaProt(Esm):
         """Return ``<cls>``, one joint token a residue, ``<eos>``.
 
         Args:
-            sequence: the 20 amino acids, or "#" where one is unknown; there is no token for X, B, U, Z or O.
+            sequence: residues; there is no token for X, B, U, Z and O, which are shown as "#", an unknown amino acid.
             masked: residues to hide.
             direction: "none".
             structure: its ``three_di``, for the conditions with structure.
@@ -71,7 +72,7 @@ class SaProt(Esm):
             SequenceError: see ``Adapter.encode``; a condition without its structure.
         """
         self.check_direction(direction)
-        self.check_sequence(sequence, LETTERS)
+        self.check_sequence(sequence, ESM_RESIDUES + "#")
         masked = np.ones(len(sequence), bool) if condition == "struct" else self.check_masked(sequence, masked)
         self.check_condition(condition, sequence, structure, "three_di")
         if struct_at_mask not in ("hide", "keep"):
@@ -80,7 +81,7 @@ class SaProt(Esm):
         for position, state in enumerate(states):
             if state not in STATES:
                 raise SequenceError(f"3Di state {state!r} at position {position} is not one of {STATES} (lower case)")
-        letters = "#" * len(sequence) if condition == "struct" else sequence
+        letters = "#" * len(sequence) if condition == "struct" else sequence.translate(UNKNOWN)
         id_of = self.alphabet.id_of
         residues = np.array([id_of[letter + state] for letter, state in zip(letters, states, strict=True)])
         if condition == "struct":
