@@ -452,6 +452,10 @@ class TableWriter:
             self._writer.write_table(table, row_group_size=table.num_rows)
             self.n_rows += table.num_rows
 
+    def note(self, **metadata: str) -> None:
+        """Add metadata that is known only after rows were written; ``read_metadata`` gives it back."""
+        self._writer.add_key_value_metadata({k: str(v) for k, v in metadata.items()})
+
     def __exit__(self, kind, value, trace) -> None:
         try:
             self._writer.close()
@@ -504,7 +508,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         TableError: the file is missing, truncated or not a Parquet file.
     """
     try:
-        metadata = pq.read_schema(path).metadata or {}
+        metadata = pq.read_metadata(path).metadata or {}
     except (OSError, pa.ArrowInvalid) as error:
         raise TableError(f"{path}: not a readable Parquet file ({error}); delete it and run again") from error
     return {k.decode(): v.decode() for k, v in metadata.items() if not k.startswith(b"ARROW:")}

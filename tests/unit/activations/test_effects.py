@@ -29,7 +29,7 @@ from plm_depth.activations.nulls import Null
 from plm_depth.activations.sweep import OUTPUTS
 from plm_depth.models.registry import build
 from plm_depth.randomness import generator
-from plm_depth.tables import AMINO_ACIDS, SKIP_OUT_SEQ, SKIP_SEQ, TableError, read_table
+from plm_depth.tables import AMINO_ACIDS, SKIP_OUT_SEQ, SKIP_SEQ, TableError, read_metadata, read_table
 from plm_depth.views import View, mask_of, views_of
 
 LOG = logging.getLogger("test")
@@ -378,6 +378,14 @@ class TestNoiseFloor:
         adapter.dtype = "bfloat16"
         half = noise_floor(adapter, MASKED, ("layer", "attn"), **options)
         assert single.target.max() < 1e-5 and half.target.max() >= single.target.max()
+
+    def test_it_stands_in_the_metadata_of_both_tables(self, tmp_path):
+        nulls = (TRAINED, Null("randinit", 3))
+        run(tmp_path, toy(n_blocks=3), proteins(1), nulls=nulls, skips={"parts": ("layer",)})
+        for name in ("x.skip.parquet", "x.out.parquet"):
+            noise = json.loads(read_metadata(tmp_path / name)["noise_floor"])
+            assert set(noise) == {"trained", "randinit (seed 3)"}
+            assert len(noise["trained"]["target"]) == 3 and "aa20 l2" in noise["trained"]["output"]
 
     def test_values_below_three_floors_are_flagged(self, tmp_path, monkeypatch):
         def loud(adapter, *args, **options):

@@ -14,7 +14,7 @@ first; readers go by the keys.
 
 The noise floor is measured per null model, on the model and dtype at hand: the same sweep with every update replaced by
 its own copy, over two random proteins that are the same in every shard. It says how far two equal runs of one batch are
-apart, and is kept in the tables' metadata; what is below three times it is flagged.
+apart, and is kept in the tables' metadata (``noise_floor``, JSON); what is below three times it is flagged.
 """
 
 import argparse
@@ -473,6 +473,11 @@ class Floor:
     target: np.ndarray
     output: Mapping[tuple[str, str], float]
 
+    def numbers(self) -> dict[str, object]:
+        """Return the floor as JSON values."""
+        output = {f"{vocabulary} {quantity}": value for (vocabulary, quantity), value in self.output.items()}
+        return {"target": self.target.tolist(), "output": output}
+
     def describe(self) -> str:
         largest = max(self.output[v, "l2"] for v in VOCABULARIES)
         return f"noise floor: updates {self.target.max():.2g}, output (l2) {largest:.2g}"
@@ -621,6 +626,7 @@ def measure(
     about = {"seed": str(seed), "version": str(EFFECTS_VERSION), "skips": json.dumps(skips.__dict__)}
     progress = Progress(log, total=len(nulls) * len(views) * len(sequences), unit="proteins")
     started, missing = time.monotonic(), 0
+    floors: dict[str, Floor] = {}
     with (
         TableWriter(skip, SKIP_SEQ, **about) as effect_table,
         TableWriter(output_change, SKIP_OUT_SEQ, **about) as output_table,
@@ -636,6 +642,7 @@ def measure(
                     max_padding=max_padding,
                     log=log,
                 )
+                floors[str(null)] = floor
                 log.info(f"{null}: {floor.describe()}")
                 for view in views:
                     donors = None
@@ -663,6 +670,9 @@ def measure(
                                 effect_table.append(keys | effect_rows(protein, outcome, floor, parity=skips.parity))
                                 output_table.append(keys | output_rows(protein, outcome, floor))
                             progress.advance(int(protein.is_first))
+        noise = json.dumps({name: floor.numbers() for name, floor in floors.items()})
+        effect_table.note(noise_floor=noise)
+        output_table.note(noise_floor=noise)
     progress.finish()
     if missing:
         log.info(f"{missing} position sets left out: proteins without hidden or visible residues, or too short")
