@@ -10,6 +10,11 @@ from plm_depth.download import DownloadError
 
 MOST_BYTES = 100 * 10**9  # unpacked; the largest checkpoint of the sheet of models has a third of it
 MOST_MEMBERS = 10_000
+BLOCK = 1 << 20
+
+
+class NoRoomError(DownloadError):
+    """The disk is too full for what the archive holds; nothing is wrong with the archive."""
 
 
 def unpack(archive: Path, folder: Path, *, most_bytes: int = MOST_BYTES) -> None:
@@ -61,8 +66,13 @@ def _unpack(archive: Path, folder: Path, most_bytes: int) -> None:
                     )
                 free = shutil.disk_usage(folder).free
                 if member.size > free:
-                    raise DownloadError(f"{where}: {free} bytes free, {member.size} needed; make room")
+                    raise NoRoomError(f"{where}: {free} bytes free, {member.size} needed; make room")
                 tar.extract(member, folder, set_attrs=False, filter="data")
+            # A tar ends before its compressed file does: only reading on to the end compares the checksum.
+            while block := tar.fileobj.read(BLOCK):
+                n_bytes += len(block)
+                if n_bytes > most_bytes:
+                    raise DownloadError(f"{archive}: more than {most_bytes} bytes unpacked: refused")
     except tarfile.FilterError as error:
         raise DownloadError(f"{archive}: {error}: refused") from error
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:

@@ -345,6 +345,8 @@ def from_archive(
     try:
         archives.unpack(archive, partial, most_bytes=most_bytes)
     except DownloadError as error:
+        if not isinstance(error, archives.NoRoomError):
+            archive.unlink()
         raise DownloadError(f"{url}: {error}") from error
     names = sorted(path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file())
     found = {name: digest_of(partial / name) for name in names}
