@@ -187,6 +187,30 @@ def test_both_reading_directions_are_trained():
         assert nats.item() < 0.2
 
 
+@pytest.mark.parametrize("family", sorted(registry.FAMILIES))
+def test_every_family_of_the_registry_is_trained_by_its_objective_alone(family, corpus):
+    # Heads of 64 dimensions where the layout demands it, else eight heads.
+    given = recipe(family, d_model=64, n_heads=1 if family == "esm3" else 8, steps=12, validate_every=12)
+    adapter = stage.untrained(given)
+    protein = corpus[1][0]
+    if family == "protgpt2":  # its tokens are pieces of several residues
+        with pytest.raises(
+            stage.TrainingError, match="protgpt2: .* a token stands for something else than one residue"
+        ):
+            stage.train(given, *corpus)
+        return
+    for view in validation_views(adapter, 0.15):
+        example = validation_example(adapter, protein.sequence, view, sequence_id=protein.sequence_id)
+        reported = example.true_aa >= 0
+        np.testing.assert_array_equal(example.targets[reported], adapter.residue_ids[example.true_aa[reported]])
+    result = stage.train(given, *corpus)
+    # The random corpus holds nothing but its composition to learn: the loss comes near to it from wherever it began.
+    assert abs(result.last("valid").nats - result.last("valid").reference) < 0.06
+    before = dict(adapter.module.named_parameters())
+    moved = {name for name, p in result.adapter.module.named_parameters() if not torch.equal(p, before[name])}
+    assert len(moved) > 0.5 * len(before)  # heads and inputs of other tracks are not asked
+
+
 # ----------------------------------------------------------------------------------------------------- the curve
 
 

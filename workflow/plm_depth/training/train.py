@@ -32,6 +32,7 @@ from plm_depth.training.corpus import (
     batches_of,
     check_disjoint,
     crop_of,
+    indices_of,
     read_fasta,
     training_batches,
 )
@@ -324,15 +325,23 @@ def validation_point(
 def _token_counts(
     adapter: Adapter, proteins: Sequence[Protein], longest: int, which: str, log: logging.Logger
 ) -> list[int]:
-    """Return the tokens of every protein (or of its piece), refusing what the family cannot read."""
+    """Return the tokens of every protein (or of its piece), refusing what the family cannot read or predict."""
     counts, n_cropped = [], 0
     for protein in proteins:
         try:
             # Every residue is checked, whichever piece is read later.
             parts = [protein.sequence[i : i + longest] for i in range(0, len(protein.sequence), longest)] or [""]
-            counts.append(max(adapter.encode(part, direction=adapter.directions[0]).n_tokens for part in parts))
+            tokens = [adapter.encode(part, direction=adapter.directions[0]) for part in parts]
         except SequenceError as error:
             raise SequenceError(f"{which} protein {protein.sequence_id!r}: {error}") from error
+        for part, read in zip(parts, tokens, strict=True):
+            index = indices_of(part)
+            if (read.ids[read.residue_tokens][index >= 0] != adapter.residue_ids[index[index >= 0]]).any():
+                raise TrainingError(
+                    f"{adapter.family}: in {which} protein {protein.sequence_id!r} a token stands for something else than "
+                    "one residue; losses are per residue, so this family cannot be trained here"
+                )
+        counts.append(max(read.n_tokens for read in tokens))
         n_cropped += len(parts) > 1
     n_residues = sum(len(protein.sequence) for protein in proteins)
     text = f"{which}: {len(proteins)} proteins, {n_residues} residues"
