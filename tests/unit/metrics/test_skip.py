@@ -8,11 +8,14 @@ import math
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import plain_hooks
 from planted import toy, with_dependency, with_zero_block, without_attention
 from plm_depth.activations.effects import Skips, measure
+from plm_depth.activations.interventions import position_sets
 from plm_depth.activations.nulls import Null
 from plm_depth.metrics import skip as stage
 from plm_depth.metrics.skip import dependence, halves, influence, skip
@@ -234,6 +237,80 @@ class TestCorpus:
         write_table(table.set_column(place, "below_floor", pa.array(flags)), SKIP_SEQ, paths[0])
         (row,) = chosen(corpus(tmp_path, [paths], ["P0", "P1"]), quantity="LL/EE", pos_set="other")
         assert row["below_floor"] == 0.5
+
+
+class TestParity:
+    """The conventions of the published study's code, written down again from their description and compared."""
+
+    def published(self, adapter, sequences, split_points, *, future: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Return the matrix of largest relative changes and the largest output changes, source before target.
+
+        Every prompt, every split, every block: one forward pass; ratios to the clean update clamped at 1e-6; maxima
+        over positions, then splits, then prompts. Token 0 is never skipped.
+        """
+        n = adapter.n_blocks
+        matrix, output = np.zeros((n, n)), np.zeros(n)
+        columns = sorted(adapter.vocabulary)
+        for sequence_id, sequence in sequences:
+            tokens = adapter.encode(sequence, direction="n2c")
+            logits, clean = plain_hooks.run(adapter, tokens)
+            size = sum(clean.values()).norm(dim=-1).numpy()
+            for split in split_points(sequence_id, tokens) if future else [tokens.n_tokens]:
+                at = (np.arange(tokens.n_tokens) > 0) & (np.arange(tokens.n_tokens) < split)
+                first = split if future else 0
+                for source in range(n):
+                    change, altered = plain_hooks.skip(adapter, tokens, "layer", source + 1, at)
+                    ratio = change[:, first:] / np.maximum(size[:, first:], 1e-6)
+                    matrix[source] = np.maximum(matrix[source], ratio.max(-1))
+                    p, q = (torch.as_tensor(x)[first:, columns].softmax(-1) for x in (logits, altered))
+                    output[source] = max(output[source], float((p - q).norm(dim=-1).max()))
+        return matrix, output
+
+    @pytest.mark.parametrize("future", [False, True])
+    def test_maxima_over_positions_splits_and_prompts(self, tmp_path, future):
+        adapter, sequences = toy(variant="causal", n_blocks=4), proteins(3)
+        pos_set = "prefix" if future else "all"
+        paths = measured(
+            tmp_path, adapter, sequences, views=[View("n2c", math.nan, -1)], pos_sets=(pos_set,), draws=4, parity=True
+        )
+        rows = corpus(tmp_path, [paths], [name for name, _ in sequences])
+
+        def splits(sequence_id, tokens):
+            found = position_sets(
+                ["prefix"],
+                dict(sequences)[sequence_id],
+                tokens,
+                seed=0,
+                sequence_id=sequence_id,
+                draws=4,
+                parity=True,
+            )
+            points = [int(s.skip.sum()) + 1 for s in found]
+            assert points and all(point % 8 == 0 and 8 <= point < tokens.n_tokens - 4 for point in points)
+            return points
+
+        expected, expected_output = self.published(adapter, sequences, splits, future=future)
+        effect = matrix(rows, pos_set=pos_set, agg="max")
+        upper = np.triu_indices(4)
+        np.testing.assert_allclose(effect[upper], expected[upper], rtol=1e-6)
+        assert (np.diag(effect) == (0 if future else 1)).all()
+        found = [r["value"] for r in chosen(rows, quantity="l2", vocab="full", pos_set=pos_set, agg="max")]
+        np.testing.assert_allclose(found, expected_output, rtol=1e-6)
+
+    def test_the_local_effect_takes_the_contribution_out_of_the_clean_input(self, tmp_path):
+        adapter, sequences = toy(variant="causal", n_blocks=4), proteins(2)
+        paths = measured(
+            tmp_path, adapter, sequences, views=[View("n2c", math.nan, -1)], pos_sets=("all",), parity=True
+        )
+        effect = matrix(corpus(tmp_path, [paths], ["P0", "P1"]), pos_set="all", local=True, agg="max")
+        expected = np.zeros((4, 4))
+        for _, sequence in sequences:
+            tokens = adapter.encode(sequence, direction="n2c")
+            size = sum(plain_hooks.run(adapter, tokens)[1].values()).norm(dim=-1).numpy()
+            for source in range(4):
+                change = plain_hooks.local(adapter, tokens, "layer", source + 1, np.arange(tokens.n_tokens) > 0)
+                expected[source] = np.maximum(expected[source], (change / np.maximum(size, 1e-6)).max(-1))
+        np.testing.assert_allclose(effect[np.triu_indices(4)], expected[np.triu_indices(4)], rtol=1e-6)
 
 
 class TestShards:
