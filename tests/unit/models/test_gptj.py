@@ -108,16 +108,6 @@ def test_a_model_for_very_short_proteins_can_be_checked_and_loaded(tmp_path):
     assert registry.load("progen2", tmp_path).max_residues == 6
 
 
-def test_both_updates_at_once_are_those_taken_one_by_one():
-    adapter = registry.load("progen2", FIXTURES / "progen2/community")
-    with torch.inference_mode():
-        stream, context = adapter.embed(adapter.collate([adapter.encode("MKVLAC", direction="n2c")]))
-        both = adapter.updates(2, stream, context)
-        assert torch.equal(both.attention, adapter.attention_update(2, stream, context))
-        assert torch.equal(both.mlp, adapter.mlp_update(2, stream, context))
-        assert both.middle is stream and both.geometric is None
-
-
 def test_scores_are_float32_under_autocast(monkeypatch):
     adapter = registry.load("progen2", FIXTURES / "progen2/authors", dtype="bfloat16")
     seen = []

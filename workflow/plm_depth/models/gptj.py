@@ -12,7 +12,7 @@ from torch import Tensor
 
 from plm_depth.models import checkpoints
 from plm_depth.models.alphabets import PROGEN2_RESIDUES, PROGEN2_TOKENS, Alphabet
-from plm_depth.models.base import Adapter, Batch, CheckpointError, Context, Tokens, Updates
+from plm_depth.models.base import Adapter, Batch, CheckpointError, Context, Tokens
 from plm_depth.models.branches import Branches
 from plm_depth.models.precision import outside_autocast
 from plm_depth.models.untrained import untrained
@@ -101,15 +101,6 @@ class ProGen2(Adapter):
     def mlp_update(self, block: int, middle: Tensor, context: Context) -> Tensor:
         layer = self.module.transformer.h[block - 1]
         return layer.mlp(layer.ln_1(middle))
-
-    def updates(self, block: int, stream: Tensor, context: Context) -> Updates:
-        """Return both updates of a block; see ``Adapter.updates``. The norm that both branches read is taken once."""
-        layer = self.module.transformer.h[block - 1]
-        normed = layer.ln_1(stream)
-        attention, _ = layer.attn(
-            normed, attention_mask=context["mask"], position_ids=context["positions"], use_cache=False
-        )
-        return Updates(attention, layer.mlp(normed), stream)
 
     def final_norm(self, stream: Tensor) -> Tensor:
         return self.module.transformer.ln_f(stream)
