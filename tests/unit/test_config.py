@@ -78,7 +78,7 @@ CASES = [
     ("models.0.model", "a/b", "models[0].model: 'a/b' does not fit"),
     ("models.0.recipe.n_heads", 7, "models[0].recipe: d_model 64 is not a multiple of n_heads 7"),
     ("models.0.recipe.step", 7, "models[0].recipe.step: unknown key; did you mean 'steps'?"),
-    ("models.0.path", "/x", "models[0]: give exactly one of path, hub, recipe; found path, recipe"),
+    ("models.0.path", "/x", "models[0]: give exactly one of path, hub, archive, recipe; found path, recipe"),
     ("models.0", "esm2_8mm", "models[0]: no model 'esm2_8mm' in config/models.tsv; did you mean 'esm2_8m'?"),
     ("models.1.model", "esm2_toy_4", "models[1].model: 'esm2_toy_4' stands twice"),
     ("models", [], "models: []; expected a list of at least 1"),
@@ -135,6 +135,71 @@ def test_a_bad_sheet_of_models_is_named_with_row_and_column(tmp_path, text, said
     sheet = tmp_path / "models.tsv"
     sheet.write_text(text)
     with pytest.raises(ConfigError, match="problem") as caught:
+        read_models(sheet)
+    assert said in str(caught.value)
+
+
+HEADER = "model\tdisplay_name\tfamily\thub\tarchive\trevision\tarchive_sha256\tlicence\tgated\tneeds_acceptance\n"
+SHEET = (
+    HEADER + "open\tOpen\tesm2\to/open\t\t\t\tMIT\tno\tno\n"
+    "gated\tGated\tesm2\to/gated\t\t\t\tBy-Request\tyes\tno\n"
+    "trade\tTrade\tesm2\to/trade\t\t\t\tCC-BY-NC-SA-4.0\tno\tyes\n"
+    "packed\tPacked\tesm2\t\thttps://host/packed.tar.gz\t\t\tCC-BY-NC-SA-4.0\tno\tyes\n"
+)
+
+
+@pytest.fixture
+def with_sheet(good, tmp_path) -> dict:
+    (tmp_path / "models.tsv").write_text(SHEET)
+    return {**good, "models_sheet": str(tmp_path / "models.tsv"), "models": ["open", "gated", "trade", "packed"]}
+
+
+def test_weights_under_licences_that_nobody_accepted_are_refused_with_the_way_to_accept_them(with_sheet):
+    said = complaint(with_sheet)
+    assert "3 problems" in said and "models[0]" not in said
+    assert (
+        "models[1]: the weights of gated are gated: add 'By-Request' to accepted_licences in the config after "
+        "reading it at https://huggingface.co/o/gated"
+    ) in said
+    assert (
+        "models[2]: the weights of trade are not for every use: add 'CC-BY-NC-SA-4.0' to accepted_licences in the "
+        "config after reading it at https://huggingface.co/o/trade"
+    ) in said
+    assert "models[3]: the weights of packed are not for every use" in said and "at https://host/packed.tar.gz" in said
+
+
+def test_an_accepted_licence_lets_its_weights_in_and_no_others(with_sheet):
+    said = complaint({**with_sheet, "accepted_licences": ["CC-BY-NC-SA-4.0"]})
+    assert "1 problem " in said and "models[1]" in said
+    assert "(it has 'by-Request')" in complaint({**with_sheet, "accepted_licences": ["by-Request"]})
+    resolved = study({**with_sheet, "accepted_licences": ["CC-BY-NC-SA-4.0", "By-Request"]})
+    assert list(resolved.models) == with_sheet["models"]
+
+
+@pytest.mark.parametrize("place", [{"hub": "O/Gated"}, {"archive": "https://host/packed.tar.gz"}])
+def test_a_repository_of_the_sheet_keeps_its_licence_when_the_config_spells_it_out(with_sheet, place):
+    mine = {**with_sheet, "models": [{"model": "mine", "family": "esm2", **place}]}
+    assert "models[0]: the weights of mine are" in complaint(mine)
+    assert study({**mine, "accepted_licences": ["CC-BY-NC-SA-4.0", "By-Request"]}).models["mine"]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("a\tA\tesm2\t\t\t\t\t\t\t", "give exactly one of hub, archive; found none"),
+        ("a\tA\tesm2\to/n\thttps://h/a.tar\t\t\t\t\t", "give exactly one of hub, archive; found hub, archive"),
+        ("a\tA\tesm2\t\thttps://h/a.zip\t\t\t\t\t", "archive: 'https://h/a.zip' does not fit; expected https:// or"),
+        ("a\tA\tesm2\t\tftp://h/a.tar\t\t\t\t\t", "archive: 'ftp://h/a.tar' does not fit"),
+        (f"a\tA\tesm2\to/n\t\t\t{'0' * 64}\t\t\t", "archive_sha256: says something about archive, and there is none"),
+        (f"a\tA\tesm2\t\thttps://h/a.tar\t{'0' * 40}\t\t\t\t", "revision: says something about hub, and there is none"),
+        ("a\tA\tesm2\to/n\t\t\t\t\tyes\t", "must be accepted first, but the column licence is empty"),
+        ("a\tA\tesm2\to/n\t\t\t\tMIT\tmaybe\t", "gated: 'maybe' is not"),
+    ],
+)
+def test_a_row_says_where_one_checkpoint_comes_from_and_under_which_licence(tmp_path, row, said):
+    sheet = tmp_path / "models.tsv"
+    sheet.write_text(HEADER + row + "\n")
+    with pytest.raises(ConfigError) as caught:
         read_models(sheet)
     assert said in str(caught.value)
 

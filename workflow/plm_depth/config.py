@@ -18,6 +18,7 @@ SCHEMAS = Path(__file__).parent.parent / "schemas"
 DEFAULTS: dict[str, object] = {
     "clusters": {"identity": 0.3, "coverage": 0.5},
     "models_sheet": "config/models.tsv",
+    "accepted_licences": [],
     "cache": {"anchors": 8, "dtype": "float16"},
     "bootstrap": {"resamples": 2000},
     "summary": {"kl_fraction": [0.5, 0.1], "overlap": 0.3},
@@ -106,6 +107,13 @@ def _lines(error: ValidationError) -> list[str]:
     if error.validator == "pattern":
         what = error.schema.get("description", f"text matching {error.validator_value}")
         return [f"{where}: {error.instance!r} does not fit; expected {what}"]
+    if error.validator == "dependentRequired":
+        return [
+            f"{_join(where, key)}: says something about {needed}, and there is none"
+            for key, all_needed in error.validator_value.items()
+            for needed in all_needed
+            if key in error.instance and needed not in error.instance
+        ]
     limits = {
         "minimum": "at least",
         "maximum": "at most",
@@ -185,12 +193,18 @@ def read_models(path: str | Path) -> dict[str, dict[str, object]]:
                 row[name] = _typed(text, columns[name].get("type", "string"))
         name = str(row.get("model", f"row {number}"))
         lines += [f"{path}, model {name}: {line}" for line in problems(row, schema)]
+        if _must_be_accepted(row) and "licence" not in row:
+            lines.append(f"{path}, model {name}: must be accepted first, but the column licence is empty")
         if name in models:
             lines.append(f"{path}: model {name} stands twice")
         models[name] = row
     if lines:
         raise ConfigError(lines)
     return models
+
+
+def _must_be_accepted(row: Mapping[str, object]) -> bool:
+    return bool(row.get("gated") or row.get("needs_acceptance"))
 
 
 def _typed(text: str, kind: str) -> object:
@@ -215,7 +229,8 @@ class Study:
 
     Attributes:
         config: the config with defaults.
-        models: model id -> {model, display_name, family, objective, dtype, and one of path, hub, recipe}, in order.
+        models: model id -> {model, display_name, family, objective, dtype, and one of path, hub, archive, recipe}, in
+            order.
         datasets, sources: by name.
         structures: the structures whose backbones are tabulated, none without a section of that name.
     """
@@ -311,17 +326,20 @@ class Study:
                 lines.append(f"{where}: min_length {item['min_length']} is above max_length {item['max_length']}")
         self.models, found = {}, []
         sheet: dict[str, dict[str, object]] | None = None
+        sheet_path = self.root / self.config["models_sheet"]
         for i, entry in enumerate(self.config["models"]):
             where = f"models[{i}]"
             if isinstance(entry, str):
                 if sheet is None:
-                    sheet = read_models(self.root / self.config["models_sheet"])
+                    sheet = read_models(sheet_path)
                 if entry not in sheet:
                     close = difflib.get_close_matches(entry, sheet, n=1)
                     hint = f"did you mean {close[0]!r}?" if close else f"its models: {_list(sheet)}"
                     found.append(f"{where}: no model {entry!r} in {self.config['models_sheet']}; {hint}")
                     continue
                 entry = sheet[entry]
+            elif sheet is None and ("hub" in entry or "archive" in entry) and sheet_path.is_file():
+                sheet = read_models(sheet_path)
             model = {"display_name": entry["model"], "dtype": "float32", **entry}
             if model["family"] not in families:
                 close = difflib.get_close_matches(model["family"], families, n=1)
@@ -331,6 +349,8 @@ class Study:
             model["objective"] = families[model["family"]]
             if model["model"] in self.models:
                 found.append(f"{where}.model: {model['model']!r} stands twice")
+            if line := self._licence_problem(where, model, sheet):
+                found.append(line)
             if "path" in model and not (self.root / model["path"]).exists():
                 found.append(f"{where}.path: no such folder: {model['path']}")
             if "recipe" in model and not self.training:
@@ -359,6 +379,27 @@ class Study:
                 lines.append(f"nulls: {null['null_model']} with seed {null['seed']} stands twice")
             seen.add(key)
         return lines
+
+    def _licence_problem(
+        self, where: str, model: Mapping[str, object], sheet: Mapping[str, Mapping[str, object]] | None
+    ) -> str | None:
+        """Return what to do before weights that are gated or not for every use are fetched; None if nothing.
+
+        A repository that a row of the sheet names stands under that row's licence in an entry of the config too.
+        """
+        for row in [model, *(sheet or {}).values()]:
+            same = any(str(row.get(k, "")).lower() == str(model[k]).lower() for k in ("hub", "archive") if k in model)
+            accepted = self.config["accepted_licences"]
+            if same and _must_be_accepted(row) and row["licence"] not in accepted:
+                page = f"https://huggingface.co/{row['hub']}" if "hub" in row else row["archive"]
+                close = difflib.get_close_matches(str(row["licence"]), accepted, n=1, cutoff=0.8)
+                hint = f" (it has {close[0]!r})" if close else ""
+                what = "gated" if row.get("gated") else "not for every use"
+                return (
+                    f"{where}: the weights of {model['model']} are {what}: "
+                    f"add {row['licence']!r} to accepted_licences in the config after reading it at {page}{hint}"
+                )
+        return None
 
     def n_shards(self, dataset: str) -> int:
         """Return how many shards a data set has; the last may be smaller."""

@@ -21,4 +21,4 @@ def export(workflow_folder: str) -> None:
     os.environ.setdefault("POLARS_MAX_THREADS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Only the download rules reach the network; they switch this off for themselves.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ["HF_HUB_OFFLINE"] = "1"

@@ -1,7 +1,7 @@
 """
-Checkpoints: trained here, fetched from the hub, or a folder of the user's; each described by a card.
+Checkpoints: trained here, fetched from the hub or from an archive, or a folder of the user's; each described by a card.
 
-Needs   train.fasta and held_out.fasta from sequences.smk, or a hub, or a folder
+Needs   train.fasta and held_out.fasta from sequences.smk, or a hub, an archive or a folder
 Gives   results/{study}/cards/{model}.json, to activations.smk; results/{study}/losses/{model}.parquet, to figures.smk
 """
 
@@ -44,20 +44,14 @@ rule download_checkpoint:
     benchmark:
         "logs/benchmarks/download_checkpoint/{model}.jsonl"
     wildcard_constraints:
-        model="|".join(FROM_HUB) or "(?!)",
+        model="|".join(FETCHED) or "(?!)",
     localrule: True
     conda:
         "../../envs/main.yaml"
     params:
-        hub=lambda wc: study.models[wc.model]["hub"],
-        revision=lambda wc: study.models[wc.model].get("revision", "main"),
-        files=lambda wc: study.models[wc.model].get(
-            "files", "*.json,*.txt,*.safetensors,*.bin"
-        ),
-        sha256=lambda wc: study.models[wc.model].get("sha256", ""),
+        source=where_to_fetch,
     shell:
-        "python -m plm_depth.models.download --repo {params.hub:q} --revision {params.revision:q}"
-        " --files {params.files:q} --sha256 {params.sha256:q} --output {output.folder:q} > {log:q} 2>&1"
+        "python -m plm_depth.models.download {params.source:q} --output {output.folder:q} > {log:q} 2>&1"
 
 
 rule describe_checkpoint:

@@ -39,7 +39,9 @@ EFFECT_FIGURES = ["skip_matrices", "output_change", "block_influence", "verdicts
 VARIANTS = ["trained", "null"] if study.config["nulls"] else ["trained"]
 COMPUTE = study.config["compute"]
 TRAINED_HERE = [name for name, model in study.models.items() if "recipe" in model]
-FROM_HUB = [name for name, model in study.models.items() if "hub" in model]
+FETCHED = [
+    name for name, model in study.models.items() if "hub" in model or "archive" in model
+]
 
 
 wildcard_constraints:
@@ -92,9 +94,21 @@ def checkpoint_folder(wildcards):
     model = study.models[wildcards.model]
     if "recipe" in model:
         return f"{RESULTS}/checkpoints/{wildcards.model}"
-    return (
-        f"resources/checkpoints/{wildcards.model}" if "hub" in model else model["path"]
-    )
+    return model.get("path", f"resources/checkpoints/{wildcards.model}")
+
+
+def where_to_fetch(wildcards):
+    """Return the options that tell the download where a checkpoint comes from."""
+    model = study.models[wildcards.model]
+    if "archive" in model:
+        digest = model.get("archive_sha256", "none")
+        return ["--archive", model["archive"], "--archive-sha256", digest]
+    return [
+        *("--repo", model["hub"]),
+        *("--revision", model.get("revision", "main")),
+        *("--files", model.get("files", "*.json,*.txt,*.safetensors,*.bin")),
+        *("--sha256", model.get("sha256", "")),
+    ]
 
 
 def recipe_of(model):
@@ -260,4 +274,4 @@ def downloads_of_the_study():
         if "://" in source["url"]
     ]
     fetched += sorted({entry.path for entry in study.structures if entry.url})
-    return fetched + [f"resources/checkpoints/{name}" for name in FROM_HUB]
+    return fetched + [f"resources/checkpoints/{name}" for name in FETCHED]
