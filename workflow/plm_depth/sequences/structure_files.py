@@ -38,6 +38,7 @@ BACKBONE_ATOMS = ("N", "CA", "C", "O", "CB")
 LONGEST_PEPTIDE_BOND = 2.5  # Angstrom between C and the next N: the limit of DSSP; 1.33 is usual
 LARGEST_MISMATCH = 0.05  # share of residues whose coordinates may be of another amino acid than the sequence states
 ALIGNMENTS = 1000  # equally good alignments that are looked at for the one that gaps only where the chain is broken
+_MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
 _NOTHING = frozenset({"", ".", "?"})
 _ATOM_COLUMNS = (
     "group_PDB",
@@ -68,7 +69,8 @@ class Chain:
         atom_positions, atom_names, atom_elements, atom_coordinates: every heavy atom: position of its residue, name,
             element, (A, 3) float32; a terminal OXT is among them.
         exact: (L,) whether the residue was standard or a selenomethionine of the amino acid that the sequence states.
-        method: in lower case, "predicted" or "unknown". resolution: NaN if none is stated. release: as stated, or "".
+        method: in lower case, "predicted" or "unknown". resolution: NaN if none is stated. release: date of the last revision that the
+            file states, or "".
         is_predicted: whether the file says that its B factors are pLDDT.
         n_modified, n_mismatched: residues read as their parent; of another amino acid than the sequence states.
         left_out: what was not taken, by reason.
@@ -252,7 +254,7 @@ def _read_pdb(text: str, path: str | Path) -> _File:
     header = structure.header
     method = str(header.get("structure_method") or "unknown").strip().lower()
     predicted = any(line.startswith("TITLE") and "ALPHAFOLD" in line.upper() for line in lines)
-    revisions = [line[13:22].strip() for line in lines if line.startswith("REVDAT")]
+    revisions = [_iso_date(line[13:22]) for line in lines if line.startswith("REVDAT")]
     return _File(
         chains,
         dict(stated),
@@ -262,6 +264,16 @@ def _read_pdb(text: str, path: str | Path) -> _File:
         predicted,
         left_out,
     )
+
+
+def _iso_date(text: str) -> str:
+    """Return 04-DEC-07 as 2007-12-04; anything else as it is."""
+    found = re.fullmatch(r"(\d\d)-([A-Z]{3})-(\d\d)", text.strip().upper())
+    if not found or found[2] not in _MONTHS:
+        return text.strip()
+    day, month, year = found.groups()
+    century = 19 if int(year) >= 70 else 20  # the archive began in 1971
+    return f"{century}{year}-{_MONTHS.index(month) + 1:02d}-{day}"
 
 
 def _read_cif(text: str, path: str | Path) -> _File:
