@@ -338,8 +338,8 @@ def _token_counts(
             index = indices_of(part)
             if (read.ids[read.residue_tokens][index >= 0] != adapter.residue_ids[index[index >= 0]]).any():
                 raise TrainingError(
-                    f"{adapter.family}: in {which} protein {protein.sequence_id!r} a token stands for something else than "
-                    "one residue; losses are per residue, so this family cannot be trained here"
+                    f"{adapter.family}: in {which} protein {protein.sequence_id!r} a token stands for something else "
+                    "than one residue; losses are per residue, so this family cannot be trained here"
                 )
         counts.append(max(read.n_tokens for read in tokens))
         n_cropped += len(parts) > 1
