@@ -30,6 +30,10 @@ inputs:
 nulls:
   - {null_model: randinit, seed: 0}
   - {null_model: shuffle_seq, seed: 0}
+effects:
+  size: 6
+  shard_size: 6
+  skips: {parts: [layer, attn], pos_sets: [all, prefix, other], local: false, draws: 1}
 bootstrap: {resamples: 200}
 summary: {kl_fraction: [0.5], overlap: 0.3}
 compute: {device: cpu, token_budget: 4096, threads: 1, memory_gb: 1}

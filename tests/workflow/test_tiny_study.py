@@ -17,10 +17,10 @@ from small_study import CONFIG, copy_repository, planned, snakemake
 
 pytestmark = pytest.mark.workflow
 
-FIGURES = sorted(
-    p.stem for p in (Path(__file__).parents[2] / "workflow" / "report").glob("*.rst") if p.stem != "workflow"
-)
+REPORT = Path(__file__).parents[2] / "workflow" / "report"
+FIGURES = sorted(p.stem for p in REPORT.glob("*.rst") if p.stem not in ("workflow", "records"))
 MODELS = ["esm2_tiny", "progen2_tiny"]
+JUDGED = ["judge_claims dataset=mini"]
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,8 @@ def of_models(*rules: str, models: list[str] = MODELS, variants: tuple[str, ...]
         for model in models:
             if rule in ("measure_contributions", "measure_lens"):
                 jobs += [f"{rule} dataset=mini model={model} variant={variant}" for variant in variants]
+            elif rule == "measure_effects":
+                jobs += [f"{rule} dataset=mini model={model} shard=0 variant={variant}" for variant in variants]
             elif rule in ("train_checkpoint", "describe_checkpoint"):
                 jobs.append(f"{rule} model={model}")
             else:
@@ -83,9 +85,10 @@ def passes(shards: list[int], models: list[str] = MODELS) -> list[str]:
 
 def test_every_result_of_the_study_is_there_and_readable(finished):
     results = finished / "results" / "tiny"
-    left_out = tables.read_table(results / "datasets" / "mini" / "left_out.parquet", tables.LEFT_OUT).to_pydict()
-    counts = dict(zip(left_out["reason"], left_out["n_records"]))
-    assert counts["sampled"] == 6
+    records = (results / "figures" / "mini" / "records.csv").read_text().split()
+    assert records[:3] == ["reason,n_records", "sampled,6", "in_reserve,30"]
+    verdicts = tables.read_table(results / "verdicts" / "mini.parquet", tables.VERDICT).to_pydict()
+    assert set(verdicts["verdict"]) <= {"inconclusive"}, "six proteins prove nothing"
     for model in MODELS:
         card = json.loads((results / "cards" / f"{model}.json").read_text())
         assert card["n_blocks"] == 2 and card["d_model"] == 16
@@ -133,7 +136,7 @@ def test_a_changed_figure_redraws_that_figure_alone(study):
 def test_a_changed_metric_measures_again_and_redraws_without_a_forward_pass(study):
     path = study / "workflow" / "plm_depth" / "metrics" / "contributions.py"
     path.write_text(path.read_text() + "\nCHANGED = 1\n")
-    expected = of_models("measure_contributions", "profile_layers", "summarise_depth") + figures_drawn()
+    expected = of_models("measure_contributions", "profile_layers", "summarise_depth") + figures_drawn() + JUDGED
     assert planned(study) == sorted(expected)
 
 
@@ -153,9 +156,11 @@ def test_an_added_model_runs_its_own_branch_and_redraws(study):
         "measure_lens",
         "profile_layers",
         "summarise_depth",
+        "measure_effects",
+        "reduce_effects",
         models=["dplm_tiny"],
     )
-    expected += passes([0], models=["dplm_tiny"]) + figures_drawn() + ["list_models"]
+    expected += passes([0], models=["dplm_tiny"]) + figures_drawn() + JUDGED + ["list_models"]
     assert planned(study) == sorted(expected)
 
 
@@ -165,8 +170,10 @@ def test_a_doubled_sample_passes_only_its_new_shards(study):
     expected = ["cut_sample dataset=mini", "cluster_dataset dataset=mini", "cut_shard dataset=mini shard=1"]
     expected += ["tabulate_records dataset=mini"]
     expected += passes([1])
-    expected += of_models("measure_contributions", "measure_lens", "profile_layers", "summarise_depth")
-    assert planned(study) == sorted(expected + figures_drawn())
+    expected += of_models(
+        "measure_contributions", "measure_lens", "profile_layers", "summarise_depth", "reduce_effects"
+    )
+    assert planned(study) == sorted(expected + figures_drawn() + JUDGED)
 
 
 def test_another_seed_or_filter_is_another_sample_and_renews_every_shard(study):
@@ -179,6 +186,12 @@ def test_a_grown_sample_and_another_setting_at_once_leave_no_old_shard_behind(st
     datasets = yaml.safe_load(CONFIG)["datasets"]
     configure(study, datasets=[{**datasets[0], "size": 12}], cache={"anchors": 3, "dtype": "float16"})
     assert [job for job in planned(study) if job.startswith("extract")] == passes([0, 1])
+
+
+def test_a_changed_margin_judges_again_and_redraws_the_verdicts_alone(study):
+    configure(study, verdicts={"late_over_early": 0.8})
+    drawn = [job for job in figures_drawn() if job.startswith("draw_verdicts")]
+    assert planned(study) == sorted(JUDGED + drawn)
 
 
 def test_settings_that_cannot_change_a_number_rerun_nothing(study):
