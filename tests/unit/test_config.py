@@ -1,15 +1,18 @@
 """A bad config stops before any job, naming key, value and what is allowed."""
 
 import copy
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 import yaml
 
 from plm_depth.config import ConfigError, Study, read_models
+from plm_depth.models.registry import FAMILIES as FAMILIES_THERE_ARE
 
 ROOT = Path(__file__).parents[2]
 FAMILIES = {"esm2": "mlm", "progen2": "ar", "dplm": "diffusion"}
+OBJECTIVES = {name: entry.objective for name, entry in FAMILIES_THERE_ARE.items()}
 FIGURES = ["contributions", "lens_kl"]
 
 
@@ -36,13 +39,28 @@ def test_the_shipped_mini_config_is_accepted_and_resolved(good):
     assert resolved.config["figures"] == FIGURES
 
 
+def paper(**changes: object) -> dict:
+    return {**yaml.safe_load((ROOT / "config" / "config.yaml").read_text()), **changes}
+
+
 def test_the_shipped_paper_config_is_accepted_and_resolved():
-    config = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
-    config["models"] = [m for m in config["models"] if m.split("_")[0] in FAMILIES]
-    resolved = study(config)
-    assert len(resolved.models) >= 14
-    assert all("hub" in m for m in resolved.models.values())
+    resolved = Study(paper(), OBJECTIVES, FIGURES, ROOT)
+    assert all("hub" in m or "archive" in m for m in resolved.models.values())
     assert resolved.n_shards("uniref50") == 4 and resolved.ranks("uniref50", 3) == (768, 1024)
+
+
+def test_the_paper_config_has_the_twenty_variants_but_for_those_whose_licence_waits_to_be_accepted():
+    sheet = read_models(ROOT / "config" / "models.tsv")
+    variants = {name for name, row in sheet.items() if row["in_study"] == "inferred"}
+    waiting = {name for name in variants if sheet[name]["gated"] or sheet[name]["needs_acceptance"]}
+    assert len(variants) == 20
+    assert set(paper()["models"]) == variants - waiting
+    text = (ROOT / "config" / "config.yaml").read_text()
+    for name in waiting:
+        assert f"  # - {name}\n" in text, "it stands there as a comment"
+        assert f"# accepted_licences: [{sheet[name]['licence']}]\n" in text
+    everything = paper(models=sorted(variants), accepted_licences=sorted({sheet[n]["licence"] for n in waiting}))
+    assert set(Study(everything, OBJECTIVES, FIGURES, ROOT).models) == variants
 
 
 def edit(config: dict, path: str, value: object) -> dict:
@@ -204,7 +222,20 @@ def test_a_row_says_where_one_checkpoint_comes_from_and_under_which_licence(tmp_
     assert said in str(caught.value)
 
 
-def test_the_shipped_sheet_is_read_with_types():
+def test_the_shipped_sheet_is_read_with_types_and_has_every_family():
     models = read_models(ROOT / "config" / "models.tsv")
     assert models["esm2_650m"]["n_blocks"] == 33 and models["esm2_650m"]["gated"] is False
-    assert "revision" not in models["esm2_650m"] or len(models["esm2_650m"]["revision"]) == 40
+    assert {row["family"] for row in models.values()} == set(FAMILIES_THERE_ARE)
+    for name, row in models.items():
+        patterns = row.get("files", "").split(",")
+        for pair in row.get("sha256", "").split(",") if "sha256" in row else []:
+            file = pair.split("=")[0]
+            assert any(fnmatch(file, pattern) for pattern in patterns), f"{name}: {file} is not fetched"
+        assert row["n_parameters"] > 1e6 and row["licence"], name
+    places = [(row.get("hub") or row["archive"]).lower() for row in models.values()]
+    assert len(set(places)) == len(places)
+
+
+def test_large_weights_are_not_kept_in_float32():
+    models = read_models(ROOT / "config" / "models.tsv")
+    assert [n for n, row in models.items() if row["n_parameters"] > 2.5e9 and row["dtype"] == "float32"] == []
