@@ -120,7 +120,8 @@ def study(options: argparse.Namespace) -> None:
         sums = [x + y for x, y in zip(sums, used)]
         print(
             f"{name:16s} {len(views):2d}/{len(skip_views):2d} {one.flops / 1e12:10.2f} "
-            f"{activations.flops / 1e15:13.2f} {sweeps.flops / 1e15:14.1f} {plain.flops / sweeps.flops:12.2f} {sweeps.evaluations:12.3g} "
+            f"{activations.flops / 1e15:13.2f} {sweeps.flops / 1e15:14.1f} {plain.flops / sweeps.flops:12.2f} "
+            f"{sweeps.evaluations:12.3g} "
             f"{sweeps.weight_bytes / 1e12:11.1f} {used[0]:7.2f} + {used[1]:.2f}"
         )
     print(f"hours: activations {sums[0]:.1f}, skip effects {sums[1]:.1f}, together {sum(sums):.1f}")
