@@ -254,6 +254,27 @@ def test_the_reference_of_the_training_residues_is_their_own_composition():
     assert curve[2].reference == pytest.approx((a + c) / 2)
 
 
+def test_every_step_has_its_learning_rate_a_clipped_gradient_and_decays_matrices_alone(corpus, monkeypatch):
+    steps = []
+
+    class Watched(torch.optim.AdamW):
+        def step(self, closure=None):
+            gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+            norm = torch.stack([gradient.norm() for gradient in gradients]).norm().item()
+            groups = [(g["lr"], g["weight_decay"], {p.ndim for p in g["params"]}) for g in self.param_groups]
+            steps.append((norm, groups))
+            return super().step(closure)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Watched)
+    given = recipe("esm2", steps=4, warmup=2, clip_norm=0.05, weight_decay=0.3)
+    stage.train(given, *corpus)
+    for step, (norm, (matrices, others)) in enumerate(steps):
+        assert norm == pytest.approx(0.05, rel=1e-3)
+        assert matrices == (given.learning_rate_at(step), 0.3, {2})
+        assert others == (given.learning_rate_at(step), 0.0, {1})
+    assert len(steps) == 4
+
+
 def test_long_proteins_are_read_in_pieces_and_counted_in_the_log(caplog):
     caplog.set_level(logging.INFO)
     train, valid = random_proteins("t", 8, 90, 120), random_proteins("v", 4, 90, 120)
@@ -350,9 +371,10 @@ def test_the_folder_holds_the_official_layout_a_card_and_the_training_notes(corp
     assert notes["n_train_proteins"] == 12 and notes["n_valid_proteins"] == 6
     assert notes["versions"]["torch"] == torch.__version__
     card = (folder / "README.md").read_text()
-    assert "A toy model" in card and "handful of proteins (12 proteins" in card
+    assert "A toy model" in card and "a handful of proteins: 12 proteins of" in card
     assert "no evidence about real protein language models" in card
     assert {"config.json", "model.safetensors", "vocab.txt"} <= {path.name for path in folder.iterdir()}
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # weights as readable as the rest
 
     table = read_table(tmp_path / "out" / "loss.parquet", LOSS).to_pylist()
     assert [row["step"] for row in table] == [0, 2, 2, 3, 3]

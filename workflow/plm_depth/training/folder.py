@@ -33,9 +33,10 @@ def model_card(about: Mapping[str, object]) -> str:
     recipe, final = about["recipe"], about["final"]
     return f"""# {recipe["model"]}
 
-A toy model: {recipe["family"]} with {recipe["n_blocks"]} blocks of width {recipe["d_model"]}, trained from scratch on a
-handful of proteins ({about["n_train_proteins"]} proteins, {about["n_train_residues"]} residues) for {recipe["steps"]}
-steps, {about["n_residues_seen"]} residues with repeats. Published models of this family saw many millions of proteins.
+A toy model: {recipe["family"]} with {recipe["n_blocks"]} blocks of width {recipe["d_model"]}, trained from scratch
+on a handful of proteins: {about["n_train_proteins"]} proteins of {about["n_train_residues"]} residues,
+{recipe["steps"]} steps, {about["n_residues_seen"]} residues with repeats.
+Published models of this family saw many millions of proteins.
 
 It shows that a workflow runs. It is no evidence about real protein language models: not about this family, its
 training objective, or its depth. It shares no weight with any published model.
@@ -51,6 +52,12 @@ this family is published in.
 
 
 def write_notes(about: Mapping[str, object], folder: Path) -> None:
-    """Write the model card and the training notes beside the weights; the same input gives the same bytes."""
-    (folder / CARD_NAME).write_text(model_card(about), encoding="utf-8")
+    """Write the model card and the training notes beside the weights; the same input gives the same bytes.
+
+    Weights become as readable as the card: some libraries write them for the user alone, whatever the umask.
+    """
+    card = folder / CARD_NAME
+    card.write_text(model_card(about), encoding="utf-8")
     (folder / TRAINING_NAME).write_text(json.dumps(about, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    for path in folder.iterdir():
+        path.chmod(card.stat().st_mode)

@@ -30,7 +30,8 @@ class Recipe:
         weight_decay: decoupled weight decay of the matrices (never of biases and norms).
         clip_norm: largest norm of the gradient.
         seed: seed of weights, order, crops, masks, directions and noise levels.
-        mask_rate: share of residues selected in masked language modelling.
+        mask_rate: share of residues selected in masked language modelling, and hidden when a masked model is validated;
+            for a diffusion model it is that of the first stage and its validation does not depend on it.
         mlm_steps: for diffusion models, how many of the steps come first as masked language modelling with the same
             network; the published models were trained in these two stages.
         initializer_range: standard deviation of the random initial matrices; None: what the family's library takes,
