@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -50,19 +51,26 @@ def copy_repository(to: Path) -> Path:
     return to
 
 
-def snakemake(folder: Path, *options: str, configfile: str = "tiny.yaml") -> subprocess.CompletedProcess:
-    """Run Snakemake in ``folder`` and return what it said; nothing is inherited but a bare environment."""
+def snakemake(
+    folder: Path, *options: str, configfile: str = "tiny.yaml", variables: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess:
+    """Run Snakemake in ``folder`` and return what it said; nothing is inherited but a bare environment.
+
+    Args:
+        configfile: of the study, below ``folder``.
+        variables: further ones of the environment.
+    """
     environment = {"PATH": "/usr/bin:/bin", "HOME": os.environ.get("HOME", "/"), "LANG": "C.UTF-8"}
-    environment |= {"XDG_CACHE_HOME": str(folder / ".cache")}
+    environment |= {"XDG_CACHE_HOME": str(folder / ".cache"), **(variables or {})}
     command = [sys.executable, "-m", "snakemake", "--configfile", configfile, *options]
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=900
     )
 
 
-def planned(folder: Path, *options: str) -> list[str]:
+def planned(folder: Path, *options: str, configfile: str = "tiny.yaml") -> list[str]:
     """Return the jobs of a dry run, sorted: "rule" or "rule model=esm2_tiny ..." without the default target."""
-    result = snakemake(folder, "--dry-run", *options)
+    result = snakemake(folder, "--dry-run", *options, configfile=configfile)
     text = result.stdout + result.stderr
     assert result.returncode == 0, text
     jobs = []
