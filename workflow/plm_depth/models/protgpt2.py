@@ -208,9 +208,7 @@ class ProtGpt2(Adapter):
         }
         checkpoints.check_settings(raw, expected, path, cls.family)
         sizes = {name: checkpoints.setting(raw, path, name) for name in ("n_layer", "n_embd", "n_head", "n_positions")}
-        config = _config(
-            **sizes, rows=len(pieces.ids), dropout=checkpoints.setting(raw, path, "resid_pdrop", default=0.0)
-        )
+        config = _config(**sizes, pieces=pieces, dropout=checkpoints.setting(raw, path, "resid_pdrop", default=0.0))
         tensors = checkpoints.read_weights(folder)
         if not any(name.startswith("transformer.") for name in tensors):  # saved from the trunk alone
             tensors = {name if name.startswith("lm_head.") else f"transformer.{name}": t for name, t in tensors.items()}
@@ -242,7 +240,7 @@ class ProtGpt2(Adapter):
             n_embd=d_model,
             n_head=n_heads,
             n_positions=n_positions,
-            rows=len(pieces.ids),
+            pieces=pieces,
             dropout=dropout,
         )
         return cls(_module(config, seed), pieces)
@@ -274,11 +272,13 @@ class ProtGpt2(Adapter):
         checkpoints.write_pickle(self.module.state_dict(), folder / "pytorch_model.bin")
 
 
-def _config(*, n_layer: int, n_embd: int, n_head: int, n_positions: int, rows: int, dropout: float):
+def _config(*, n_layer: int, n_embd: int, n_head: int, n_positions: int, pieces: Pieces, dropout: float):
     from transformers.models.gpt2.configuration_gpt2 import GPT2Config
 
     return GPT2Config(
-        vocab_size=rows,
+        vocab_size=len(pieces.ids),
+        bos_token_id=pieces.ids[SEPARATOR],
+        eos_token_id=pieces.ids[SEPARATOR],
         n_positions=n_positions,
         n_embd=n_embd,
         n_layer=n_layer,
