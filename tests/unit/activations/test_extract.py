@@ -163,18 +163,44 @@ def test_a_residue_is_read_where_the_model_predicts_it():
         assert np.abs(changed[0] - changed[1]).max() > 1e-3
 
 
+def moment_scales(moments: np.ndarray, d_model: int) -> np.ndarray:
+    """Return what an error of each moment is judged by: an inner product by the lengths of its two vectors.
+
+    A sum of coordinates is the inner product with a vector of ones.
+    """
+    norm = {name: np.sqrt(moments[..., INDEX[name]]) for name in ("hh", "aa", "mm", "gg", "uu", "mid_mid", "ga_ga")}
+    before = np.concatenate([np.full_like(norm["hh"][:1], np.nan), norm["hh"][:-1]])
+    scales = {
+        "sum_h": np.sqrt(d_model) * norm["hh"],
+        "ha": before * norm["aa"],
+        "hu": before * norm["uu"],
+        "am": norm["aa"] * norm["mm"],
+        "mid_m": norm["mid_mid"] * norm["mm"],
+        "mid_g": norm["ga_ga"] * norm["gg"],
+        "h_next": before * norm["hh"],
+    }
+    return np.stack([scales.get(name, moments[..., INDEX[name]]) for name in MOMENTS], -1)
+
+
 @pytest.mark.parametrize("family", registry.FAMILIES)
 def test_every_family_gives_the_same_alone_and_padded(family):
     adapter = registry.build(family, {"n_blocks": 2, "d_model": 64, "n_heads": 8}, seed=1)
-    for view in (FORWARD, BACKWARD) if adapter.objective == "ar" else (CLEAN, MASKED):
+    with torch.no_grad():
+        for parameter in adapter.module.parameters():
+            parameter *= 4 if parameter.ndim > 1 else 1  # so that blocks do something
+    views = (FORWARD, BACKWARD) if adapter.objective == "ar" else (CLEAN, MASKED)
+    for view in [view for view in views if view.direction in adapter.directions]:
         items = [item_of(adapter, *protein, view, seed=0, n_anchors=4) for protein in PROTEINS[:7]]
         together, alone = measure(adapter, items), [measure(adapter, [item]) for item in items]
-        for name, axes in [("moments", 1), ("logits", (1, 2)), ("stream", (1, 2))]:
+        for name in ("moments", "logits", "stream"):
             found, expected = getattr(together, name), np.concatenate([getattr(one, name) for one in alone], 1)
             assert found.dtype == np.float32
             assert (np.isnan(found) == np.isnan(expected)).all()
-            found, expected = np.nan_to_num(found), np.nan_to_num(expected)
-            assert (np.abs(found - expected) <= 1e-5 * np.abs(expected).max(axes, keepdims=True)).all(), name
+            if name == "moments":
+                scale = moment_scales(expected, adapter.d_model).max(1, keepdims=True)
+            else:
+                scale = np.abs(expected).max((1, 2), keepdims=True, initial=0)
+            assert (np.nan_to_num(np.abs(found - expected)) <= 1e-5 * np.nan_to_num(scale)).all(), name
 
 
 def test_float32_reductions_are_as_good_as_float64_ones():
@@ -182,22 +208,8 @@ def test_float32_reductions_are_as_good_as_float64_ones():
     item = item_of(adapter, *proteins_of([200])[0], MASKED, seed=0)
     measured = measure(adapter, [item])
     expected = moments_of(walk(adapter, item.tokens))[:, item.token_order]
-    norm = {name: np.sqrt(expected[1:, :, INDEX[name]]) for name in ("aa", "mm", "uu", "mid_mid", "hh")}
-    norm["before"] = np.sqrt(expected[:-1, :, INDEX["hh"]])
-    scales = {name: expected[1:, :, INDEX[name]] for name in ("hh", "max_h2", "aa", "mm", "uu", "mid_mid")}
-    # An inner product is judged by the lengths of its vectors, a sum by the length and the number of coordinates.
-    scales |= {
-        "sum_h": np.sqrt(640) * norm["hh"],
-        "ha": norm["before"] * norm["aa"],
-        "hu": norm["before"] * norm["uu"],
-        "am": norm["aa"] * norm["mm"],
-        "mid_m": norm["mid_mid"] * norm["mm"],
-        "h_next": norm["before"] * norm["hh"],
-    }
-    assert set(MOMENTS) - set(scales) == {"gg", "mid_g", "ga_ga"}
-    for name, scale in scales.items():
-        error = np.abs(measured.moments[1:, :, INDEX[name]] - expected[1:, :, INDEX[name]])
-        assert (error <= 1e-6 * scale).all(), name
+    error = np.nan_to_num(np.abs(measured.moments - expected))
+    assert (error <= 1e-6 * np.nan_to_num(moment_scales(expected, 640))).all((0, 1)).tolist() == [True] * len(MOMENTS)
 
 
 def test_updates_that_nearly_cancel_are_measured_as_added():
@@ -363,8 +375,29 @@ def test_positions_of_tokens_that_are_no_residues_count_outwards():
     assert positions([2, 3], 6) == [-2, -1, 0, 1, 2, 3]
     assert positions([3, 2, 1], 6) == [3, 2, 1, 0, -1, -2]  # read from the C terminus
     assert positions([1], 3) == [-1, 0, 1]
-    with pytest.raises(SequenceError, match="between the residues"):
-        positions([1, 3], 5)
+    assert positions([1, 3], 5) == [-1, 0, 2, 1, 3]  # a line break between residues
+    assert positions([1, 1, 1, 2, 2], 4) == [-1, 0, 3, 5]  # pieces of several residues
+
+
+def test_a_model_of_pieces_has_a_row_a_piece_and_an_empty_lens(tmp_path, caplog):
+    adapter = registry.build("protgpt2", {"n_blocks": 2, "d_model": 32, "n_heads": 4})
+    files = files_in(tmp_path)
+    proteins = proteins_of([3, 90, 130])
+    with caplog.at_level(logging.WARNING):
+        counts = run(adapter, proteins, files, views=[FORWARD])
+    assert counts["lens"] == 0 and "the lens table is empty" in caplog.text
+    assert VectorTable(files.lens, LENS_KEYS).keys().num_rows == 0
+    assert VectorTable(files.lens, LENS_KEYS).layer(1).shape == (0, len(adapter.vocabulary))
+    moments, _ = rows_of([files.moments], MOMENT_KEYS)
+    stream, _ = rows_of([files.stream], STREAM_KEYS)
+    for sequence_id, sequence in proteins:
+        tokens = adapter.encode(sequence)
+        rows = moments.filter(sequence_id=sequence_id)
+        residues = rows.filter(pl.col("pos_class") == "unmasked")["position"].to_list()
+        assert len(rows) == tokens.n_tokens == len(set(rows["position"]))
+        assert residues == sorted({list(tokens.residue_tokens).index(t) for t in tokens.residue_tokens})
+        assert len(stream.filter(sequence_id=sequence_id)) == 1 + min(8, len(sequence))
+    assert len(residues) < 130
 
 
 @pytest.mark.parametrize("view", [FORWARD, BACKWARD])
@@ -678,7 +711,7 @@ def test_an_absent_device_is_refused_and_auto_takes_what_there_is(monkeypatch):
     [
         ("{", "expected a JSON object"),
         ('{"ar": {"directions": ["n2c"]}}', "inputs of objective 'mlm'"),
-        ('{"mlm": {"noise": [], "draws": 1, "clean": false}}', "0 views"),
+        ('{"mlm": {"noise": [], "draws": 1, "clean": false}}', "no view is left for toy: 0 asked for"),
         ('{"mlm": {"noise": [0.15]}}', "noise, draws, clean"),
     ],
 )
@@ -687,9 +720,17 @@ def test_wrong_inputs_are_refused_with_what_was_expected(inputs, message):
         views_for(toy(), inputs)
 
 
-def test_a_direction_that_the_model_cannot_read_is_refused():
-    with pytest.raises(ExtractionError, match=r"directions \['sideways'\]"):
-        views_for(toy(variant="causal"), '{"ar": {"directions": ["n2c", "sideways"]}}')
+def test_an_unknown_direction_is_refused_and_one_that_the_model_does_not_read_left_out(caplog):
+    adapter = toy(variant="causal")
+    assert views_for(adapter, json.dumps(INPUTS), LOG) == [FORWARD, BACKWARD] and not caplog.text
+    with pytest.raises(ExtractionError, match=r"directions \['sideways'\]: expected n2c or c2n"):
+        views_for(adapter, '{"ar": {"directions": ["n2c", "sideways"]}}')
+    adapter.directions = ("n2c",)
+    with caplog.at_level(logging.WARNING):
+        assert views_for(adapter, json.dumps(INPUTS), LOG) == [FORWARD]
+    assert "toy does not read c2n: left out" in caplog.text
+    with pytest.raises(ExtractionError, match="no view is left for toy: 1 asked for"):
+        views_for(adapter, '{"ar": {"directions": ["c2n"]}}')
 
 
 # ----------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,9 @@ and by ascending position; readers go by the keys, never by the order.
 * moments: every token. ``pos_class`` is masked or unmasked for canonical residues, special for every other token: those
   that are no residues, at positions -1, -2, ... before the first residue and n_residues, n_residues + 1, ... after the
   last, counted outwards along the protein (not the reading direction), and letters outside the 20 at their own place.
-* lens: the positions that the view reads (``Adapter.read_positions``); columns are the real tokens in id order.
+  Where a token holds several residues (``Adapter.tokens_are_residues`` is false) it has one row, at the first of them.
+* lens: the positions that the view reads (``Adapter.read_positions``); columns are the real tokens in id order. No rows
+  for a model without a residue-level read-out, which is logged.
 * stream: clean and autoregressive views of the models in STREAM_NULLS: position -1 is the mean over all residues, then
   the anchors, canonical residues drawn per protein by (seed, "anchors", sequence_id), the same for every model. The
   shuffled nulls have no rows: geometry compares the trained network with an untrained one, on real proteins.
@@ -112,10 +114,9 @@ def item_of(
     positions = token_positions(tokens)
     order = np.argsort(positions, kind="stable")
     canonical = np.array([letter in _INDEX_OF for letter in sequence])
-    by_position = np.where(tokens.masked, _MASKED, _UNMASKED)
-    by_position[~canonical] = _SPECIAL
     classes = np.full(tokens.n_tokens, _SPECIAL)
-    classes[tokens.residue_tokens] = by_position
+    classes[tokens.residue_tokens] = np.where(tokens.masked, _MASKED, _UNMASKED)
+    classes[tokens.residue_tokens[~canonical]] = _SPECIAL
     anchors = None
     if n_anchors is not None:
         choice = np.flatnonzero(canonical)
@@ -128,24 +129,21 @@ def item_of(
 def token_positions(tokens: Tokens) -> np.ndarray:
     """Return the position of each token, (n_tokens,) int64, all different.
 
-    A residue has its own; other tokens count outwards from the ends of the protein: -1, -2, ... on the side of
-    residue 0 and n_residues, n_residues + 1, ... on the other side.
-
-    Raises:
-        SequenceError: a token between residues that is no residue: it has no position.
+    A residue's token has its position; a token that holds several residues that of the first. Other tokens count
+    outwards from the ends of the protein: -1, -2, ... on the side of residue 0, and n_residues, n_residues + 1, ... on
+    the other side, after those that stand between residues (line breaks).
     """
     n = len(tokens.residue_tokens)
-    index = np.arange(tokens.n_tokens)
-    first, last = tokens.residue_tokens[0], tokens.residue_tokens[-1]
-    if first <= last:
-        positions = np.where(index < first, index - first, n + index - last - 1)
-    else:  # read from the C terminus
-        positions = np.where(index > first, first - index, n + last - index - 1)
-    low, high = min(first, last), max(first, last)
-    positions[low : high + 1] = np.iinfo(np.int64).min
-    positions[tokens.residue_tokens] = np.arange(n)
-    if positions.min() == np.iinfo(np.int64).min:
-        raise SequenceError("a token between the residues stands for none of them; expected specials at the ends only")
+    # Along the protein from its N terminus, whatever the reading direction.
+    backwards = tokens.residue_tokens[0] > tokens.residue_tokens[-1]
+    along = np.arange(tokens.n_tokens)[:: -1 if backwards else 1]
+    is_residue = np.isin(along, tokens.residue_tokens)
+    n_before = int(np.argmax(is_residue))
+    before, after = along[:n_before], along[n_before:][~is_residue[n_before:]]
+    positions = np.empty(tokens.n_tokens, np.int64)
+    positions[before] = np.arange(-n_before, 0)
+    positions[after] = n + np.arange(len(after))
+    positions[tokens.residue_tokens[::-1]] = np.arange(n)[::-1]  # of several residues the first is written last
     return positions
 
 
@@ -396,6 +394,8 @@ def extract(
                         stream.append(stream_keys(items, null, view), measured.stream)
                     progress.advance(len(items))
     progress.finish()
+    if not lens.n_rows:
+        log.warning(f"{model_id}: no residue was read out; the lens table is empty")
     rate = len(nulls) * len(views) * sum(n_tokens) / max(time.monotonic() - started, 1e-9)
     counts = {"moments": moments.n_rows, "lens": lens.n_rows, "stream": stream.n_rows}
     log.info(f"{rate:.0f} tokens/s; rows: " + ", ".join(f"{name} {n}" for name, n in counts.items()))
@@ -590,11 +590,13 @@ def read_shard(path: str | Path) -> list[tuple[str, str]]:
     return pairs
 
 
-def views_for(adapter: Adapter, inputs: str) -> list[View]:
+def views_for(adapter: Adapter, inputs: str, log: logging.Logger | None = None) -> list[View]:
     """Return the views of the adapter's objective from the JSON text of the config's ``inputs`` section.
 
+    A study may ask for both directions while a family reads only one: the other is left out, and logged.
+
     Raises:
-        ExtractionError: not JSON, no section for the objective, no view, or a direction the model cannot read.
+        ExtractionError: not JSON, no section for the objective, an unknown direction, or no view that is left.
     """
     try:
         views = views_of(adapter.objective, json.loads(inputs))
@@ -603,13 +605,19 @@ def views_for(adapter: Adapter, inputs: str) -> list[View]:
             f"--inputs: expected a JSON object with the inputs of objective {adapter.objective!r} "
             f"(ar: directions; mlm and diffusion: noise, draws, clean), got {inputs!r} ({error!r})"
         ) from error
-    unknown = {view.direction for view in views} - set(adapter.directions)
-    if not views or unknown:
+    asked = {view.direction for view in views}
+    if unknown := asked - {"n2c", "c2n", "none"}:
+        raise ExtractionError(f"--inputs: directions {sorted(unknown)}: expected n2c or c2n")
+    kept = [view for view in views if view.direction in adapter.directions]
+    if not kept:
         raise ExtractionError(
-            f"--inputs: {len(views)} views, directions {sorted(unknown)} that {adapter.family} cannot read; "
-            f"expected at least one view with directions among {adapter.directions}"
+            f"--inputs: no view is left for {adapter.family}: {len(views)} asked for, directions {sorted(asked)}; "
+            f"it reads {' and '.join(adapter.directions)}"
         )
-    return views
+    if len(kept) < len(views) and log is not None:
+        left_out = sorted(asked - set(adapter.directions))
+        log.warning(f"{adapter.family} does not read {' and '.join(left_out)}: left out")
+    return kept
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -651,7 +659,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             files=Files(options.moments, options.lens, options.stream),
             model_id=card["model_id"],
             nulls=nulls,
-            views=views_for(adapter, options.inputs),
+            views=views_for(adapter, options.inputs, log),
             seed=options.seed,
             n_anchors=options.anchors,
             token_budget=options.token_budget,
