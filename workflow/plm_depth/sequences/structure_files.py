@@ -69,8 +69,9 @@ class Chain:
         atom_positions, atom_names, atom_elements, atom_coordinates: every heavy atom: position of its residue, name,
             element, (A, 3) float32; a terminal OXT is among them.
         exact: (L,) whether the residue was standard or a selenomethionine of the amino acid that the sequence states.
-        method: in lower case, "predicted" or "unknown". resolution: NaN if none is stated. release: date of the last revision that the
-            file states, or "".
+        method: in lower case, "predicted" or "unknown".
+        resolution: NaN if none is stated.
+        release: date of the last revision that the file states, or "".
         is_predicted: whether the file says that its B factors are pLDDT.
         n_modified, n_mismatched: residues read as their parent; of another amino acid than the sequence states.
         left_out: what was not taken, by reason.
