@@ -387,6 +387,7 @@ def test_a_model_of_pieces_has_a_row_a_piece_and_an_empty_lens(tmp_path, caplog)
         counts = run(adapter, proteins, files, views=[FORWARD])
     assert counts["lens"] == 0 and "the lens table is empty" in caplog.text
     assert VectorTable(files.lens, LENS_KEYS).keys().num_rows == 0
+    assert VectorTable(files.moments, MOMENT_KEYS).constants["tokens_are_residues"] is False
     assert VectorTable(files.lens, LENS_KEYS).layer(1).shape == (0, len(adapter.vocabulary))
     moments, _ = rows_of([files.moments], MOMENT_KEYS)
     stream, _ = rows_of([files.stream], STREAM_KEYS)
@@ -463,6 +464,7 @@ def test_the_files_say_what_is_constant(tmp_path):
             "d_model": 32,
             "dtype": adapter.dtype,
             "readout": "seq",
+            "tokens_are_residues": True,
             "seed": 11,
             "version": VERSION,
         }

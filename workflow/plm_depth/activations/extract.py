@@ -465,6 +465,7 @@ def constants_of(adapter: Adapter, *, model_id: str, seed: int) -> dict[str, obj
         "d_model": adapter.d_model,
         "dtype": adapter.dtype,
         "readout": "seq",
+        "tokens_are_residues": adapter.tokens_are_residues,  # else a row of the moments is a piece of several residues
         "seed": seed,
         "version": VERSION,
         # The names of the lens columns of AMINO_ACIDS, in that order.
