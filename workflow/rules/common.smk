@@ -107,7 +107,7 @@ def where_to_fetch(wildcards):
         *("--repo", model["hub"]),
         *("--revision", model.get("revision", "main")),
         *("--files", model.get("files", "*.json,*.txt,*.safetensors,*.bin")),
-        *("--sha256", model.get("sha256", "")),
+        *(("--sha256", model["sha256"]) if "sha256" in model else ()),
     ]
 
 

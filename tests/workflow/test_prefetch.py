@@ -1,0 +1,115 @@
+"""`snakemake prefetch` fetches what a config names and nothing else; afterwards no rule needs a network."""
+
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+import stand_in_hub
+from plm_depth.models import manifest
+from small_study import CONFIG, ROOT, copy_repository, planned, snakemake
+from stand_in_hub import COMMIT, refuse
+
+pytestmark = pytest.mark.workflow
+FIXTURES = ROOT / "tests" / "fixtures"
+RULE = """
+
+rule tell_environment:
+    output:
+        "environment.txt",
+    shell:
+        "env > {output}"
+"""
+DOWNLOADS = [
+    "download_checkpoint model=esm2_hub",
+    "download_checkpoint model=progen2_tar",
+    "download_source filename=sequences.fasta",
+]
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory) -> Path:
+    """A copy of the repository whose study takes everything from elsewhere, and a rule that tells its environment."""
+    folder = copy_repository(tmp_path_factory.mktemp("prefetch"))
+    with tarfile.open(folder / "progen2-tiny.tar.gz", "w:gz") as tar:
+        for name in ("config.json", "pytorch_model.bin"):
+            tar.add(FIXTURES / "progen2" / "authors" / name, arcname=name)
+    config = yaml.safe_load(CONFIG)
+    del config["training"], config["datasets"][0]["part"]
+    config["sources"][0]["url"] = (folder / "resources" / "mini" / "sequences.fasta").as_uri()
+    config["models"] = [
+        {"model": "esm2_hub", "family": "esm2", "hub": "org/name", "revision": COMMIT},
+        {"model": "progen2_tar", "family": "progen2", "archive": (folder / "progen2-tiny.tar.gz").as_uri()},
+    ]
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    with (folder / "Snakefile").open("a", encoding="utf-8") as snakefile:
+        snakefile.write(RULE)
+    return folder
+
+
+@pytest.fixture
+def hub() -> Iterator[stand_in_hub.Hub]:
+    with stand_in_hub.running({p.name: p.read_bytes() for p in (FIXTURES / "esm2" / "hub").iterdir()}) as hub:
+        yield hub
+
+
+def online(hub: stand_in_hub.Hub) -> dict[str, str]:
+    return {"HF_ENDPOINT": hub.endpoint, "no_proxy": "127.0.0.1,localhost"}
+
+
+def only_downloads(jobs: list[str]) -> list[str]:
+    return [job for job in jobs if job.startswith("download_")]
+
+
+def test_prefetch_plans_exactly_the_downloads_of_the_paper_config(repository):
+    models = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())["models"]
+    jobs = planned(repository, "prefetch", configfile="config/config.yaml")
+    expected = [f"download_checkpoint model={model}" for model in models]
+    assert jobs == sorted([*expected, "download_source filename=uniref50.fasta.gz", "prefetch"])
+
+
+def test_a_licence_that_nobody_accepted_stops_before_any_job(repository):
+    config = yaml.safe_load((repository / "tiny.yaml").read_text())
+    (repository / "licence.yaml").write_text(yaml.safe_dump({**config, "models": ["progen3_3b"]}))
+    result = snakemake(repository, "--dry-run", "prefetch", configfile="licence.yaml")
+    said = result.stdout + result.stderr
+    assert result.returncode == 1 and "Traceback" not in said
+    assert (
+        "add 'CC-BY-NC-SA-4.0' to accepted_licences in the config after reading it at https://huggingface.co/" in said
+    )
+
+
+def test_after_a_prefetch_nothing_is_fetched_and_every_other_rule_is_offline(repository, hub):
+    assert planned(repository, "prefetch") == sorted([*DOWNLOADS, "prefetch"])
+    assert only_downloads(planned(repository)) == DOWNLOADS
+
+    hub.refusals[f"/api/models/org/name/revision/{COMMIT}"] = [refuse(404, "RevisionNotFound")]
+    failed = snakemake(repository, "--cores", "1", "prefetch", "--keep-going", variables=online(hub))
+    log = repository / "logs" / "download_checkpoint" / "esm2_hub.log"
+    assert log.exists(), failed.stdout + failed.stderr
+    assert failed.returncode == 1 and "no such commit; correct `revision`" in log.read_text()
+    assert "Traceback" not in log.read_text() and only_downloads(planned(repository)) == DOWNLOADS[:1]
+
+    result = snakemake(repository, "--cores", "1", "prefetch", variables=online(hub))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert only_downloads(planned(repository)) == []
+    for model, source in [("esm2_hub", "repo"), ("progen2_tar", "archive")]:
+        assert source in manifest.check(repository / "resources" / "checkpoints" / model)
+
+    hub.close()
+    cards = [f"results/tiny/cards/{model}.json" for model in ("esm2_hub", "progen2_tar")]
+    # Whatever the caller's environment says.
+    result = snakemake(repository, "--cores", "1", "environment.txt", *cards, variables={"HF_HUB_OFFLINE": "0"})
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "HF_HUB_OFFLINE=1" in (repository / "environment.txt").read_text().splitlines()
+    assert [json.loads((repository / card).read_text())["family"] for card in cards] == ["esm2", "progen2"]
+
+
+def test_another_commit_in_the_config_fetches_that_checkpoint_again_and_nothing_else(repository):
+    config = yaml.safe_load((repository / "tiny.yaml").read_text())
+    config["models"][0]["revision"] = "f" * 40
+    (repository / "moved.yaml").write_text(yaml.safe_dump(config))
+    assert only_downloads(planned(repository, configfile="moved.yaml")) == DOWNLOADS[:1]
