@@ -157,7 +157,7 @@ def run(adapter, proteins: list[tuple[str, str]], folder: Path, options: argpars
     ]
     missed = 0
     for what, ratio, aim, floor, sense in rows:
-        if math.isnan(floor):
+        if math.isnan(floor) or options.smoke:  # overhead is all there is in a tiny shape
             print(f"{what}: {ratio:.3f}")
             continue
         held = ratio <= floor if sense == "at most" else ratio >= floor
@@ -165,7 +165,7 @@ def run(adapter, proteins: list[tuple[str, str]], folder: Path, options: argpars
         missed += not held
         verdict = "aim met" if met else "floor holds" if held else "FLOOR MISSED"
         print(f"{what}: {ratio:.3f} (aim {sense} {aim:g}, floor {floor:g}): {verdict}")
-    return 1 if missed and not options.smoke else 0
+    return 1 if missed else 0
 
 
 def check(adapter, batches, logits, kept, cache: Path, files: Files) -> None:
