@@ -37,6 +37,12 @@ def test_the_shipped_mini_config_is_accepted_and_resolved(good):
     assert {m["objective"] for m in resolved.models.values()} == {"ar", "mlm", "diffusion"}
     assert resolved.n_shards("mini") == 1
     assert resolved.config["figures"] == FIGURES
+    assert len(resolved.structures) == 14
+
+
+def test_without_a_section_there_are_no_structures(good):
+    del good["structures"]
+    assert study(good).structures == []
 
 
 def paper(**changes: object) -> dict:
@@ -90,6 +96,9 @@ CASES = [
     ("sources.0.url", "nowhere.fasta", "sources.mini.url: no file nowhere.fasta"),
     ("sources.0.url", "ftp://host/x.gz", "sources.mini.url: 'ftp://host/x.gz'; expected a path"),
     ("sources.0.sha256", "abc", "sources[0].sha256: 'abc' does not fit"),
+    ("structures.source", "rcsb", "structures.source: 'rcsb' is not allowed; choose from folder, pdb, alphafold"),
+    ("structures.folder", "nowhere", "structures.folder: no folder 'nowhere'"),
+    ("structures", {"source": "pdb", "entries": ["../x"]}, "structures.entries: '../x': expected a PDB id"),
     ("training", KeyError, "datasets.mini.part: 'held_out' needs a training section"),
     ("training.held_out", 1.0, "training.held_out: 1.0; expected less than 1"),
     ("models.0.family", "esm5", "models[0].family: no family 'esm5'; did you mean 'esm2'?"),

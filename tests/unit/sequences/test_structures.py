@@ -392,21 +392,6 @@ def test_no_pattern_of_secondary_structure_reaches_over_a_break():
     assert conformation.segments(broken).tolist() == [0] * cut + [1] * (len(broken) - cut)
 
 
-def test_the_first_residue_after_a_break_donates_no_hydrogen_bond():
-    # Only the place of residue 40 is broken, by moving the C and O of residue 39: without a peptide bond there is no
-    # hydrogen, so the states must not depend on where the residue before the break points.
-    chain = read_chain(MINI / "6wg6_B.pdb")
-    states = []
-    for k in range(4):
-        xyz = chain.coordinates.copy()
-        direction = turned(np.array([[0, 0, 1.0]]), k, far=0.0)[0]
-        xyz[39, 2] = xyz[40, 0] + 3 * direction
-        xyz[39, 3] = xyz[39, 2] + 1.23 * turned(np.array([[0, 0, 1.0]]), 10 + k, far=0.0)[0]
-        xyz[39, 3] += 30 * direction  # out of reach of any acceptor
-        states.append("".join(conformation.secondary_structure(xyz, chain.sequence)[45:]))
-    assert len(set(states)) == 1
-
-
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 def test_very_short_chains_have_states(n):
     xyz = read_chain(MINI / "1lcd_A.pdb").coordinates[:n]

@@ -84,13 +84,11 @@ def secondary_structure(coordinates: np.ndarray, sequence: str) -> np.ndarray:
     elements = [mdtraj.element.Element.getBySymbol(name[0]) for name in BACKBONE_ATOMS[: O + 1]]
     chain, previous = None, -1
     for i in there:
-        first = stretch[i] != previous
-        if first:
+        if stretch[i] != previous:
             chain, previous = topology.add_chain(), stretch[i]
-        # The hydrogen is placed by the residue before. DSSP gives none to the first residue of a stretch; MDTraj would
-        # place it by the residue before the break, unless it takes the residue for a proline.
-        name = "PRO" if first or sequence[i] == "P" else "ALA"
-        residue = topology.add_residue(name, chain)
+        # The hydrogen of the first residue of a stretch is placed by a residue that is not bonded to it; no pattern
+        # counts a bond of that hydrogen, because each asks for the residue before its donor in the same chain.
+        residue = topology.add_residue("PRO" if sequence[i] == "P" else "ALA", chain)
         for atom, element in zip(BACKBONE_ATOMS, elements):
             topology.add_atom(atom, element, residue)
     xyz = _centred(coordinates[there])[:, : O + 1].reshape(1, -1, 3) / 10  # MDTraj counts in nm
