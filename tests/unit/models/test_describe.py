@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from plm_depth.models import describe
+from plm_depth.models import describe, manifest
 from plm_depth.models.base import CheckpointError
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
@@ -57,6 +57,31 @@ def test_a_model_opens_through_its_card_in_the_cards_dtype(tmp_path):
     assert describe.read_card(tmp_path / "card.json")["revision"] == "abc"
     adapter = describe.load_from_card(tmp_path / "card.json", digests=True)
     assert (adapter.family, adapter.dtype, adapter.n_blocks) == ("esm2", "bfloat16", 5)
+
+
+def fetched(folder: Path, **source: str) -> None:
+    """Leave the manifest of a download in a folder."""
+    digests = {path.name: manifest.digest_of(path) for path in folder.iterdir()}
+    manifest.write(folder, source, digests)
+
+
+def test_the_commit_of_a_fetched_checkpoint_comes_from_its_manifest(described):
+    folder, output = described
+    assert describe.read_card(output)["revision"] == "local"
+    fetched(folder, repo="org/name", revision="0" * 40)
+    assert write_card(folder, output, revision="none")["revision"] == "0" * 40
+    (folder / manifest.MANIFEST).unlink()
+    fetched(folder, archive="https://host/a.tar", sha256="1" * 64)
+    assert write_card(folder, output, revision="none")["revision"] == f"archive {'1' * 64}"
+
+
+def test_a_checkpoint_that_changed_since_it_was_fetched_is_not_described(described):
+    folder, output = described
+    fetched(folder, repo="org/name", revision="0" * 40)
+    with open(folder / "config.json", "a") as file:
+        file.write("\n")
+    with pytest.raises(SystemExit, match=r"config\.json: changed since it was fetched .*remove .* and run again"):
+        write_card(folder, output)
 
 
 def test_a_file_of_another_size_is_noticed(described):

@@ -4,7 +4,6 @@ Later stages open a model through its card, so that none of them runs on other b
 """
 
 import argparse
-import hashlib
 import json
 import logging
 import platform
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plm_depth import __version__
+from plm_depth.models import manifest
+from plm_depth.models.manifest import digest_of
 from plm_depth.progress import start_log
 from plm_depth.tables import write_text
 
@@ -45,11 +46,15 @@ CARD = {
 def describe(model_id: str, family: str, folder: Path, *, dtype: str = "float32", revision: str = "local") -> dict:
     """Return the card of a checkpoint (keys: ``CARD``), after loading it and passing its self-check.
 
+    Args:
+        revision: of a folder that this workflow did not fetch; of another the manifest of the download tells it.
     Raises:
-        ValueError: an unknown family.
-        CheckpointError: the checkpoint is not what its family publishes; see ``registry.load``.
+        ValueError: an unknown family, or a manifest that cannot be understood.
+        CheckpointError: the checkpoint is not what its family publishes, see ``registry.load``, or not the files that
+            were fetched.
     """
     from plm_depth.models import registry
+    from plm_depth.models.base import CheckpointError
 
     folder = Path(folder)
     adapter = registry.load(family, folder, dtype=dtype)
@@ -58,18 +63,27 @@ def describe(model_id: str, family: str, folder: Path, *, dtype: str = "float32"
         "%s: %s, %d blocks of width %d, %d parameters; stepping differs from the library by %.2g (relative)",
         *(model_id, family, adapter.n_blocks, adapter.d_model, adapter.n_parameters, error),
     )
+    noted = manifest.read(folder) or {"files": {}}
+    if "archive" in noted:
+        revision = f"archive {noted['sha256']}"
     files = []
     for path in adapter.files(folder):
-        size = path.stat().st_size
+        size, name = path.stat().st_size, path.relative_to(folder).as_posix()
         log.info("%s: digest of %.1f MB", path, size / 1e6)
-        files.append({"name": path.relative_to(folder).as_posix(), "bytes": size, "sha256": digest_of(path)})
+        files.append({"name": name, "bytes": size, "sha256": digest_of(path)})
+        fetched = noted["files"].get(name, {}).get("sha256", files[-1]["sha256"])
+        if files[-1]["sha256"] != fetched:
+            raise CheckpointError(
+                f"{path}: changed since it was fetched (SHA-256 {fetched}, now {files[-1]['sha256']}); remove {folder} "
+                "and run again"
+            )
     return {
         "model_id": model_id,
         "family": family,
         "objective": adapter.objective,
         "folder": str(folder),
         "files": files,
-        "revision": revision,
+        "revision": noted.get("revision", revision),
         "dtype": dtype,
         "n_blocks": adapter.n_blocks,
         "d_model": adapter.d_model,
@@ -84,12 +98,6 @@ def describe(model_id: str, family: str, folder: Path, *, dtype: str = "float32"
             **{name: version(name) for name in ("torch", "transformers", "safetensors")},
         },
     }
-
-
-def digest_of(path: Path) -> str:
-    """Return the SHA-256 of a file, hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_card(path: Path | str) -> dict:
