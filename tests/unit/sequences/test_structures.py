@@ -508,6 +508,12 @@ def test_b_factors_of_alphafold_models_are_plddt(tmp_path):
     assert np.array_equal(rows["plddt"], np.array([91.5, 91.5, NAN, 91.5, 91.5], np.float32), equal_nan=True)
 
 
+def test_a_crystal_structure_with_alphafold_in_its_title_is_no_prediction(tmp_path):
+    for head in (TITLE + "EXPDTA    X-RAY DIFFRACTION\n", "TITLE     A PROTEIN SOLVED WITH ALPHAFOLD\n"):
+        chain = read(tmp_path, pdb_text("GAVK", head=head, b=91.5))
+        assert not chain.is_predicted and chain.method != "predicted"
+
+
 def test_mmcif_models_say_that_they_are_predicted(tmp_path):
     text = WHOLE.read_text()
     chain = read(tmp_path, text + "_ma_qa_metric.id 1\n_ma_qa_metric.name pLDDT\n#\n", name="x.cif")

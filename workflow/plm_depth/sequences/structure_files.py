@@ -254,7 +254,8 @@ def _read_pdb(text: str, path: str | Path) -> _File:
         chains[chain.id] = list(places.values())
     header = structure.header
     method = str(header.get("structure_method") or "unknown").strip().lower()
-    predicted = any(line.startswith("TITLE") and "ALPHAFOLD" in line.upper() for line in lines)
+    # A crystal structure solved with the help of a model may have the word in its title, but it states its method.
+    predicted = method == "unknown" and any(line.startswith("TITLE     ALPHAFOLD") for line in lines)
     revisions = [_iso_date(line[13:22]) for line in lines if line.startswith("REVDAT")]
     return _File(
         chains,

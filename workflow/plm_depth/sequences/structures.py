@@ -8,8 +8,8 @@
 or without coordinates (BACKBONE); the FASTA file holds the sequences, to draw a data set from. What is read of a file,
 and how, stands in ``structure_files`` and ``conformation``.
 
-B factors are taken as pLDDT where the file says so (``_ma_qa_metric`` in mmCIF, ALPHAFOLD in the title of a PDB file),
-or as ``--confidence`` says: ``plddt`` always, ``none`` never.
+B factors are taken as pLDDT where the file says so (``_ma_qa_metric`` in mmCIF, a title that begins with ALPHAFOLD in
+PDB), or as ``--confidence`` says: ``plddt`` always, ``none`` never.
 """
 
 import argparse
