@@ -260,6 +260,8 @@ def test_neighbours_in_space_come_first_then_those_along_the_chain():
     near = esm3_structure.neighbours(alphas, known)
     assert near[0].tolist() == [0, 2, 4, 1, 3]
     assert near[3].tolist() == [3, 2, 4, 1, 0]
+    twice = esm3_structure.neighbours(torch.zeros(3, 3), torch.ones(3, dtype=torch.bool))
+    assert twice[:, 0].tolist() == [0, 1, 2]  # itself first, even where another residue is at the same place
     assert esm3_structure.neighbours(torch.randn(40, 3), torch.ones(40, dtype=torch.bool)).shape == (40, 16)
 
 
