@@ -41,18 +41,23 @@ EFFECTS = {
 
 
 def size_of(row: dict[str, str]) -> Size:
-    """Return the size of a row of the model sheet (all families of it have an MLP of four widths)."""
-    causal = row["family"] == "progen2"
+    """Return the size of a row of the model sheet.
+
+    All MLPs are taken to have the weights of a plain one of four widths: gated ones (ESM C, ESM3) have about as many;
+    of a mixture of experts this counts the experts that work.
+    """
+    causal = registry.FAMILIES[row["family"]].objective == "ar"
+    parallel = row["family"] == "progen2"
     itemsize = 4 if row["dtype"] == "float32" else 2
     d = int(row["d_model"])
-    return Size(int(row["n_blocks"]), d, 4 * d, 32 if causal else 33, causal, causal, itemsize)
+    return Size(int(row["n_blocks"]), d, 4 * d, 32 if causal else 33, parallel, causal, itemsize)
 
 
 def effects_of(size: Size, view: View, skips: Skips, length: int, token_budget: int) -> tuple[Cost, Cost]:
     """Return the cost of all sweeps of one protein in one view, and of the same done plainly."""
 
     class Reader:
-        can_branch = size.is_causal
+        can_branch = size.is_causal and size.is_parallel  # ProGen2
 
     sequence = "A" * length
     n_masked = round((view.noise_t if view.reads == "masked" else 0) * length)
@@ -93,7 +98,6 @@ def study(options: argparse.Namespace) -> None:
     kinds = effects.get("null_models")
     nulls = [n for n in config["nulls"] if kinds is None or n["null_model"] in kinds]
     n_networks = 1 + len(nulls)
-    objective = {"esm2": "mlm", "progen2": "ar", "dplm": "diffusion"}
     n_proteins = sum(dataset["size"] for dataset in config["datasets"])
     print(
         f"{n_proteins} proteins for activations, {effects['size']} for skip effects, {options.length} residues; "
@@ -106,7 +110,7 @@ def study(options: argparse.Namespace) -> None:
     sums = [0.0, 0.0]
     for name in config["models"]:
         row = rows[name]
-        size, kind = size_of(row), objective[row["family"]]
+        size, kind = size_of(row), registry.FAMILIES[row["family"]].objective
         views = views_of(kind, config["inputs"])
         skip_views = views_of(kind, {**config["inputs"], **effects.get("inputs", {})})
         one = forward_cost(size, options.length + 2)

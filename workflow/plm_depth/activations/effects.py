@@ -411,14 +411,7 @@ def reduce_effects(
         defined = clean > SMALLEST * largest
         ratio = np.divide(moved, clean, out=np.zeros_like(moved), where=defined)
     n = defined.sum(-1)
-    p95, largest = np.full((n_lanes, n_blocks), np.nan), np.full((n_lanes, n_blocks), np.nan)
-    whole = n == n_read
-    if n_read and whole.any():
-        p95[:, whole] = np.percentile(ratio[:, whole], 95, axis=-1)
-        largest[:, whole] = ratio[:, whole].max(-1)
-    for block in np.flatnonzero(~whole & (n > 0)):
-        values = ratio[:, block][:, defined[block]]
-        p95[:, block], largest[:, block] = np.percentile(values, 95, axis=-1), values.max(-1)
+    ordered = np.sort(np.where(defined, ratio, np.nan), axis=-1)  # NaN last
     repeated = np.broadcast_to(n, (n_lanes, n_blocks))
     return {
         "n": repeated,
@@ -427,8 +420,8 @@ def reduce_effects(
         "sumsq": np.square(ratio).sum(-1),
         "num": moved.sum(-1),
         "den": np.broadcast_to(clean.sum(-1), (n_lanes, n_blocks)),
-        "p95": p95,
-        "max": largest,
+        "p95": _of_sorted(ordered, repeated, 0.95),
+        "max": _of_sorted(ordered, repeated, 1.0),
     }
 
 
@@ -437,19 +430,26 @@ def reduce_output(values: np.ndarray) -> dict[str, np.ndarray]:
     defined = ~np.isnan(values)
     n = defined.sum(-1)
     filled = np.where(defined, values, 0.0)
-    p95, largest = np.full(n.shape, np.nan), np.full(n.shape, np.nan)
-    some = n > 0
-    if some.any():
-        p95[some] = np.nanpercentile(values[some], 95, axis=-1)
-        largest[some] = np.nanmax(values[some], axis=-1)
+    ordered = np.sort(values, axis=-1)  # NaN last
     return {
         "n": n,
         "n_nan": values.shape[-1] - n,
         "sum": filled.sum(-1),
         "sumsq": np.square(filled).sum(-1),
-        "p95": p95,
-        "max": largest,
+        "p95": _of_sorted(ordered, n, 0.95),
+        "max": _of_sorted(ordered, n, 1.0),
     }
+
+
+def _of_sorted(ordered: np.ndarray, n: np.ndarray, share: float) -> np.ndarray:
+    """Return a quantile of the first n entries of each sorted row, linearly interpolated, NaN where n is 0."""
+    if not ordered.shape[-1]:
+        return np.full(n.shape, np.nan)
+    place = share * np.maximum(n - 1, 0)
+    low = np.floor(place).astype(np.int64)
+    high = np.minimum(low + 1, np.maximum(n - 1, 0))
+    below, above = (np.take_along_axis(ordered, at[..., None], -1)[..., 0] for at in (low, high))
+    return np.where(n > 0, below + (above - below) * (place - low), np.nan)
 
 
 def _below(total: np.ndarray, n: np.ndarray, floor: np.ndarray) -> np.ndarray:

@@ -41,6 +41,7 @@ OUTPUTS = ("mean", "p95", "max")
 VIEW = tuple(name for name in COMMON if name != "mask_draw")  # what one measurement has in common
 SWEPT = ("part", "pos_set", "local", "ablation")
 READ = ("vocab", "quantity")
+ROWS_AT_ONCE = 20_000  # of per-protein tables, in memory together
 
 # ----------------------------------------------------------------------------------------------------------------
 # Reductions of matrices (..., n_blocks, n_blocks), source before target; only entries above the diagonal are read.
@@ -177,17 +178,33 @@ def _read(
     names = SWEPT if is_effect else (*SWEPT, *READ)
     accumulated: dict[tuple, _Sums] = {}
     for path, numbers in parts:
-        for rows in iterate_table(path, schema, parts=numbers):
+        for rows in _by_the_many(iterate_table(path, schema, parts=numbers)):
             rows = _of_view(rows, view)
             codes = [codes_of(rows.column(name)) for name in names]
             first, number = row_codes(codes)
-            for k, key in enumerate(rows.select(names).take(pa.array(first)).to_pylist()):
-                if wanted(key):
+            keys = rows.select(names).take(pa.array(first)).to_pylist()
+            wants = np.array([wanted(key) for key in keys], bool)
+            order = np.argsort(number, kind="stable")
+            ends = np.cumsum(np.bincount(number, minlength=len(keys)))
+            for k, key in enumerate(keys):
+                if wants[k]:
                     sums = accumulated.setdefault(
                         tuple(key.values()), _Sums(int(view["n_blocks"]), len(bootstrap.sequence_ids), is_effect)
                     )
-                    sums.add(rows.filter(pa.array(number == k)), bootstrap, path)
+                    sums.add(rows.take(pa.array(order[ends[k] - (number == k).sum() : ends[k]])), bootstrap, path)
     return {key: sums.measured() for key, sums in sorted(accumulated.items(), key=lambda item: str(item[0]))}
+
+
+def _by_the_many(parts: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """Yield tables joined to at least ``ROWS_AT_ONCE`` rows, the last one excepted."""
+    waiting: list[pa.Table] = []
+    for part in parts:
+        waiting.append(part)
+        if sum(table.num_rows for table in waiting) >= ROWS_AT_ONCE:
+            yield pa.concat_tables(waiting)
+            waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting)
 
 
 def _of_view(rows: pa.Table, view: View) -> pa.Table:
