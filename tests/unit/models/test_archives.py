@@ -108,6 +108,13 @@ def test_an_archive_that_came_whole_is_not_fetched_again_after_a_full_disk(serve
     assert server.seen == []
 
 
+@pytest.mark.parametrize("digest", [None, sha256(ARCHIVE)])
+def test_an_archive_of_an_earlier_run_that_cannot_be_told_is_fetched_again(server, tmp_path, digest):
+    (tmp_path / "checkpoint.archive").write_bytes(packed({"other": b"other"}))
+    from_archive(url(server), tmp_path / "checkpoint", sha256=digest)
+    assert "config.json" in names(tmp_path / "checkpoint") and server.asked("model.tar.gz") == [None]
+
+
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
 def test_each_compression_is_unpacked(tmp_path, mode):
     (tmp_path / "a.tar").write_bytes(packed({"./config.json": b"{}", "sub/weights.bin": b"w"}, mode=mode))
