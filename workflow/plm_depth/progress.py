@@ -57,7 +57,7 @@ class Progress:
 
 def clock(seconds: float) -> str:
     """Return seconds as 12s, 3m20s or 2h05m."""
-    whole = int(round(seconds))
+    whole = round(seconds)
     if whole < 60:
         return f"{whole}s"
     if whole < 3600:
