@@ -103,7 +103,7 @@ CASES = [
     ("training.held_out", 1.0, "training.held_out: 1.0; expected less than 1"),
     ("models.0.family", "esm5", "models[0].family: no family 'esm5'; did you mean 'esm2'?"),
     ("models.0.model", "a/b", "models[0].model: 'a/b' does not fit"),
-    ("models.0.recipe.n_heads", 7, "models[0].recipe: d_model 64 is not a multiple of n_heads 7"),
+    ("models.0.recipe.n_heads", 7, "is not a multiple of n_heads 7"),
     ("models.0.recipe.step", 7, "models[0].recipe.step: unknown key; did you mean 'steps'?"),
     ("models.0.path", "/x", "models[0]: give exactly one of path, hub, archive, recipe; found path, recipe"),
     ("models.0", "esm2_8mm", "models[0]: no model 'esm2_8mm' in config/models.tsv; did you mean 'esm2_8m'?"),
