@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from plm_depth.metrics import verdicts
 from plm_depth.randomness import generator
-from plm_depth.tables import LOSS, PROFILE, SUMMARY, write_table
+from plm_depth.tables import LOSS, PROFILE, SKIP, SUMMARY, VERDICT, write_table
 
 NULLS = (("trained", -1), ("randinit", 0), ("randinit", 1), ("randinit", 2), ("shuffle_w", 0), ("shuffle_seq", 0))
 INPUTS = {  # (direction, noise_t)
@@ -41,6 +42,20 @@ STATISTICS = (
     ("growth_beta", "var_h", np.nan),
     ("growth_gamma", "var_h", np.nan),
     ("growth_delta_aicc", "var_h", np.nan),
+)
+
+ENDINGS = {"profiles": "profile", "summaries": "summary", "losses": "loss", "skips": "skip", "verdicts": "verdict"}
+SWEEPS = (  # part, pos_set, local, ablation; "primary" is prefix or other
+    ("layer", "primary", False, "zero"),
+    ("layer", "all", False, "zero"),
+    ("attn", "all", False, "zero"),
+    ("mlp", "all", False, "zero"),
+)
+OTHER_SWEEPS = (
+    ("layer", "ctx2mask", False, "zero"),
+    ("layer", "primary", True, "zero"),
+    ("layer", "primary", False, "mean"),
+    ("attn", "primary", False, "zero"),
 )
 
 
@@ -237,6 +252,96 @@ def write_loss(model: Invented, path: Path, *, end: float = 2.85, reference: flo
     return path
 
 
+def write_skip(
+    model: Invented, path: Path, *, nulls: Sequence[tuple[str, int]] = NULLS, with_others: bool = True
+) -> Path:
+    """Write a SKIP table of one model; ``with_others``: also the rows that no figure shows."""
+    primary = "prefix" if model.objective == "ar" else "other"
+    parts = []
+    for (null, seed), (direction, noise) in itertools.product(nulls, _inputs(model, with_others)):
+        for part, pos_set, local, ablation in SWEEPS + (OTHER_SWEEPS if with_others else ()):
+            for aggregate in ("mean", "max") if with_others else ("mean",):
+                named = {"part": part, "pos_set": primary if pos_set == "primary" else pos_set, "local": local,
+                         "ablation": ablation, "agg": aggregate}  # fmt: skip
+                rng = generator(2, model.model, null, seed, direction, noise, *named.values())
+                common = _common(model, null, seed, direction, noise) | named
+                parts += _effects(model, common, rng)
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in SKIP.names}
+    write_table(columns, SKIP, path)
+    return path
+
+
+def _effects(model: Invented, common: dict, rng: np.random.Generator) -> list[dict]:
+    """Return columns of the matrix, its reductions and the output changes of one sweep."""
+    n, trained, elsewhere = model.n_blocks, common["null_model"] == "trained", common["pos_set"] != "all"
+    source, target = np.triu_indices(n)
+    depth = (np.arange(n) + 0.5) / n
+    strength = 1.3 * np.exp(-2.5 * depth) + 0.05 if trained else 0.5 - 0.25 * depth
+    matrix = strength[:, None] * np.exp(-np.abs(np.subtract.outer(depth, depth)) * 2) * rng.uniform(0.7, 1.4, (n, n))
+    np.fill_diagonal(matrix, 0.0 if elsewhere else 1.0)
+    later = np.where(np.triu(np.full((n, n), True), 1), matrix, np.nan)
+    blocks, none = np.arange(1, n + 1), np.full(n, -1)
+    rows, n_boot = [], 0 if common["agg"] == "max" else 2000
+
+    def add(quantity, src, tgt, value, vocab="none", below=0.0):
+        value = np.asarray(value, float)
+        half = np.abs(value) * 0.08 if n_boot else np.full(len(value), np.nan)
+        rows.append(
+            {name: np.full(len(value), item) for name, item in common.items()}
+            | {"quantity": np.full(len(value), quantity), "vocab": np.full(len(value), vocab), "src": src, "tgt": tgt,
+               "value": value, "ci_lo": value - half, "ci_hi": value + half, "n_seq": np.full(len(value), 40),
+               "n_cluster": np.full(len(value), 38), "n_boot": np.full(len(value), n_boot),
+               "n_nan": np.zeros(len(value), int), "below_floor": np.broadcast_to(below, len(value))}
+        )  # fmt: skip
+
+    far = (target - source > 0.6 * n) & (source > 0.2 * n) | (source == target) & elsewhere
+    add("effect", source + 1, target + 1, matrix[source, target], below=np.where(far, 0.9, 0.1))
+    add("influence", blocks, none, [*(np.nanmean(row) for row in later[:-1]), np.nan])
+    add("dependence", none, blocks, [np.nan, *(np.nanmean(column) for column in later.T[1:])])
+    for name in ("EE", "LL", "EL", "LL/EE"):
+        value = rng.uniform(0.2, 0.9) if n >= 4 else np.nan
+        add(name, [-1], [-1], [value])
+    change = (0.6 * np.exp(-3 * depth) + 0.02 if trained else 0.004 + 0 * depth) * rng.uniform(0.8, 1.2, n)
+    change = np.append(change[:-1] * (0.5 if elsewhere else 1.0), 0.0 if elsewhere else change[-1])
+    for vocab in ("aa20", "full"):
+        for quantity in ("l2", "kl_fo", "flip1"):
+            add(quantity, blocks, none, change * (0.8 if vocab == "full" else 1.0), vocab)
+        add("locality", blocks, none, np.append(0.7 - 0.5 * depth[:-1], 0.0) if elsewhere else np.ones(n), vocab)
+    return rows
+
+
+def write_verdicts(models: Sequence[Invented], path: Path) -> Path:
+    """Write the VERDICT table of a study: invented statistics, judged as real ones are."""
+    evidence = []
+    for number, model in enumerate(models):
+        networks = [_network(model, null, seed, number) for null, seed in NULLS[:4]]
+        about = verdicts.Model(model.model, model.family, model.objective, model.n_blocks)
+        evidence.append(verdicts.Evidence(about, networks[0], tuple(networks[1:])))
+    rows = verdicts.judged(evidence, verdicts.Margins(clusters=30))
+    write_table({name: [row[name] for row in rows] for name in VERDICT.names}, VERDICT, path)
+    return path
+
+
+def _network(model: Invented, null: str, seed: int, number: int) -> verdicts.Network:
+    """Return the statistics of one network; which outcome a model gets goes by its number."""
+    trained = null == "trained"
+    ratio = (0.6, 0.88, 1.25, 0.93)[number % 4] if trained else 0.95
+    means = {
+        "LL/EE": ratio, "LL/EE attn": ratio, "LL/EE local": ratio, "spearman dependence": -0.4, "late cos_u": 0.2,
+        "late/early locality": 0.6 if trained else 0.95, "late share of KL fall": 0.7 if trained else 0.52,
+        "late flips": 0.03, "depth score influence": 0.4 - model.n_blocks / 400,
+        "half contrast output": -0.3 - model.n_blocks / 200, "n80 output": 0.7 - model.n_blocks / 300,
+    }  # fmt: skip
+    statistics = {}
+    for name, value in means.items():
+        rng = generator(3, model.model, null, seed, name)
+        value = value * np.exp(rng.normal(0, 0 if trained else 0.02))
+        resampled = value + rng.normal(0, 0.012, 200)
+        statistics[name] = verdicts.Statistic(value, resampled, value * 1.5, 0.0, 40, 38)
+    failed = ("the last block changes the output at other positions",) if trained and number % 5 == 4 else ()
+    return verdicts.Network(statistics, failed)
+
+
 def _common(model: Invented, null: str, seed: int, direction: str, noise: float) -> dict:
     return {
         "model_id": model.model, "family": model.family, "objective": model.objective, "n_blocks": model.n_blocks,
@@ -254,12 +359,14 @@ def write_study(models: Sequence[Invented], folder: Path, *, with_others: bool =
     """Write all tables of a study; return the options of a figure's command that name them."""
     nulls = NULLS if with_others else NULLS[:3]
     folder.mkdir(parents=True, exist_ok=True)
-    options = {"--profiles": [], "--summaries": [], "--losses": []}
+    kinds = {"--profiles": write_profile, "--summaries": write_summary, "--skips": write_skip}
+    options = {option: [] for option in (*kinds, "--losses")}
     for model in models:
-        for option, write in (("profile", write_profile), ("summary", write_summary)):
-            path = write(model, folder / f"{model.model}.{option}.parquet", nulls=nulls, with_others=with_others)
-            options["--profiles" if option == "profile" else "--summaries"].append(path)
+        for option, write in kinds.items():
+            path = folder / f"{model.model}.{ENDINGS[option[2:]]}.parquet"
+            options[option].append(write(model, path, nulls=nulls, with_others=with_others))
         options["--losses"].append(write_loss(model, folder / f"{model.model}.loss.parquet"))
+    options["--verdicts"] = [write_verdicts(models, folder / "study.verdict.parquet")]
     arguments = ["--models", str(models_json(models, folder / "models.json"))]
     for option, paths in options.items():
         arguments += [option, *map(str, paths)]

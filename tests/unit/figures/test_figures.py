@@ -23,7 +23,10 @@ from unit.figures import invented
 MODULES = {name: importlib.import_module(f"plm_depth.figures.{name}") for _, name, _ in
            pkgutil.iter_modules(plm_depth.figures.__path__)}  # fmt: skip
 STAGES = {name: module.STAGE for name, module in MODULES.items() if hasattr(module, "STAGE")}
-PROFILE_FIGURES = sorted(name for name, module in MODULES.items() if hasattr(module, "ROWS") and name in STAGES)
+EFFECT_FIGURES = ["block_influence", "output_change", "skip_matrices", "verdicts"]
+PROFILE_FIGURES = sorted(
+    name for name, stage in STAGES.items() if hasattr(MODULES[name], "ROWS") and "profiles" in stage.reads
+)
 STUDIES = {"mini": invented.MINI, "large": invented.LARGE, "one": invented.MINI[3:4]}
 LONG = tuple(
     invented.Invented(f"m{i}", "a model with a name of many words that nobody shortened", f"family{i}", objective, 3)
@@ -41,8 +44,8 @@ def study_of(tmp_path_factory):
             folder = tmp_path_factory.mktemp(name)
             models = LONG if name == "long" else STUDIES[name]
             invented.write_study(models, folder, with_others=name not in ("large", "long"))
-            kinds = {"profiles": "profile", "summaries": "summary", "losses": "loss"}
-            tables = {kind: sorted(folder.glob(f"*.{ending}.parquet")) for kind, ending in kinds.items()}
+            endings = invented.ENDINGS.items()
+            tables = {kind: sorted(folder.glob(f"*.{ending}.parquet")) for kind, ending in endings}
             read[name] = door.read_study(folder / "models.json", tables)
         return read[name]
 
@@ -63,11 +66,11 @@ def drawn(stage, study):
     return numbers, figure
 
 
-def test_there_are_ten_figures_named_like_their_modules():
-    assert sorted(STAGES) == [
+def test_every_figure_is_named_like_its_module():
+    assert sorted(STAGES) == sorted([
         "contributions", "cosines", "depth_summary", "entropy", "lens_kl", "lens_overlap", "settling", "training_loss",
-        "update_norms", "variance",
-    ]  # fmt: skip
+        "update_norms", "variance", *EFFECT_FIGURES,
+    ])  # fmt: skip
     assert all(stage.name == name for name, stage in STAGES.items())
 
 
@@ -154,7 +157,7 @@ def words_of(figure) -> str:
     return "\n".join(text for text in texts if text).replace("\n", " ").replace("\N{NO-BREAK SPACE}", " ")
 
 
-@pytest.mark.parametrize("name", sorted(set(STAGES) - {"training_loss"}))
+@pytest.mark.parametrize("name", sorted(set(STAGES) - {"training_loss", "verdicts"}))
 def test_figures_state_proteins_clusters_resamples_and_seeds(figure_of, name):
     words = words_of(figure_of(name, "mini")[1])
     assert "n = 40 proteins in 38 similarity clusters" in words
@@ -164,7 +167,7 @@ def test_figures_state_proteins_clusters_resamples_and_seeds(figure_of, name):
 @pytest.mark.parametrize("name", sorted(STAGES))
 def test_figures_of_toys_say_so_and_others_do_not(figure_of, name):
     assert "Toy models: no evidence about real ones." in words_of(figure_of(name, "mini")[1])
-    if name in ("contributions", "depth_summary", "training_loss"):
+    if name in ("contributions", "depth_summary", "training_loss", *EFFECT_FIGURES):
         assert "Toy" not in words_of(figure_of(name, "large")[1])
 
 
@@ -319,7 +322,9 @@ def check_texts(figure):
 
 LAYOUTS = [
     *itertools.product(["mini", "one"], sorted(STAGES)),
-    *itertools.product(["large", "long"], ["contributions", "depth_summary", "lens_kl", "training_loss", "variance"]),
+    *itertools.product(
+        ["large", "long"], ["contributions", "depth_summary", "lens_kl", "training_loss", "variance", *EFFECT_FIGURES]
+    ),
 ]
 
 

@@ -120,7 +120,7 @@ def _read(path: Path, schema: pa.Schema, models: Sequence[Model]) -> pl.DataFram
 
 def log_counts(numbers: pl.DataFrame, models: Sequence[Model], log: logging.Logger) -> None:
     """Say how many numbers are drawn, how many are undefined, and which models lack an untrained network."""
-    log.info("%d numbers of %d models", numbers.height, numbers["model"].n_unique())
+    log.info("%d numbers of %d models", numbers.height, numbers["model"].drop_nulls().n_unique())
     undefined = numbers.filter(pl.col("value").is_nan())
     if undefined.height:
         log.info("%d of them are undefined: %s", undefined.height, ", ".join(undefined["quantity"].unique().sort()))

@@ -1,5 +1,6 @@
 """How numbers become a picture: profiles against relative depth, and statistics side by side, one way each."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,20 @@ class Row:
     limits: tuple[float, float] | None = None
 
 
+@dataclass(frozen=True)
+class Points:
+    """Quantities without a depth, drawn side by side as points with intervals, as one more row of panels.
+
+    Attributes:
+        quantities: from left to right, with the text of their ticks.
+        label, x_label: of the axes.
+    """
+
+    quantities: Mapping[str, str]
+    label: str
+    x_label: str
+
+
 def columns_of(models: Sequence[Model]) -> dict[str, list[Model]]:
     """Return the models of each family: families in order of appearance, models from shallow to deep."""
     families = dict.fromkeys(model.family for model in models)
@@ -77,16 +92,18 @@ def profile_figure(
     *,
     title: str,
     rows: Sequence[Row],
+    points: Points | None = None,
     notes: Sequence[str] = (),
     remarks: Mapping[str, str] | None = None,
 ) -> Figure:
     """Return profiles against relative depth: a column of panels a family, a row a quantity, a line a model.
 
     Args:
-        numbers: ``select.NUMBERS``; everything drawn comes from it.
+        numbers: ``select.NUMBERS`` or ``select.EFFECT_NUMBERS``; everything drawn comes from it.
         models: in the order of the study.
         title: one line at the top.
         rows: quantities from top to bottom.
+        points: a last row, of quantities without a depth.
         notes: sentences for the foot of the figure.
         remarks: further text about a model in its legend.
     """
@@ -95,8 +112,8 @@ def profile_figure(
         notes = [*notes, f"{hidden} values of 0 or less are not on the logarithmic axis, but in the table."]
     grid = FamilyGrid(
         models,
-        labels=[row.label for row in rows],
-        x_label="relative depth",
+        labels=[row.label for row in rows] + ([points.label] if points else []),
+        x_labels=["relative depth"] * len(rows) + ([points.x_label] if points else []),
         title=title,
         key=_profile_key(numbers, rows),
         notes=[*count_notes(numbers, models), *notes],
@@ -104,20 +121,26 @@ def profile_figure(
         remarks=remarks or {},
     )
     for (r, family), axes in grid.panels.items():
+        if r == len(rows):
+            _draw_points(axes, numbers, grid.columns[family], grid.looks, points)
+            continue
         _draw_profiles(axes, numbers, grid.columns[family], grid.looks, rows[r])
         axes.set_xlim(-0.02, 1.02)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
     for r, row in enumerate(rows):
         panels = [axes for (at, _), axes in grid.panels.items() if at == r]
         finish_value_axis(panels[0], is_log=row.is_log, limits=row.limits)
+    if points:
+        finish_value_axis(grid.panels[len(rows), next(iter(grid.columns))], limits=(0.0, 0.0))
     return grid.sheet.figure
 
 
 class FamilyGrid:
     """Panels of a figure with a column a family: headings above, axes with common scales, a legend below each column.
 
-    A single row of panels is folded into two beyond four families. Attributes: sheet; columns (models by family);
-    looks (colour and marker by model); panels (axes by row and family).
+    A row's axis is labelled where the row below has another one (``x_labels``, one a row) or there is none below. A
+    single row of panels is folded into two beyond four families. Attributes: sheet; columns (models by family); looks
+    (colour and marker by model); panels (axes by row and family).
     """
 
     def __init__(
@@ -125,7 +148,7 @@ class FamilyGrid:
         models: Sequence[Model],
         *,
         labels: Sequence[str],
-        x_label: str,
+        x_labels: Sequence[str],
         title: str,
         key: Sequence[Key],
         notes: Sequence[str],
@@ -151,9 +174,12 @@ class FamilyGrid:
         legend_heights = [
             sum(lines_of(legends[model.model]) * LINE + 0.03 for model in members) for members in self.columns.values()
         ]
-        panels_height = len(labels) * panel_height + (len(labels) - 1) * gap_y
+        # A row shows its axis if the next one has another.
+        feet = [*(one != other for one, other in itertools.pairwise(x_labels)), True]
+        gaps = [0.5 if is_shown else gap_y for is_shown in feet]
+        panels_height = len(labels) * panel_height + sum(gaps)
         fold_heights = [
-            heading_height + panels_height + 0.5 + max(legend_heights[start : start + n_columns]) + 0.1
+            heading_height + panels_height + max(legend_heights[start : start + n_columns]) + 0.1
             for start in range(0, len(families), n_columns)
         ]
         self.sheet = Sheet(
@@ -181,14 +207,12 @@ class FamilyGrid:
                 shared = self.panels.get((r, families[0]))
                 axes = self.sheet.axes(x, y, panel_width, panel_height, sharey=shared)
                 self.panels[r, family] = axes
-                is_bottom = r == len(labels) - 1
-                axes.tick_params(labelbottom=is_bottom, labelleft=column == 0)
-                if is_bottom:
-                    axes.set_xlabel(x_label, labelpad=2)
+                axes.tick_params(labelbottom=feet[r], labelleft=column == 0)
+                if feet[r]:
+                    axes.set_xlabel(x_labels[r], labelpad=2)
                 if column == 0:
                     self.sheet.text(0.25, y + panel_height / 2, label, va="center", ha="center", rotation=90)
-                y += panel_height + gap_y
-            y += 0.5 - gap_y
+                y += panel_height + gaps[r]
             for model in self.columns[family]:
                 colour, marker = self.looks[model.model]
                 self.sheet.line(
@@ -221,6 +245,33 @@ def _draw_profiles(
         if row.also:
             depth, value, _, _ = _line_of(own, "trained", row.also)
             axes.plot(depth, value, color=colour, linewidth=1.2, linestyle=DOTTED, zorder=4)
+
+
+def _draw_points(
+    axes: Axes, numbers: pl.DataFrame, members: Sequence[Model], looks: Mapping[str, tuple[str, str]], points: Points
+) -> None:
+    """Draw a group of points a quantity: models from left to right, the untrained network beside the trained."""
+    step = min(0.8 / (2 * len(members)), 0.16)
+    for place, quantity in enumerate(points.quantities):
+        for number, model in enumerate(members):
+            colour, marker = looks[model.model]
+            own = numbers.filter((pl.col("quantity") == quantity) & (pl.col("model") == model.model))
+            for row in own.iter_rows(named=True):
+                is_trained = row["network"] == "trained"
+                line, face, size, weight = dot_look(colour, is_trained=is_trained)
+                x = place + step * (2 * (number - (len(members) - 1) / 2) + (-0.5 if is_trained else 0.5))
+                axes.plot([x, x], [row["lo"], row["hi"]], color=line, linewidth=weight, zorder=3)
+                axes.plot(
+                    [x], [row["value"]], linestyle="none", marker=marker, markersize=size - 0.8, markerfacecolor=face,
+                    markeredgecolor=line, markeredgewidth=1.1, zorder=4,
+                )  # fmt: skip
+    axes.set_xlim(-0.5, len(points.quantities) - 0.5)
+    axes.set_xticks(range(len(points.quantities)), list(points.quantities.values()))
+
+
+def dot_look(colour: str, *, is_trained: bool) -> tuple[str, str, float, float]:
+    """Return line and face colour, size and line width (points) of a dot with an interval: filled if trained."""
+    return (colour, colour, 5.5, 2.2) if is_trained else (lighter(colour, 0.25), "white", 4.4, 1.2)
 
 
 def _line_of(numbers: pl.DataFrame, network: str, aggregate: str) -> tuple[np.ndarray, ...]:
@@ -394,11 +445,9 @@ def _draw_dots(
     own = numbers.filter((pl.col("quantity") == statistic.quantity) & (pl.col("parameter") == statistic.parameter))
     for row in own.iter_rows(named=True):
         colour, marker = looks[row["model"]]
-        if row["network"] == "trained":
-            line, face, size, weight, shift = colour, colour, 5.5, 2.2, -0.035
-        else:
-            line, face, size, weight, shift = lighter(colour, 0.25), "white", 4.4, 1.2, 0.06
-        y = places[row["model"]] + shift
+        is_trained = row["network"] == "trained"
+        line, face, size, weight = dot_look(colour, is_trained=is_trained)
+        y = places[row["model"]] + (-0.035 if is_trained else 0.06)
         axes.plot([row["lo"], row["hi"]], [y, y], color=line, linewidth=weight, zorder=3, clip_on=False)
         axes.plot(
             [row["value"]], [y], linestyle="none", marker=marker, markersize=size, markerfacecolor=face,

@@ -6,7 +6,9 @@ Primary inputs, for every figure alike:
 * masked models: the noise level next to 15 % (``PRIMARY_NOISE``), so 15 % wherever it was measured;
 * diffusion models: the mean over the noise grid;
 * condition ``seq`` and the sequence read-out; contributions over all residues; the lens read at hidden (or next)
-  residues, renormalised over the 20 canonical ones.
+  residues, renormalised over the 20 canonical ones;
+* skip effects: zero ablation, mean over positions, not the direct effects alone; read after the silenced positions
+  (autoregressive) or at those that were not silenced (masked, diffusion); output over the 20 canonical residues.
 
 Values, intervals and counts are those of the tables. The only arithmetic here is for the drawing: the relative depth of
 a layer, and the mean and range of an untrained network over its seeds.
@@ -49,6 +51,21 @@ NUMBERS = {
     "n_cluster": pl.Int64,
     "n_boot": pl.Int64,
 }
+
+# The columns of the numbers of skip effects, in this order.
+EFFECT_NUMBERS = {
+    **{column: NUMBERS[column] for column in tuple(NUMBERS)[: tuple(NUMBERS).index("quantity")]},
+    "quantity": pl.String,
+    "part": pl.String,  # what is silenced in the source block
+    "pos_set": pl.String,  # where it is silenced; see plm_depth.activations.interventions
+    "aggregate": pl.String,
+    "source": pl.Int64,  # block that is silenced; null in means over sources
+    "target": pl.Int64,  # block whose update is read; null in means over targets and for output changes
+    **{column: NUMBERS[column] for column in tuple(NUMBERS)[tuple(NUMBERS).index("relative_depth") :]},
+    "below_floor": pl.Float64,  # share of proteins below three noise floors
+}
+PRIMARY_POSITIONS = {"ar": "prefix", "mlm": "other", "diffusion": "other"}
+HALVES = ("EE", "EL", "LL")  # skip effects that belong to no single block
 
 
 class FigureError(ValueError):
@@ -268,6 +285,98 @@ def summary_numbers(study: Study, *, statistics: Sequence[tuple[str, str]]) -> p
     return _tidy(pl.concat(parts), study.models, names, ["statistic"])
 
 
+@dataclass(frozen=True)
+class Effect:
+    """One quantity of the skip tables that a figure shows.
+
+    Attributes:
+        quantity: as in the tables.
+        part: what is silenced in the source block.
+        is_everywhere: silenced (and read) at all positions, instead of at the primary ones.
+        is_optional: whether a model may lack it.
+    """
+
+    quantity: str
+    part: str = "layer"
+    is_everywhere: bool = False
+    is_optional: bool = False
+
+    def pos_set(self, objective: str) -> str:
+        """Return where the block is silenced in a model of this objective."""
+        return "all" if self.is_everywhere else PRIMARY_POSITIONS[objective]
+
+
+def effect_numbers(study: Study, *, effects: Sequence[Effect]) -> pl.DataFrame:
+    """Return skip effects of every model of the study (``EFFECT_NUMBERS``), trained first, then untrained.
+
+    A block stands at relative depth (k - 1/2) / n; effects between two blocks and means over a half have none.
+
+    Args:
+        effects: which rows, in the order in which they shall stand.
+    Raises:
+        FigureError: a model lacks an effect that is not optional, or one of its blocks, or a row stands twice.
+    """
+    parts = []
+    for model in study.models:
+        rows = _rows_of(study.skips, model, what="skips").filter(
+            ~pl.col("local") & (pl.col("ablation") == "zero") & (pl.col("agg") == "mean") & (pl.col("vocab") != "full")
+        )
+        for place, effect in enumerate(effects):
+            pos_set = effect.pos_set(model.objective)
+            own = rows.filter(
+                (pl.col("quantity") == effect.quantity)
+                & (pl.col("part") == effect.part)
+                & (pl.col("pos_set") == pos_set)
+            )
+            if effect.is_optional and own.is_empty():
+                continue
+            _check_effect(own, model, effect, pos_set)
+            parts.append(own.with_columns(order=pl.lit(place)))
+    block = pl.coalesce("source", "target").cast(pl.Float64)
+    rows = (
+        pl.concat(parts)
+        .with_columns(
+            source=pl.when(pl.col("src") > 0).then(pl.col("src").cast(pl.Int64)),
+            target=pl.when(pl.col("tgt") > 0).then(pl.col("tgt").cast(pl.Int64)),
+            aggregate=pl.col("agg"),
+        )
+        .with_columns(
+            relative_depth=pl.when((pl.col("quantity") == "effect") | block.is_null())
+            .then(math.nan)
+            .otherwise((block - 0.5) / pl.col("n_blocks"))
+        )
+    )
+    keys = ["model_id", "direction", "noise_t", "quantity", "part", "pos_set", "aggregate", "source", "target",
+            "relative_depth", "order"]  # fmt: skip
+    return (
+        _named(_networks(rows, keys, shares=["below_floor"]), study.models)
+        .sort("place", "order", "network", "source", "target", maintain_order=True)
+        .select(pl.col(column).cast(kind) for column, kind in EFFECT_NUMBERS.items())
+    )
+
+
+def _check_effect(rows: pl.DataFrame, model: Model, effect: Effect, pos_set: str) -> None:
+    label = f"{effect.quantity} of {effect.part} at {pos_set}"
+    blocks = range(1, model.n_blocks + 1)
+    expected = {
+        "effect": [(i, j) for i in blocks for j in blocks if i <= j],
+        "dependence": [(-1, j) for j in blocks],
+        **{name: [(-1, -1)] for name in HALVES},
+    }.get(effect.quantity, [(i, -1) for i in blocks])
+    if rows.filter(pl.col("null_model") == TRAINED).is_empty():
+        raise FigureError(
+            f"skips of {model.model}: no trained row of {label}; measure it (effects: skips: parts and pos_sets in the "
+            "config) or leave this figure out"
+        )
+    for (null, seed), one in rows.group_by("null_model", "null_seed", maintain_order=True):
+        came = one.select("src", "tgt").sort("src", "tgt").rows()
+        if came != expected:
+            raise FigureError(
+                f"skips of {model.model} ({null}, seed {seed}): {len(came)} rows of {label}, expected {len(expected)}, "
+                f"each block or pair of the {model.n_blocks} blocks once; run metrics.skip again"
+            )
+
+
 def statistic_name(stat: str, profile: str) -> str:
     """Return the name under which a summary statistic stands in a figure's numbers."""
     return f"{stat}: {profile}"
@@ -315,6 +424,23 @@ def _tidy(
 ) -> pl.DataFrame:
     """Return ``NUMBERS`` of table rows: untrained networks as mean and range over seeds, sorted, named for display."""
     keys = ["model_id", "direction", "noise_t", "quantity", "parameter", "aggregate", "layer", "relative_depth"]
+    order = {"quantity": list(quantities), "aggregate": list(aggregates), "network": ["trained", "untrained"]}
+    return (
+        _named(_networks(rows, keys), models)
+        .sort(
+            "place",
+            *(pl.col(column).replace_strict(values, range(len(values))) for column, values in order.items()),
+            "parameter",
+            "layer",
+            descending=[False] * 4 + [True, False],
+            maintain_order=True,
+        )
+        .select(pl.col(column).cast(kind) for column, kind in NUMBERS.items())
+    )
+
+
+def _networks(rows: pl.DataFrame, keys: Sequence[str], shares: Sequence[str] = ()) -> pl.DataFrame:
+    """Return the trained rows, then the untrained ones as mean and range over seeds; ``shares`` are averaged, too."""
     value = pl.col("value")
     trained = rows.filter(pl.col("null_model") == TRAINED).select(
         *keys,
@@ -327,6 +453,7 @@ def _tidy(
         "n_seq",
         "n_cluster",
         "n_boot",
+        *shares,
     )
     # NaN of any seed makes the mean NaN: a mean over fewer seeds than stated would not be what the figure says it is.
     is_defined = value.is_not_nan().all()
@@ -343,25 +470,17 @@ def _tidy(
             pl.col("n_seq").min(),
             pl.col("n_cluster").min(),
             pl.lit(0).alias("n_boot"),
+            *(pl.col(share).mean() for share in shares),
         )
     )
+    return pl.concat([trained, untrained.select(trained.columns)], how="vertical_relaxed")
+
+
+def _named(rows: pl.DataFrame, models: Sequence[Model]) -> pl.DataFrame:
+    """Return rows with what figures say of a model, and its ``place`` in the study."""
     names = pl.DataFrame(
         [(m.model, m.display_name, m.family, m.objective, m.n_blocks, place) for place, m in enumerate(models)],
         schema=["model", "display_name", "family", "objective", "n_blocks", "place"],
         orient="row",
     )
-    order = {"quantity": list(quantities), "aggregate": list(aggregates), "network": ["trained", "untrained"]}
-    both = pl.concat([trained, untrained.select(trained.columns)], how="vertical_relaxed")
-    return (
-        both.rename({"model_id": "model"})
-        .join(names, on="model", how="left")
-        .sort(
-            "place",
-            *(pl.col(column).replace_strict(values, range(len(values))) for column, values in order.items()),
-            "parameter",
-            "layer",
-            descending=[False] * 4 + [True, False],
-            maintain_order=True,
-        )
-        .select(pl.col(column).cast(kind) for column, kind in NUMBERS.items())
-    )
+    return rows.rename({"model_id": "model"}).join(names, on="model", how="left")

@@ -19,6 +19,10 @@ from plm_depth.figures.style import FONT_SIZE, GREY, TITLE_SIZE, name_of, text_w
 LINE = FONT_SIZE * 1.3 / 72  # inches from one line of text to the next
 MARGIN = 0.15
 TOY_NOTE = "Toy models: no evidence about real ones."
+POSITION_NOTES = {
+    "prefix": "Autoregressive models: silenced at the residues before a cut, read from the cut on.",
+    "other": "Masked and diffusion models: silenced at a random half of the residues, read at the others.",
+}
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,12 @@ class Sheet:
         points = [self._point(one, y) for one in x]
         self.figure.add_artist(Line2D([p[0] for p in points], [p[1] for p in points], **style))
 
+    def box(self, x: float, y: float, width: float, height: float, **style: object) -> None:
+        """Draw a rectangle whose upper left corner lies at (x, y)."""
+        corner = self._point(x, y + height)
+        size = (width / self.width, height / self.height)
+        self.figure.add_artist(Rectangle(corner, *size, **{"linewidth": 0, **style}))
+
     def _point(self, x: float, y: float) -> tuple[float, float]:
         return x / self.width, 1 - y / self.height
 
@@ -98,9 +108,7 @@ class Sheet:
 
     def _draw_key(self, entry: Key, x: float, y: float) -> None:
         if entry.is_band:
-            corner = self._point(x, y + 0.055)
-            size = (0.34 / self.width, 0.11 / self.height)
-            self.figure.add_artist(Rectangle(corner, *size, facecolor=GREY, alpha=0.2, linewidth=0))
+            self.box(x, y - 0.055, 0.34, 0.11, facecolor=GREY, alpha=0.2)
         self.line(
             [x, x + 0.17, x + 0.34],
             y,
@@ -135,6 +143,11 @@ def count_notes(numbers: pl.DataFrame, models: Sequence[Model]) -> list[str]:
     )
     missing = [name_of(model) for model in models if model.model not in set(untrained["model"])]
     return [*notes, f"Not measured untrained: {'; '.join(missing)}."] if missing else notes
+
+
+def position_notes(numbers: pl.DataFrame) -> list[str]:
+    """Return the sentences that say where blocks were silenced and read, of ``select.EFFECT_NUMBERS``."""
+    return [note for pos_set, note in POSITION_NOTES.items() if pos_set in numbers["pos_set"]]
 
 
 def span(counts: pl.Series) -> str:

@@ -71,7 +71,7 @@ def draw(numbers: pl.DataFrame, models: Sequence[Model]) -> Figure:
     grid = FamilyGrid(
         shown,
         labels=["loss per residue, nats"],
-        x_label="residues seen",
+        x_labels=["residues seen"],
         title=TITLE,
         key=key if "train" in numbers["quantity"] else [key[0], key[2]],
         notes=notes,
