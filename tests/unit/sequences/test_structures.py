@@ -374,6 +374,9 @@ def test_a_residue_without_all_of_its_backbone_is_missing_but_keeps_what_it_has(
     assert np.isfinite(chain.coordinates[2, BACKBONE_ATOMS.index("CA")]).all()
     assert chain.bonded.tolist() == [False, True, True, False, True]
     assert conformation.three_di(chain.coordinates)[2] == "-"
+    assert rows_of("x", chain)[1]["after_break"].tolist() == [True, False, False, True, False]
+    chain = read(tmp_path, "".join(x for x in lines if x[12:16] != " N  " or "VAL" not in x))
+    assert rows_of("x", chain)[1]["after_break"].tolist() == [True, False, False, False, False]
 
 
 def test_no_pattern_of_secondary_structure_reaches_over_a_break():
@@ -473,10 +476,11 @@ def test_ligands_waters_and_ions_are_left_out_and_counted(tmp_path):
     for k, (name, xyz) in enumerate(backbone_of(40).items()):  # a free amino acid far away
         text += atom_line(50 + k, name, "SER", 301, xyz, record="HETATM")
     text += atom_line(60, "CA", "CA", 302, (9, 9, 9), record="HETATM", element="CA")
+    text += atom_line(62, "CA", "CA", 304, (9, 9, 19), element="CA")  # also where it is not said to be a ligand
     text += atom_line(61, "O", "HOH", 303, (12, 9, 9), record="HETATM")
     chain = read(tmp_path, text + "END\n")
     assert chain.sequence == "GAVK"
-    assert chain.left_out == {"ligands and ions in chain A": 2, "waters": 1}
+    assert chain.left_out == {"ligands and ions in chain A": 3, "waters": 1}
 
 
 def test_hydrogens_are_not_among_the_atoms(tmp_path):
@@ -491,6 +495,17 @@ def test_the_first_model_is_read(tmp_path):
     body = [x.split("\n", 1)[1].removesuffix("END\n") for x in (first, second)]
     chain = read(tmp_path, f"MODEL        1\n{body[0]}ENDMDL\nMODEL        2\n{body[1]}ENDMDL\nEND\n")
     assert chain.coordinates[0, 0].tolist() == [0, 0, 0] and chain.left_out == {"further models": 1}
+
+
+def test_the_first_model_of_mmcif_is_read(tmp_path):
+    lines = WHOLE.read_text().splitlines(keepends=True)
+    atoms = [x for x in lines if x.startswith(("ATOM", "HETATM"))]
+    assert all(x.split()[-1] == "1" for x in atoms)  # pdbx_PDB_model_num
+    second = [" ".join([*x.split()[:10], "0.0", *x.split()[11:-1], "2"]) + "\n" for x in atoms]
+    end = lines.index(atoms[-1]) + 1
+    chain = read(tmp_path, "".join([*lines[:end], *second, *lines[end:]]), name="x.cif")
+    assert frame(chain).equals(frame(read_chain(WHOLE)))
+    assert chain.left_out == {"waters": 88, "further models": 1}
 
 
 # ----------------------------------------------------------------------------------------------------------------
