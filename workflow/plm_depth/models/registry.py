@@ -17,10 +17,14 @@ if TYPE_CHECKING:
 
 
 class Entry(NamedTuple):
-    """Where the class of a family stands, and its objective (so that a config is checked without loading torch)."""
+    """Where the class of a family stands, and what a config is checked by without loading torch.
+
+    ``reads_structure``: the parts of ``base.Structure`` any of which is enough to show it a structure; () if none is.
+    """
 
     where: str
     objective: str
+    reads_structure: tuple[str, ...] = ()
 
 
 FAMILIES = {  # every value is an Entry
@@ -28,10 +32,10 @@ FAMILIES = {  # every value is an Entry
     "dplm": Entry("plm_depth.models.esm:Dplm", "diffusion"),
     "esm1b": Entry("plm_depth.models.esm:Esm1b", "mlm"),
     "esm1v": Entry("plm_depth.models.esm:Esm1v", "mlm"),
-    "saprot": Entry("plm_depth.models.saprot:SaProt", "mlm"),
-    "dplm2": Entry("plm_depth.models.dplm2:Dplm2", "diffusion"),
+    "saprot": Entry("plm_depth.models.saprot:SaProt", "mlm", ("three_di",)),
+    "dplm2": Entry("plm_depth.models.dplm2:Dplm2", "diffusion", ("codes",)),
     "esmc": Entry("plm_depth.models.esmc:EsmC", "mlm"),
-    "esm3": Entry("plm_depth.models.esm3:Esm3", "mlm"),
+    "esm3": Entry("plm_depth.models.esm3:Esm3", "mlm", ("codes", "coordinates")),
     "protbert": Entry("plm_depth.models.protbert:ProtBert", "mlm"),
     "progen2": Entry("plm_depth.models.gptj:ProGen2", "ar"),
     "protgpt2": Entry("plm_depth.models.protgpt2:ProtGpt2", "ar"),
