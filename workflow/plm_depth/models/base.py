@@ -139,7 +139,8 @@ class Adapter(ABC):
         max_residues: longest protein the family was made for; longer ones are refused, never cut.
         directions: the reading directions, ("none",) or ("n2c", "c2n").
         conditions: what the model can be shown: "seq" (sequence), "seq_struct" (and structure), "struct" (structure
-            alone). Families with more than "seq" take ``structure``, ``condition`` and ``struct_at_mask`` in ``encode``.
+            alone). Families with more than "seq" take ``structure``, ``condition`` and ``struct_at_mask`` ("keep" or
+            "hide" what a hidden residue's structure is) in ``encode``.
         reads_structure: the parts of ``Structure`` any of which is enough for the conditions with structure.
         layouts: names of the on-disk layouts that the family is published in.
         can_branch: whether ``branch`` exists: a token sees tokens before it only, and its place is a number.
