@@ -1,6 +1,5 @@
 """Structures of a table of backbones, as models read them."""
 
-import hashlib
 import logging
 from pathlib import Path
 
@@ -12,42 +11,12 @@ from plm_depth.activations.structures import in_order, read_structures
 from plm_depth.models.base import Structure
 from plm_depth.models.saprot import STATES
 from plm_depth.sequences.structures import structures
-from plm_depth.tables import BACKBONE, TableWriter, as_table, read_table
+from plm_depth.tables import BACKBONE, TableError, read_table
+from small_backbone import backbone, write
 
 LOG = logging.getLogger("test")
 MINI = Path(__file__).parents[3] / "resources" / "mini" / "structures"
 COORDINATES = np.arange(5 * 9, dtype=np.float32).reshape(5, 3, 3)
-
-
-def backbone(name: str, sequence: str, *, states: str, plddt=np.nan, coordinates=None, **changes: object):
-    """Return the rows of one structure."""
-    n = len(sequence)
-    if coordinates is None:
-        coordinates = np.arange(n * 9, dtype=np.float32).reshape(n, 3, 3)
-    columns = {
-        "sequence_id": [name] * n,
-        "sequence_hash": [hashlib.sha256(sequence.encode()).hexdigest()] * n,
-        "position": list(range(n)),
-        "aa": list(sequence),
-        "is_resolved": [state != "-" for state in states],
-        "after_break": [False] * n,
-        "plddt": np.broadcast_to(np.float32(plddt), n),
-        **{atom: list(coordinates[:, k]) for k, atom in enumerate(("n", "ca", "c"))},
-        **{atom: [[np.nan] * 3] * n for atom in ("o", "cb")},
-        "three_di": list(states),
-        "ss8": ["-"] * n,
-        "ss3": ["-"] * n,
-        "rsa": [np.nan] * n,
-        "hse_up": [np.nan] * n,
-    }
-    return as_table(columns | changes, BACKBONE)
-
-
-def write(path, *tables):
-    with TableWriter(path, BACKBONE) as writer:
-        for table in tables:
-            writer.append(table)
-    return path
 
 
 def test_states_come_in_lower_case_and_hidden_where_nobody_knows_them(tmp_path):
@@ -90,14 +59,14 @@ def test_a_structure_belongs_to_a_protein_of_the_same_residues_whatever_its_name
 )
 def test_rows_that_are_not_the_residues_in_order_are_refused(tmp_path, changes):
     path = write(tmp_path / "b.parquet", backbone("A", "MKTAY", states="DVPQQ", **changes))
-    with pytest.raises(Exception, match=r"b\.parquet: A: rows of 5 residues; expected its 5 residues in order"):
+    with pytest.raises(TableError, match=r"b\.parquet: A: rows of 5 residues; expected its 5 residues in order"):
         read_structures(path, [("A", "MKTAY")])
 
 
 def test_a_structure_cut_in_two_is_refused(tmp_path):
     one = backbone("A", "MKTAY", states="DVPQQ")
     path = write(tmp_path / "b.parquet", one.slice(0, 2), backbone("B", "MKTAY", states="DVPQQ"), one.slice(2))
-    with pytest.raises(Exception, match="rows of A do not stand together"):
+    with pytest.raises(TableError, match="rows of A do not stand together"):
         read_structures(path, [("A", "MKTAY")])
 
 
