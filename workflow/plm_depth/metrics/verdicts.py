@@ -763,7 +763,7 @@ def _profiles(
         keys = part.keys
         kept = part.take(
             (keys["quantity"] == quantity) & (keys["pos_class"] == pos_class) & (keys["vocab"] == vocab)
-            & np.isin(keys["null_model"], ["trained", UNTRAINED])
+            & np.isin(keys["null_model"], ["trained", UNTRAINED]) & (keys["condition"] == "seq")
         )  # fmt: skip
         if len(kept):
             parts.append(kept)
