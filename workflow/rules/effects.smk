@@ -82,7 +82,7 @@ rule reduce_effects:
         mem_mb=4000,
         runtime=60,
     params:
-        grid=as_json(study.config["inputs"]["diffusion"]["noise"]),
+        grid=as_json(effect_grid()),
         resamples=study.config["bootstrap"]["resamples"],
         seed=SEED,
         code=code_of("metrics.skip"),
@@ -112,7 +112,7 @@ rule judge_claims:
         mem_mb=8000,
         runtime=120,
     params:
-        grid=as_json(study.config["inputs"]["diffusion"]["noise"]),
+        grid=as_json(effect_grid()),
         margins=as_json(study.config["verdicts"]),
         resamples=study.config["bootstrap"]["resamples"],
         seed=SEED,
