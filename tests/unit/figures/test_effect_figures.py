@@ -297,6 +297,20 @@ def test_points_of_halves_are_the_selected_numbers_with_their_intervals(study):
             assert (line.get_markerfacecolor() == "white") == (row["network"] == "untrained")
 
 
+def test_an_axis_is_labelled_once_below_the_last_row_that_has_it(study):
+    for module, expected in (
+        (block_influence, ["", "relative depth", "halves"]),
+        (output_change, ["", "", "", "relative depth"]),
+    ):
+        _, figure = picture(module.STAGE, study)
+        figure.canvas.draw()
+        for start in range(0, len(figure.axes), len(expected)):
+            column = figure.axes[start : start + len(expected)]
+            assert [axes.get_xlabel() for axes in column] == expected
+            for axes, label in zip(column, expected, strict=True):
+                assert any(tick.label1.get_visible() for tick in axes.xaxis.get_major_ticks()) == bool(label)
+
+
 def test_very_shallow_models_are_drawn_and_what_they_lack_is_counted(tmp_path):
     tables = [invented.write_skip(model, tmp_path / f"{model.model}.parquet", with_others=False) for model in SHALLOW]
     models = invented.models_json(SHALLOW, tmp_path / "models.json")
