@@ -91,7 +91,7 @@ CASES = [
     ("datasets.0.size", 0, "datasets[0].size: 0; expected at least 1"),
     ("datasets.0.part", "test", "datasets[0].part: 'test' is not allowed; choose from all, held_out"),
     ("datasets.0.source", "unirf", "datasets.mini.source: no source 'unirf'; there are: mini"),
-    ("datasets.0.min_length", 500, "datasets.mini: min_length 500 is above max_length 400"),
+    ("datasets.0.min_length", 500, "datasets.mini: min_length 500 is above max_length 200"),
     ("datasets.0.shardsize", 5, "datasets[0].shardsize: unknown key; did you mean 'shard_size'?"),
     ("sources.0.url", "nowhere.fasta", "sources.mini.url: no file nowhere.fasta"),
     ("sources.0.url", "ftp://host/x.gz", "sources.mini.url: 'ftp://host/x.gz'; expected a path"),

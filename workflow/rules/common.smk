@@ -97,6 +97,15 @@ def source_of_file(filename):
     )
 
 
+def structure_of_file(filename):
+    """Return an entry whose download has this file name; entries of one file share address and digest."""
+    return next(
+        entry
+        for entry in study.structures
+        if entry.url and Path(entry.path).name == filename
+    )
+
+
 def shards_of(dataset):
     return range(study.n_shards(dataset))
 
@@ -227,6 +236,14 @@ def effect_inputs_of(model):
         **EFFECTS["inputs"].get(objective, {}),
     }
     return {objective: inputs}
+
+
+def effect_grid():
+    """Return the noise levels over which effects of diffusion models are averaged: those at which they are measured."""
+    return {
+        **study.config["inputs"]["diffusion"],
+        **EFFECTS["inputs"].get("diffusion", {}),
+    }["noise"]
 
 
 def per_effect_shard(table):

@@ -82,7 +82,7 @@ rule reduce_effects:
         mem_mb=4000,
         runtime=60,
     params:
-        grid=as_json(study.config["inputs"]["diffusion"]["noise"]),
+        grid=as_json(effect_grid()),
         resamples=study.config["bootstrap"]["resamples"],
         seed=SEED,
         code=code_of("metrics.skip"),
@@ -113,6 +113,7 @@ rule judge_claims:
         runtime=120,
     params:
         grid=as_json(study.config["inputs"]["diffusion"]["noise"]),
+        effect_grid=as_json(effect_grid()),
         margins=as_json(study.config["verdicts"]),
         resamples=study.config["bootstrap"]["resamples"],
         seed=SEED,
@@ -120,5 +121,6 @@ rule judge_claims:
     shell:
         "python -m plm_depth.metrics.verdicts --skip-seq {input.skip:q} --out-seq {input.change:q}"
         " --lens {input.lens:q} --contributions {input.contributions:q} --clusters {input.clusters:q}"
-        " --models {input.models:q} --grid {params.grid:q} --margins {params.margins:q}"
+        " --models {input.models:q} --grid {params.grid:q}"
+        " --effect-grid {params.effect_grid:q} --margins {params.margins:q}"
         " --resamples {params.resamples} --seed {params.seed} --output {output:q} > {log:q} 2>&1"

@@ -8,15 +8,6 @@ Gives   results/{study}/structures/structures.parquet, backbone.parquet, and seq
 STRUCTURE = study.config["structures"]
 
 
-def structure_of_file(filename):
-    """Return an entry whose download has this file name; entries of one file share address and digest."""
-    return next(
-        entry
-        for entry in study.structures
-        if entry.url and Path(entry.path).name == filename
-    )
-
-
 rule download_structure:
     output:
         "resources/downloads/structures/{filename}",

@@ -27,6 +27,7 @@ from plm_depth.activations.extract import ExtractionError
 from plm_depth.activations.interventions import InterventionError
 from plm_depth.activations.nulls import Null
 from plm_depth.activations.sweep import OUTPUTS
+from plm_depth.models import checkpoints
 from plm_depth.models.registry import build
 from plm_depth.randomness import generator
 from plm_depth.tables import AMINO_ACIDS, SKIP_OUT_SEQ, SKIP_SEQ, TableError, read_metadata, read_table
@@ -362,6 +363,38 @@ class TestAblations:
         }  # fmt: skip
         values = {a: rows(effect, ablation=a, src=1, local=False)[0]["sum"][2] for a in ("zero", "mean", "resample")}
         assert len(set(values.values())) == 3 and min(values.values()) > 0
+
+
+class TestHalfPrecision:
+    @pytest.mark.parametrize("family", ["esm2", "progen2", "esmc"])
+    def test_effects_are_those_of_single_precision_within_a_few_percent(self, tmp_path, family):
+        sizes = {"n_blocks": 3, "d_model": 64, "n_heads": 1 if family == "esmc" else 8}
+        view = FORWARD if family == "progen2" else MASKED
+        found = {}
+        for dtype in ("float32", "bfloat16"):
+            adapter = build(family, sizes, seed=1)
+            with torch.no_grad():
+                for parameter in adapter.module.parameters():
+                    if parameter.ndim > 1:
+                        parameter.mul_(4)
+            checkpoints.cast_parameters(adapter.module, dtype)
+            adapter.dtype = dtype
+            found[dtype], _ = run(
+                tmp_path,
+                adapter,
+                proteins(2),
+                views=[view],
+                name=dtype,
+                reference=proteins(4),
+                skips={"pos_sets": ("all", "prefix"), "ablations": ("zero", "mean", "resample")},
+            )
+        keys = ["sequence_id", "part", "pos_set", "local", "ablation", "draw", "src"]
+        by_key = {tuple(row[k] for k in keys): row for row in found["float32"].to_pylist()}
+        assert found["bfloat16"].column("dtype").unique().to_pylist() == ["bfloat16"]
+        for row in found["bfloat16"].to_pylist():
+            same = by_key[tuple(row[k] for k in keys)]
+            assert row["n"] == same["n"]
+            np.testing.assert_allclose(row["sum"], same["sum"], rtol=0.08, atol=0.02 * max(same["n"]))
 
 
 class TestNoiseFloor:

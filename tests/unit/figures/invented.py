@@ -295,7 +295,13 @@ def _effects(model: Invented, common: dict, rng: np.random.Generator) -> list[di
         )  # fmt: skip
 
     far = (target - source > 0.6 * n) & (source > 0.2 * n) | (source == target) & elsewhere
-    add("effect", source + 1, target + 1, matrix[source, target], below=np.where(far, 0.9, 0.1))
+    add(
+        "effect",
+        source + 1,
+        target + 1,
+        matrix[source, target],
+        below=np.where(far, 0.9, 0.1) + 0.02 * max(common["null_seed"], 0),
+    )
     add("influence", blocks, none, [*(np.nanmean(row) for row in later[:-1]), np.nan])
     add("dependence", none, blocks, [np.nan, *(np.nanmean(column) for column in later.T[1:])])
     for name in ("EE", "LL", "EL", "LL/EE"):

@@ -10,7 +10,9 @@ from docutils.core import publish_parts
 from jinja2 import Environment, StrictUndefined
 
 import plm_depth.figures
-from plm_depth.figures import entropy, select, settling
+from plm_depth.figures import entropy, select, settling, skip_matrices, verdicts
+from plm_depth.figures.style import effect_norm
+from plm_depth.metrics.verdicts import CLAIMS
 
 ROOT = Path(plm_depth.figures.__file__).parents[3]
 FIGURES = sorted(
@@ -98,6 +100,35 @@ def test_captions_of_measurements_speak_of_the_untrained_network_and_the_interva
 
 def test_the_caption_of_contributions_says_that_they_fall_in_untrained_networks_too():
     assert "In an untrained pre-norm network, too" in page("contributions", CONFIGS["own"]).replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("name", "phrase"),
+    [
+        ("skip_matrices", "In untrained networks, too, effects among late blocks are smaller"),
+        ("output_change", "there, too, late blocks may change it less than early ones"),
+        ("block_influence", "Untrained networks show that, too"),
+        ("verdicts", "beyond the margin, but an untrained network shows it, too"),
+    ],
+)
+def test_captions_of_effects_say_what_speaks_against_them(name, phrase):
+    text = page(name, CONFIGS["own"]).replace("\n", " ")
+    assert phrase in text and "off-distribution" in text
+
+
+def test_the_caption_of_the_verdicts_explains_every_outcome_and_claim():
+    text = page("verdicts", CONFIGS["own"]).replace("\n", " ")
+    for word, _ in verdicts.OUTCOMES.values():
+        assert f"<strong>{word}</strong>:" in text
+    for claim, statement in CLAIMS.items():
+        assert claim in text
+        assert claim in ("K3", "K4") or f"{claim}: {statement}" in text
+
+
+def test_the_caption_of_the_matrices_says_when_a_cell_is_grey_and_where_the_scale_ends():
+    text = page("skip_matrices", CONFIGS["own"]).replace("\n", " ")
+    assert skip_matrices.FLOOR_SHARE == 0.5 and "in more than half of the proteins" in text
+    assert effect_norm().vmax == 1 and "The colour scale ends at 1;" in text
 
 
 def test_captions_give_the_constants_that_the_figures_use():

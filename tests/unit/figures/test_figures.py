@@ -333,6 +333,21 @@ def test_no_text_is_cut_off_or_runs_into_another(figure_of, name, study):
     check_texts(figure_of(name, study)[1])
 
 
+def test_block_numbers_of_narrow_matrices_stay_within_their_panels(figure_of):
+    _, figure = figure_of("skip_matrices", "large")
+    figure.set_dpi(72)
+    panels = [axes for axes in figure.axes if axes.get_xlabel() == "target block"]
+    assert len(panels) == 40
+    with matplotlib.rc_context(RC):
+        renderer = RendererSVG(*figure.bbox.size, io.StringIO())
+        figure.draw(renderer)
+        for axes in panels:
+            room = axes.get_window_extent(renderer)
+            for label in axes.get_xticklabels():
+                box = label.get_window_extent(renderer)
+                assert room.x0 <= box.x0 and box.x1 <= room.x1, label.get_text()
+
+
 @pytest.mark.parametrize("factor", [3e-7, 2e-4, 0.02, 40.0, 3e8])
 @pytest.mark.parametrize("name", ["variance", "update_norms", "lens_kl", "cosines"])
 def test_ticks_of_any_size_stay_clear_of_the_axis_labels(study_of, name, factor):

@@ -284,18 +284,27 @@ def short_noise_floor():
     effects.FLOOR_LENGTHS = kept
 
 
-def tables_of(folder, adapter, model: Model, nulls, *, parts=("layer",), more_sets=(), **conditions) -> list:
+def tables_of(
+    folder, adapter, model: Model, nulls, *, parts=("layer",), more_sets=(), views=None, effect_views=None, **conditions
+) -> list:
     """Return the four per-protein tables of a model and its null models, through the stages."""
     folder.mkdir(parents=True, exist_ok=True)
-    view = View("n2c", math.nan, -1) if adapter.objective == "ar" else View("none", 0.15, 0)
+    views = views or [View("n2c", math.nan, -1) if adapter.objective == "ar" else View("none", 0.15, 0)]
     subset = "prefix" if adapter.objective == "ar" else "other"
     names = ("skip", "out", "moments", "logits", "stream", "contributions", "lens")
     path = {name: folder / f"{name}.parquet" for name in names}
     networks = [Null("trained", -1), *nulls]
-    options = dict(model_id=model.model, nulls=networks, views=[view], seed=0, log=LOG)
+    options = dict(model_id=model.model, nulls=networks, views=views, seed=0, log=LOG)
+    effect_options = options | {"views": effect_views or views}
     skips = Skips(parts=parts, pos_sets=("all", subset, *more_sets), draws=1, local=False)
     measure(
-        adapter, proteins(), skip=path["skip"], output_change=path["out"], skips=skips, token_budget=10**5, **options
+        adapter,
+        proteins(),
+        skip=path["skip"],
+        output_change=path["out"],
+        skips=skips,
+        token_budget=10**5,
+        **effect_options,
     )
     files = Files(path["moments"], path["logits"], path["stream"])
     extract(adapter, proteins(), files=files, **options, **conditions)
@@ -617,6 +626,19 @@ class TestStage:
     def test_what_does_not_fit_ends_in_one_message(self, study, changed, message):
         with pytest.raises(SystemExit, match=message):
             stage.main(self.arguments(study, **changed))
+
+    def test_skip_effects_may_have_fewer_noise_levels_than_the_lens(self, tmp_path):
+        adapter = toy(seed=50, n_blocks=4, objective="diffusion")
+        model = Model("m", "toy", "diffusion", 4)
+        few, many = [View("none", 0.5, 0)], [View("none", t, 0) for t in (0.1, 0.5)]
+        paths = tables_of(tmp_path, adapter, model, [Null("randinit", 0)], views=many, effect_views=few)
+        tables = [[p] for p in paths]
+        found = evidence_of(model, *tables, BOOTSTRAP, grid=[0.1, 0.5], effect_grid=[0.5]).trained.statistics
+        same = evidence_of(model, *tables, BOOTSTRAP, grid=[0.5]).trained.statistics
+        assert found["LL/EE"].value == same["LL/EE"].value
+        assert found["late share of KL fall"].value != same["late share of KL fall"].value
+        with pytest.raises(TableError, match="give --grid"):
+            evidence_of(model, *tables, BOOTSTRAP, grid=[0.1, 0.5])
 
     def test_a_model_that_is_another_than_its_tables_say_is_refused(self, study):
         folder, models, paths, _ = study

@@ -3,7 +3,6 @@
 # Of the tables that ``activations.extract`` writes. Raise it by hand when a change can alter a number: it is a setting
 # of the GPU stages, so that a reworded comment costs no forward pass. Readable without importing torch.
 VERSION = 1
-EFFECTS_VERSION = 1  # the same for the tables of ``activations.effects``
 
 # The same for the tables that ``activations.effects`` writes.
 EFFECTS_VERSION = 1

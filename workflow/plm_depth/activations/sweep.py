@@ -27,6 +27,7 @@ from plm_depth.models.fast import Steps, steps
 
 OUTPUTS = ("l2", "kl_fo", "tv", "flip1", "dnll")  # the five quantities of the output change
 VOCABULARIES = ("aa20", "full")
+NUMBERS_AT_ONCE = 4_000_000  # log-probabilities that are compared together
 
 
 @dataclass(frozen=True, eq=False)
@@ -402,10 +403,15 @@ def _widened(updates: Updates, dtype: torch.dtype) -> Updates:
 
 
 def _read_out(adapter: Adapter, works: Sequence[Work], carried: _Lanes) -> dict[str, np.ndarray]:
-    """Return per vocabulary (n_lanes, n_works, 5, n_reads): the head runs at read tokens only, a lane at a time."""
+    """Return per vocabulary (n_lanes, n_works, 5, n_reads): the head runs at read tokens only.
+
+    It runs a lane at a time, in the shape of the clean run, so that equal streams read out to equal bits; what comes
+    after the head is done for many lanes together.
+    """
     n_works, n_reads = len(works), max(len(work.reads) for work in works)
     result = {name: np.full((len(carried.lanes), n_works, len(OUTPUTS), n_reads), np.nan) for name in VOCABULARIES}
-    if not n_reads:
+    propagating = [lane for lane in range(len(carried.lanes)) if lane not in carried.taken]
+    if not n_reads or not propagating:
         return result
     device = carried.streams.device
     reads = np.zeros((n_works, n_reads), np.int64)
@@ -413,27 +419,25 @@ def _read_out(adapter: Adapter, works: Sequence[Work], carried: _Lanes) -> dict[
     for w, work in enumerate(works):
         reads[w, : len(work.reads)], true[w, : len(work.true)] = work.reads, work.true
     at = torch.from_numpy(reads).to(device)
-    columns = {
-        "aa20": torch.as_tensor(adapter.residue_ids, device=device),
-        "full": torch.as_tensor(sorted(adapter.vocabulary), device=device),
-    }
     rows = torch.arange(n_works, device=device)[:, None]
+    columns = {"aa20": adapter.residue_ids, "full": np.array(sorted(adapter.vocabulary))}
+    of_column = {name: torch.as_tensor(ids, device=device) for name, ids in columns.items()}
+    targets = {name: torch.from_numpy(_place_of(true, ids)).to(device) for name, ids in columns.items()}
 
-    def logits(part: slice) -> Tensor:
-        return adapter.read_out(carried.streams[part][rows, at]).double()
+    def logits(part: slice) -> dict[str, Tensor]:
+        found = adapter.read_out(carried.streams[part][rows, at])
+        return {name: found[..., column].double() for name, column in of_column.items()}
 
-    clean = logits(slice(0, n_works))
-    before = {name: clean[..., column].log_softmax(-1) for name, column in columns.items()}
-    targets = {name: _place_of(true, column.cpu().numpy()) for name, column in columns.items()}
-    for lane in range(len(carried.lanes)):
-        if lane in carried.taken:
-            continue
-        altered = logits(carried.rows(lane))
-        for name, column in columns.items():
-            changes = output_changes(
-                before[name], altered[..., column].log_softmax(-1), torch.from_numpy(targets[name]).to(device)
+    before = {name: x.log_softmax(-1) for name, x in logits(slice(0, n_works)).items()}
+    together = max(1, NUMBERS_AT_ONCE // before["full"].numel())
+    for start in range(0, len(propagating), together):
+        lanes = propagating[start : start + together]
+        altered = [logits(carried.rows(lane)) for lane in lanes]
+        for name in VOCABULARIES:
+            after = torch.stack([x[name] for x in altered]).log_softmax(-1)
+            result[name][lanes] = (
+                output_changes(before[name], after, targets[name].expand(after.shape[:-1])).cpu().numpy()
             )
-            result[name][lane] = changes.cpu().numpy()
     return result
 
 
@@ -453,7 +457,7 @@ def output_changes(before: Tensor, after: Tensor, true: Tensor) -> Tensor:
     log-likelihood of the true residue in nats.
 
     Args:
-        before, after: log-probabilities (..., n_reads, n_columns).
+        before, after: log-probabilities (..., n_reads, n_columns); ``before`` may lack leading axes of ``after``.
         true: (..., n_reads) column of the true residue, -1 where there is none (dnll NaN).
     Raises:
         ValueError: a KL divergence below -1e-6, which no rounding explains.
@@ -462,7 +466,8 @@ def output_changes(before: Tensor, after: Tensor, true: Tensor) -> Tensor:
     kl = torch.where(p > 0, p * (before - after), 0).sum(-1)
     if bool((kl < -1e-6).any()):
         raise ValueError(f"KL divergence {float(kl.min()):.3g} below 0: the log-probabilities are not normalised")
-    likelihood = [x.gather(-1, true.clamp(min=0)[..., None])[..., 0] for x in (before, after)]
+    target = true.clamp(min=0)[..., None]
+    likelihood = [x.expand_as(after).gather(-1, target)[..., 0] for x in (before, after)]
     changes = (
         torch.linalg.vector_norm(p - q, dim=-1),
         kl.clamp(min=0),

@@ -232,11 +232,14 @@ def _draw_profiles(
         colour, marker = looks[model.model]
         own = numbers.filter((pl.col("quantity") == row.quantity) & (pl.col("model") == model.model))
         untrained = _line_of(own, "untrained", row.aggregate)
-        if len(untrained):
+        if untrained:
             depth, value, lo, hi = untrained
             axes.fill_between(depth, lo, hi, color=colour, alpha=0.10, linewidth=0, zorder=2)
             axes.plot(depth, value, color=lighter(colour, 0.25), linewidth=1.1, linestyle=DASHED, zorder=3)
-        depth, value, lo, hi = _line_of(own, "trained", row.aggregate)
+        trained = _line_of(own, "trained", row.aggregate)
+        if not trained:  # a quantity that this model need not have
+            continue
+        depth, value, lo, hi = trained
         axes.fill_between(depth, lo, hi, color=colour, alpha=0.22, linewidth=0, zorder=4)
         axes.plot(
             depth, value, color=colour, linewidth=1.7, marker=marker, markersize=4.5, zorder=5,

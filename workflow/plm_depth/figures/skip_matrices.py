@@ -148,7 +148,7 @@ def _draw_scale(sheet: Sheet) -> None:
 
 
 def _notes(numbers: pl.DataFrame) -> list[str]:
-    notes = ["Intervals stand in the table."]
+    notes = ["Cells are means; their intervals stand in the table."]
     clipped = numbers.filter(pl.col("value").is_not_nan() & (pl.col("value") > 1)).height
     if clipped:
         notes.append(f"{clipped:,} of {numbers.height:,} cells are larger than 1 and shown as 1.")

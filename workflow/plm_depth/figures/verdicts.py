@@ -233,9 +233,9 @@ def with_range(value: float | None, lo: float | None, hi: float | None) -> str:
     """Return "value [lo, hi]", to two digits of the range; no range where there is none, nothing without a value."""
     if value is None or math.isnan(lo) or math.isnan(value):
         return short(value)
-    if not hi > lo:
+    decimals = max(1 - math.floor(math.log10(hi - lo)), 0) if hi > lo else math.inf
+    if decimals > MOST_DECIMALS:
         return f"{short(value)} [{short(lo)}, {short(hi)}]"
-    decimals = min(max(1 - math.floor(math.log10(hi - lo)), 0), MOST_DECIMALS)
     value, lo, hi = (signed(f"{one:z.{decimals}f}") for one in (value, lo, hi))  # z: no minus before a mere zero
     return f"{value} [{lo}, {hi}]"
 

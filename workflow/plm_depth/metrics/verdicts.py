@@ -647,10 +647,15 @@ def evidence_of(
     contributions: Sequence[Path],
     bootstrap: Bootstrap,
     grid: Sequence[float] = DIFFUSION_GRID,
+    effect_grid: Sequence[float] | None = None,
 ) -> Evidence:
     """Return the statistics of one model and of its untrained networks from the per-protein tables.
 
     Under condition seq, and where there are profiles under seq_struct, under that too (``Evidence.with_structure``).
+
+    Args:
+        grid: noise levels that are averaged for diffusion models, in the lens and the contributions.
+        effect_grid: the same in the skip effects, if they were measured at other levels.
 
     Raises:
         TableError: damaged or mixed tables, or a table that lacks the primary input.
@@ -658,6 +663,7 @@ def evidence_of(
     found: dict[_Measured, dict[str, Statistic]] = {}
     failed: dict[_Measured, list[str]] = {}
     subset = "prefix" if model.objective == "ar" else "other"
+    skipped = grid if effect_grid is None else effect_grid
 
     def wanted(key: Mapping[str, object]) -> bool:
         return key["pos_set"] in (subset, "all", "tokens")
@@ -670,8 +676,8 @@ def evidence_of(
         views = views_in(paths, schema)
         _check_model(model, views[0][0], paths)
         levels = sorted({float(view["noise_t"]) for view, _ in views})
-        views = [(view, parts) for view, parts in views if _is_needed(view, model.objective, levels, grid)]
-        for view, sweeps in with_noise_mean(views, read, grid):
+        views = [(view, parts) for view, parts in views if _is_needed(view, model.objective, levels, skipped)]
+        for view, sweeps in with_noise_mean(views, read, skipped):
             if _is_primary(view, model.objective, levels):
                 measured = _measured_in(view)
                 statistics, problems = compute(sweeps, subset, bootstrap)
@@ -962,6 +968,7 @@ def verdicts(
     models: Sequence[Model],
     margins: Margins | None = None,
     grid: Sequence[float] = DIFFUSION_GRID,
+    effect_grid: Sequence[float] | None = None,
     n_boot: int = 2000,
     seed: int = 1,
 ) -> int:
@@ -989,7 +996,8 @@ def verdicts(
     progress = Progress(log, len(models), "models")
     evidence = []
     for model in models:
-        evidence.append(evidence_of(model, *(found[model.model] for found in tables.values()), bootstrap, grid))
+        paths = [found[model.model] for found in tables.values()]
+        evidence.append(evidence_of(model, *paths, bootstrap, grid, effect_grid))
         progress.advance()
     progress.finish()
     rows = judged(evidence, margins)
@@ -1030,6 +1038,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--margins", type=_json_option, default={}, help="JSON object or file; see Margins")
     parser.add_argument("--models", type=_json_option, required=True, help="JSON list or file of the models")
     parser.add_argument("--grid", type=numbers_option, default=list(DIFFUSION_GRID), help="noise levels to average")
+    parser.add_argument("--effect-grid", type=numbers_option, help="the same of the skip effects, if others")
     parser.add_argument("--resamples", type=int, default=2000, help="bootstrap resamples of the clusters")
     parser.add_argument("--seed", type=int, default=1, help="of the resamples; the same as for every model")
     parser.add_argument("--output", required=True, help="the VERDICT table")
@@ -1045,6 +1054,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             models=models_of(options.models),
             margins=Margins.of(options.margins),
             grid=options.grid,
+            effect_grid=options.effect_grid,
             n_boot=options.resamples,
             seed=options.seed,
         )
