@@ -1,6 +1,9 @@
 """A bad config stops before any job, naming key, value and what is allowed."""
 
 import copy
+import os
+import subprocess
+import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -309,3 +312,11 @@ def test_the_shipped_sheet_is_read_with_types_and_has_every_family():
 def test_large_weights_are_not_kept_in_float32():
     models = read_models(ROOT / "config" / "models.tsv")
     assert [n for n, row in models.items() if row["n_parameters"] > 2.5e9 and row["dtype"] == "float32"] == []
+
+
+def test_a_config_is_checked_without_loading_what_only_stages_need():
+    """Snakemake reads the config at every start, perhaps in an environment of its own."""
+    code = "import sys, plm_depth.config; print({'numpy', 'pyarrow', 'torch'} & set(sys.modules))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "workflow")}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"

@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from plm_depth.models import registry
-from plm_depth.tables import CONTRIB_SEQ, LENS_SEQ, PROFILE, SEQUENCES, SUMMARY, read_table
+from plm_depth.tables import CONTRIB_SEQ, LENS_SEQ, PROFILE, SEQUENCES, SUMMARY, VERDICT, read_table
 from small_study import CONFIG, copy_repository, planned, snakemake
 
 pytestmark = pytest.mark.workflow
@@ -17,7 +17,8 @@ CHOSEN = ["results/tiny/summary/folds/{model}.parquet", "results/tiny/profiles/f
 
 def config(**changes: object) -> str:
     study = yaml.safe_load(CONFIG)
-    del study["training"], study["effects"]
+    del study["training"]
+    study["effects"] |= {"size": 3, "shard_size": 3}
     study["structures"] = {"source": "folder", "folder": "resources/mini/structures", "entries": STRUCTURES}
     study["datasets"] = [{"name": "folds", "source": "structures", "size": 3, "shard_size": 2, "min_length": 40}]
     study["models"] = [{"model": name, "family": name.split("_")[0], "path": f"mine/{name}"} for name in MODELS]
@@ -37,7 +38,8 @@ def test_conditions_go_from_the_structures_to_the_summary_side_by_side(tmp_path)
         registry.save(adapter, folder / "mine" / model)
     (folder / "tiny.yaml").write_text(config(), encoding="utf-8")
     targets = [path.format(model=model) for path in CHOSEN for model in MODELS]
-    result = snakemake(folder, "--cores", "2", *targets, "results/tiny/figures/folds/lens_kl.svg")
+    figures = [f"results/tiny/figures/folds/{name}.svg" for name in ("lens_kl", "verdicts")]
+    result = snakemake(folder, "--cores", "2", *targets, *figures)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
     assert "model esm2_tiny: measured under condition seq only, its family reads no structure" in result.stderr
 
@@ -58,6 +60,14 @@ def test_conditions_go_from_the_structures_to_the_summary_side_by_side(tmp_path)
     assert counts[0] == counts[1] == counts[2] == [round(0.15 * n) for n in (70, 51, 58)]
     sums = [rows.filter(condition=condition)["sum"].to_list() for condition in ("seq", "seq_struct", "struct")]
     assert sums[0] != sums[1] != sums[2]
+
+    verdicts = table(folder, "verdicts/folds.parquet", VERDICT).filter(claim="K5")
+    assert set(verdicts["scope"]) == {"saprot_tiny"} and set(verdicts["verdict"]) == {"inconclusive"}
+    assert verdicts.filter(role="claim")["n_seq"].to_list() == [0], "skip effects are measured without structure only"
+    shifts = verdicts.filter(pl.col("statistic").str.starts_with("shift of"))
+    assert shifts["statistic"].to_list() == ["shift of depth score rel_u", "shift of KL depth"]
+    assert shifts["n_seq"].to_list() == [3, 3] and shifts["value"].is_finite().any()
+    assert "K5: holds with the structure as input" in (folder / figures[1]).read_text()
 
     # A study without conditions plans the passes of the models that can be shown structures, and no others.
     assert planned(folder, *targets) == []

@@ -10,10 +10,9 @@ import yaml
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
+from plm_depth.conditions import BACKBONE_TELLS, CONDITIONS
 from plm_depth.sequences import SourceError
 from plm_depth.sequences.accessions import Entry, entries_of
-from plm_depth.tables import BACKBONE_TELLS
-from plm_depth.views import CONDITIONS
 
 FROM_STRUCTURES = "structures"  # as the source of a data set: the sequences of the section of that name
 SCHEMAS = Path(__file__).parent.parent / "schemas"
@@ -434,7 +433,7 @@ class Study:
         return bool(set(self._reads.get(family, ())) & set(BACKBONE_TELLS))
 
     def conditions_of(self, dataset: str, model: str) -> list[str]:
-        """Return the conditions under which a model is measured on a data set, in the order of ``views.CONDITIONS``."""
+        """Return the conditions under which a model is measured on a data set, in a fixed order."""
         has_structures = self.datasets[dataset]["source"] == FROM_STRUCTURES
         has_structures = has_structures and self._can_be_shown(self.models[model]["family"])
         asked = self.config["inputs"]["conditions"]

@@ -287,9 +287,6 @@ BACKBONE = _schema(
     hse_up=(_f32, "half-sphere exposure, a proxy for burial: CA atoms within 12 Angstrom on CB's side; NaN unknown"),
 )
 
-# The parts of ``models.base.Structure`` that a BACKBONE table tells.
-BACKBONE_TELLS = ("three_di", "coordinates")
-
 # Key columns of the vector tables. A row is one token (moments), one read position (lens logits) or one anchor (stream)
 # of one view of one protein under one null model. What is constant over a file (model, dtype, ...) is in its metadata.
 VIEW_KEYS = {

@@ -8,7 +8,6 @@ import numpy as np
 
 from plm_depth.randomness import generator
 
-CONDITIONS = ("seq", "seq_struct", "struct")  # shown: the sequence, with the structure, the structure alone
 MEAN_OVER_NOISE = -1.0  # noise_t of corpus rows that average the views of a diffusion grid
 
 

@@ -13,6 +13,7 @@ from plm_depth.activations import extract
 from plm_depth.activations.extract import ExtractionError, Files, conditions_for, item_of, measure
 from plm_depth.activations.nulls import Null, shuffle_sequence, shuffled_order
 from plm_depth.activations.structures import in_order
+from plm_depth.conditions import CONDITIONS
 from plm_depth.models import registry
 from plm_depth.models.base import SequenceError, Structure
 from plm_depth.models.describe import describe
@@ -27,7 +28,7 @@ from plm_depth.tables import (
     write_table,
     write_text,
 )
-from plm_depth.views import CONDITIONS, View, mask_of
+from plm_depth.views import View, mask_of
 from small_backbone import backbone, write
 
 LOG = logging.getLogger("test")

@@ -2,8 +2,8 @@
 
 import pytest
 
+from plm_depth.conditions import CONDITIONS
 from plm_depth.models.registry import FAMILIES, adapter_class
-from plm_depth.views import CONDITIONS
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -46,12 +46,12 @@ from plm_depth.activations import VERSION
 from plm_depth.activations.batches import BatchError, is_out_of_memory, plan, run_halving
 from plm_depth.activations.nulls import Null, NullError, applied, parse_nulls, shuffle_sequence, shuffled_order
 from plm_depth.activations.structures import in_order, read_structures
+from plm_depth.conditions import BACKBONE_TELLS, CONDITIONS
 from plm_depth.models.base import Adapter, CheckpointError, SequenceError, Structure, Tokens, Updates
 from plm_depth.progress import Progress, start_log
 from plm_depth.randomness import generator
 from plm_depth.tables import (
     AMINO_ACIDS,
-    BACKBONE_TELLS,
     LENS_KEYS,
     MOMENT_KEYS,
     MOMENTS,
@@ -61,7 +61,7 @@ from plm_depth.tables import (
     VectorWriter,
     read_table,
 )
-from plm_depth.views import CONDITIONS, View, mask_of, views_of
+from plm_depth.views import View, mask_of, views_of
 
 STRUCT_AT_MASK = "keep"  # what becomes of the structure of a hidden residue
 STREAM_NULLS = ("trained", "randinit")
@@ -119,7 +119,7 @@ def item_of(
     Args:
         seed: of masks and anchors.
         n_anchors: anchors per protein (fewer where it has fewer canonical residues); None keeps no stream.
-        condition: one of ``views.CONDITIONS``; see the module.
+        condition: one of ``conditions.CONDITIONS``; see the module.
         structure: of the protein, for the conditions with one.
     Raises:
         SequenceError: the model cannot read this protein; names it.
