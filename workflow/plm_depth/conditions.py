@@ -1,4 +1,4 @@
-"""What a model is shown of a protein, besides masks. Plain words: a config is checked by them without numpy or torch."""
+"""What a model is shown of a protein, besides masks: plain words, so that checking a config loads no numpy or torch."""
 
 CONDITIONS = ("seq", "seq_struct", "struct")  # the sequence, with its structure, the structure alone
 
