@@ -46,15 +46,17 @@ from plm_depth.metrics.skip import (
     SWEPT,
     Sweeps,
     dependence,
+    divided,
     effects_of,
+    half_contrast,
     halves,
-    influence,
+    influence_depth,
     matrix_of,
+    n80,
     outputs_of,
     views_in,
     with_noise_mean,
 )
-from plm_depth.metrics.summary import depth_score
 from plm_depth.progress import Progress, start_log
 from plm_depth.tables import (
     CONTRIB_SEQ,
@@ -124,30 +126,7 @@ class Margins:
 
 
 # ----------------------------------------------------------------------------------------------------------------
-# Statistics of block profiles (I)
-
-
-def half_contrast(blocks: np.ndarray) -> np.ndarray:
-    """Return (late - early) / (late + early) of the half means of a block profile (..., n_blocks), in [-1, 1] (I9)."""
-    half = blocks.shape[-1] // 2
-    if not half:
-        return np.full(blocks.shape[:-1], np.nan)
-    early, late = blocks[..., :half].mean(-1), blocks[..., -half:].mean(-1)
-    return _ratio(late - early, late + early)
-
-
-def n80(blocks: np.ndarray, share: float = 0.8) -> np.ndarray:
-    """Return the fewest blocks that hold 80 % of a profile's sum, / n_blocks, in (0, 1]; NaN if the sum is 0 (I6)."""
-    ordered = np.sort(blocks, axis=-1)[..., ::-1]
-    total = blocks.sum(-1)
-    # A hair of tolerance, so that ten equal blocks need eight and not nine.
-    enough = np.cumsum(ordered, axis=-1) >= (share - 1e-12) * total[..., None]
-    return np.where(total > 0, (enough.argmax(-1) + 1) / blocks.shape[-1], np.nan)
-
-
-def participation(blocks: np.ndarray) -> np.ndarray:
-    """Return (sum x)^2 / (n_blocks sum x^2), in (0, 1]; NaN if all are 0 (I6)."""
-    return _ratio(blocks.sum(-1) ** 2, blocks.shape[-1] * np.square(blocks).sum(-1))
+# Statistics of profiles
 
 
 def late_over_early(locality: np.ndarray) -> np.ndarray:
@@ -157,17 +136,13 @@ def late_over_early(locality: np.ndarray) -> np.ndarray:
     late = locality[..., n_blocks - half : n_blocks - 1]
     if not late.shape[-1]:
         return np.full(locality.shape[:-1], np.nan)
-    return _ratio(late.mean(-1), locality[..., :half].mean(-1))
+    return divided(late.mean(-1), locality[..., :half].mean(-1))
 
 
 def kl_share(kl: np.ndarray) -> np.ndarray:
     """Return the share of the fall of a lens KL (..., n_blocks + 1) that lies in the late half."""
     middle = -(-(kl.shape[-1] - 1) // 2)
-    return _ratio(kl[..., middle] - kl[..., -1], kl[..., 0])
-
-
-def _ratio(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.divide(x, y, out=np.full(np.broadcast_shapes(np.shape(x), np.shape(y)), np.nan), where=y != 0)
+    return divided(kl[..., middle] - kl[..., -1], kl[..., 0])
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -673,7 +648,7 @@ def _effect_statistics(sweeps: Sweeps, subset: str, bootstrap: Bootstrap) -> tup
         found[name] = statistic(lambda matrix: halves(matrix)["LL/EE"])
         if name == "LL/EE":
             found["spearman dependence"] = statistic(lambda matrix: _spearman(dependence(matrix)[..., 1:]))
-            found["depth score influence"] = statistic(_influence_depth)
+            found["depth score influence"] = statistic(influence_depth)
             if np.nanmax(np.abs(np.diagonal(point)), initial=0.0) > EXACT:
                 problems.append("a block skipped elsewhere changes its own update")
     key = ("layer", "all", False, "zero")
@@ -684,12 +659,6 @@ def _effect_statistics(sweeps: Sweeps, subset: str, bootstrap: Bootstrap) -> tup
     return found, problems
 
 
-def _influence_depth(matrix: np.ndarray) -> np.ndarray:
-    """Return the depth score of s_i over the blocks that have later ones (I1)."""
-    s = influence(matrix)
-    return depth_score(np.concatenate([s[..., :-1], np.zeros_like(s[..., -1:])], axis=-1))
-
-
 def _spearman(values: np.ndarray) -> np.ndarray:
     """Return Spearman's rank correlation of (..., n) with 1..n; NaN with fewer than three values."""
     n = values.shape[-1]
@@ -697,7 +666,7 @@ def _spearman(values: np.ndarray) -> np.ndarray:
         return np.full(values.shape[:-1], np.nan)
     ranks = stats.rankdata(values, axis=-1)
     ranks, place = ranks - ranks.mean(-1, keepdims=True), np.arange(n) - (n - 1) / 2
-    return _ratio((ranks * place).sum(-1), np.sqrt(np.square(ranks).sum(-1) * np.square(place).sum()))
+    return divided((ranks * place).sum(-1), np.sqrt(np.square(ranks).sum(-1) * np.square(place).sum()))
 
 
 def _output_statistics(sweeps: Sweeps, subset: str, bootstrap: Bootstrap) -> tuple[dict[str, Statistic], list[str]]:
@@ -718,8 +687,8 @@ def _output_statistics(sweeps: Sweeps, subset: str, bootstrap: Bootstrap) -> tup
             found[name] = Statistic(float(reduce(point)), reduce(resampled.T), float(reduce(largest)), **about)
     if everywhere is not None and elsewhere is not None:
         part, part_resampled = bootstrap.means(elsewhere.values["mean"])
-        locality, resampled_locality = _ratio(part, point), _ratio(part_resampled, resampled)
-        maxima = _ratio(np.fmax.reduce(elsewhere.values["max"], axis=-1), largest)
+        locality, resampled_locality = divided(part, point), divided(part_resampled, resampled)
+        maxima = divided(np.fmax.reduce(elsewhere.values["max"], axis=-1), largest)
         # The last block is out of the statistic: its locality is zero by construction.
         about = _about(
             ~np.isnan(elsewhere.values["mean"])[:-1],
