@@ -562,12 +562,16 @@ def evidence_of(
     subset = "prefix" if model.objective == "ar" else "other"
     skipped = grid if effect_grid is None else effect_grid
 
-    def wanted(key: Mapping[str, object]) -> bool:
-        return key["pos_set"] in (subset, "all", "tokens")
+    def wants_effect(key: Mapping[str, object]) -> bool:
+        return tuple(key.values()) in _kinds_of_effect(subset) or tuple(key.values()) == ("layer", "all", False, "zero")
+
+    def wants_output(key: Mapping[str, object]) -> bool:
+        is_plain = (key["part"], key["ablation"], key["vocab"]) == ("layer", "zero", "aa20")
+        return is_plain and (key["pos_set"], key["quantity"]) in ((subset, "l2"), ("all", "l2"), ("tokens", "flip1"))
 
     readers = (
-        (effects, SKIP_SEQ, lambda v, p: effects_of(v, p, bootstrap, wanted=wanted), _effect_statistics),
-        (outputs, SKIP_OUT_SEQ, lambda v, p: outputs_of(v, p, bootstrap, wanted=wanted), _output_statistics),
+        (effects, SKIP_SEQ, lambda v, p: effects_of(v, p, bootstrap, wanted=wants_effect), _effect_statistics),
+        (outputs, SKIP_OUT_SEQ, lambda v, p: outputs_of(v, p, bootstrap, wanted=wants_output), _output_statistics),
     )
     for paths, schema, read, compute in readers:
         views = views_in(paths, schema)
@@ -619,17 +623,21 @@ def _is_primary(view: Mapping[str, object], objective: str, levels: Sequence[flo
     return bool(hidden) and view["noise_t"] == min(hidden, key=lambda t: abs(t - PRIMARY_NOISE))
 
 
-def _effect_statistics(sweeps: Sweeps, subset: str, bootstrap: Bootstrap) -> tuple[dict[str, Statistic], list[str]]:
-    """Return LL/EE of each kind of sweep, the trend of the dependence and the depth score of the influence."""
-    names = {
+def _kinds_of_effect(subset: str) -> dict[tuple, str]:
+    """Return the sweeps whose LL/EE is taken, by their ``SWEPT`` columns, and what it is called."""
+    return {
         ("layer", subset, False, "zero"): "LL/EE",
         ("attn", subset, False, "zero"): "LL/EE attn",
         ("layer", subset, True, "zero"): "LL/EE local",
         ("layer", subset, False, "mean"): "LL/EE mean ablation",
         ("layer", subset, False, "resample"): "LL/EE resample ablation",
     }
+
+
+def _effect_statistics(sweeps: Sweeps, subset: str, bootstrap: Bootstrap) -> tuple[dict[str, Statistic], list[str]]:
+    """Return LL/EE of each kind of sweep, the trend of the dependence and the depth score of the influence."""
     found, problems = {}, []
-    for key, name in names.items():
+    for key, name in _kinds_of_effect(subset).items():
         if key not in sweeps:
             continue
         measured = sweeps[key]
