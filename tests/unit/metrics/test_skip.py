@@ -18,7 +18,8 @@ from plm_depth.activations.effects import Skips, measure
 from plm_depth.activations.interventions import position_sets
 from plm_depth.activations.nulls import Null
 from plm_depth.metrics import skip as stage
-from plm_depth.metrics.skip import dependence, halves, influence, skip
+from plm_depth.metrics.skip import dependence, half_contrast, halves, influence, n80, participation, skip
+from plm_depth.metrics.summary import depth_score
 from plm_depth.randomness import generator
 from plm_depth.tables import AMINO_ACIDS, CLUSTERS, SKIP, SKIP_OUT_SEQ, SKIP_SEQ, TableError, read_table, write_table
 from plm_depth.views import MEAN_OVER_NOISE, View
@@ -158,6 +159,29 @@ class TestCorpus:
             (row,) = chosen(rows, quantity=name, pos_set="other")
             assert row["value"] == pytest.approx(float(value), rel=1e-12)
             assert row["ci_lo"] <= row["ci_hi"] and (row["src"], row["tgt"]) == (-1, -1)
+
+    def test_where_influence_and_output_change_sit(self, tmp_path):
+        rows = corpus(tmp_path, [measured(tmp_path, toy(), proteins(4))], [f"P{i}" for i in range(4)])
+        statistics = {
+            "depth_score": depth_score,
+            "n80": n80,
+            "participation": participation,
+            "half_contrast": half_contrast,
+        }
+        s = np.append(influence(matrix(rows, pos_set="other"))[:-1], 0.0)
+        l2, dnll = (
+            np.array([row["value"] for row in chosen(rows, quantity=quantity, vocab="aa20", pos_set="all")])
+            for quantity in ("l2", "dnll")
+        )
+        for name, statistic in statistics.items():
+            for quantity, profile, wanted in (
+                ("influence", s, {"pos_set": "other"}),
+                ("l2", l2, {"pos_set": "all", "vocab": "aa20"}),
+                ("dnll", np.maximum(dnll, 0), {"pos_set": "all", "vocab": "aa20"}),
+            ):
+                (row,) = chosen(rows, quantity=f"{quantity}_{name}", **wanted)
+                assert row["value"] == pytest.approx(float(statistic(profile)), rel=1e-12)
+                assert row["ci_lo"] <= row["ci_hi"] and (row["src"], row["tgt"]) == (-1, -1)
 
     def test_no_effect_before_the_source_and_one_on_the_diagonal(self, tmp_path):
         rows = corpus(tmp_path, [measured(tmp_path, toy(), proteins(2))], ["P0", "P1"])

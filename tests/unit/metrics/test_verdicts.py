@@ -19,6 +19,7 @@ from plm_depth.metrics import verdicts as stage
 from plm_depth.metrics.bootstrap import Bootstrap
 from plm_depth.metrics.contributions import contributions
 from plm_depth.metrics.lens import lens
+from plm_depth.metrics.skip import half_contrast, n80, participation
 from plm_depth.metrics.verdicts import (
     Evidence,
     Judgement,
@@ -33,15 +34,12 @@ from plm_depth.metrics.verdicts import (
     claims_of_model,
     combined,
     evidence_of,
-    half_contrast,
     holm,
     judge,
     judge_shift,
     judged,
     kl_share,
     late_over_early,
-    n80,
-    participation,
 )
 from plm_depth.models.base import Structure
 from plm_depth.models.registry import build

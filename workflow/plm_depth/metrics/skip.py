@@ -12,6 +12,9 @@ for diffusion models the mean over the noise levels is taken last. Written is th
                   to later blocks (i <= h < j), h = floor(n / 2): EE and LL have the same entries per lag
     LL/EE         their ratio: below 1, late blocks depend less on each other than early blocks do
     l2, kl_fo, tv, flip1, dnll      output change
+    {influence,l2,dnll}_{depth_score,n80,participation,half_contrast}      where that profile sits: centre of mass on
+                  relative depth (I1), share of the blocks that hold 80 % and participation (I6), late less early over
+                  both (I9); of dnll its growth only
     locality      share of a block's output effect (l2) that travels between positions: output change at positions that
                   keep the block over output change when no position does; 0 for the last block by construction
 
@@ -32,12 +35,14 @@ from plm_depth.metrics.bootstrap import Bootstrap, interval
 from plm_depth.metrics.corpus import DIFFUSION_GRID, read_clusters
 from plm_depth.metrics.groups import codes_of, row_codes
 from plm_depth.metrics.profile import numbers_option, sorted_rows
+from plm_depth.metrics.summary import depth_score
 from plm_depth.progress import Progress, start_log
 from plm_depth.tables import COMMON, SKIP, SKIP_OUT_SEQ, SKIP_SEQ, TableError, iterate_table, write_table
 from plm_depth.views import MEAN_OVER_NOISE
 
 MATRICES = ("mean", "ratio", "p95", "max")
 OUTPUTS = ("mean", "p95", "max")
+SUMMARISED = ("l2", "dnll")  # output changes whose profile over blocks is summarised
 VIEW = tuple(name for name in COMMON if name != "mask_draw")  # what one measurement has in common
 SWEPT = ("part", "pos_set", "local", "ablation")
 READ = ("vocab", "quantity")
@@ -71,8 +76,50 @@ def halves(effect: np.ndarray) -> dict[str, np.ndarray]:
         "EL": (source <= half) & (half < target),
     }
     found = {name: _mean(effect[..., chosen], -1) for name, chosen in where.items()}
-    found["LL/EE"] = _divided(found["LL"], found["EE"])
+    found["LL/EE"] = divided(found["LL"], found["EE"])
     return found
+
+
+def influence_depth(effect: np.ndarray) -> np.ndarray:
+    """Return the depth score of the influence, the last block (which has no later ones) left out (I1)."""
+    return depth_score(_influence_of_some(effect))
+
+
+def _influence_of_some(effect: np.ndarray) -> np.ndarray:
+    s = influence(effect)
+    return np.concatenate([s[..., :-1], np.zeros_like(s[..., -1:])], axis=-1)
+
+
+def half_contrast(blocks: np.ndarray) -> np.ndarray:
+    """Return (late - early) / (late + early) of the half means of a block profile (..., n_blocks), in [-1, 1] (I9)."""
+    half = blocks.shape[-1] // 2
+    if not half:
+        return np.full(blocks.shape[:-1], np.nan)
+    early, late = blocks[..., :half].mean(-1), blocks[..., -half:].mean(-1)
+    return divided(late - early, late + early)
+
+
+def n80(blocks: np.ndarray, share: float = 0.8) -> np.ndarray:
+    """Return the fewest blocks that hold 80 % of a profile's sum, / n_blocks, in (0, 1]; NaN if the sum is 0 (I6)."""
+    ordered = np.sort(blocks, axis=-1)[..., ::-1]
+    total = blocks.sum(-1)
+    # A hair of tolerance, so that ten equal blocks need eight and not nine.
+    enough = np.cumsum(ordered, axis=-1) >= (share - 1e-12) * total[..., None]
+    return np.where(total > 0, (enough.argmax(-1) + 1) / blocks.shape[-1], np.nan)
+
+
+def participation(blocks: np.ndarray) -> np.ndarray:
+    """Return (sum x)^2 / (n_blocks sum x^2), in (0, 1]; NaN if all are 0 (I6)."""
+    return divided(blocks.sum(-1) ** 2, blocks.shape[-1] * np.square(blocks).sum(-1))
+
+
+# By name, the statistics of a block profile that stand beside it, ``influence_n80`` and the like.
+PROFILE_STATISTICS = {
+    "depth_score": depth_score,
+    "n80": n80,
+    "participation": participation,
+    "half_contrast": half_contrast,
+}
 
 
 def _later(n: int) -> np.ndarray:
@@ -81,10 +128,11 @@ def _later(n: int) -> np.ndarray:
 
 def _mean(values: np.ndarray, axis: int) -> np.ndarray:
     defined = ~np.isnan(values)
-    return _divided(np.where(defined, values, 0.0).sum(axis), defined.sum(axis))
+    return divided(np.where(defined, values, 0.0).sum(axis), defined.sum(axis))
 
 
-def _divided(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def divided(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return x / y, NaN where y is 0."""
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     return np.divide(x, y, out=np.full(np.broadcast_shapes(x.shape, y.shape), np.nan), where=y != 0)
 
@@ -246,9 +294,9 @@ class _Sums:
         if source.min(initial=1) < 1 or source.max(initial=1) > self.n_blocks:
             raise TableError(f"{path}: source block {source.max()}, but the model has blocks 1..{self.n_blocks}")
         n, total, n_nan = (self._values(rows, name, path) for name in ("n", "sum", "n_nan"))
-        values = {"mean": _divided(total, n), "p95": self._values(rows, "p95", path)}
+        values = {"mean": divided(total, n), "p95": self._values(rows, "p95", path)}
         if self.is_effect:
-            values["ratio"] = _divided(self._values(rows, "num", path), self._values(rows, "den", path))
+            values["ratio"] = divided(self._values(rows, "num", path), self._values(rows, "den", path))
         at = (place, source - 1)
         for name in self.names:
             defined = ~np.isnan(values[name])
@@ -269,9 +317,9 @@ class _Sums:
         return flat.reshape(len(column), self.n_blocks)
 
     def measured(self) -> Measured:
-        values = {name: _divided(self.total[name], self.count[name]) for name in self.names} | {"max": self.max}
+        values = {name: divided(self.total[name], self.count[name]) for name in self.names} | {"max": self.max}
         back = {name: np.moveaxis(value, 0, -1) for name, value in values.items()}
-        below = np.moveaxis(_divided(self.below, self.draws), 0, -1)
+        below = np.moveaxis(divided(self.below, self.draws), 0, -1)
         return Measured(back, np.moveaxis(self.n_nan, 0, -1), below)
 
 
@@ -421,6 +469,12 @@ def add_effects(rows: _Rows, fixed: Mapping[str, object], measured: Measured) ->
         reductions += [("dependence", dependence, np.full(n, -1), np.arange(1, n + 1))]
         for name in ("EE", "LL", "EL", "LL/EE"):
             reductions.append((name, lambda x, name=name: halves(x)[name][..., None], np.array([-1]), np.array([-1])))
+        for name, statistic in PROFILE_STATISTICS.items():
+
+            def reduce_profile(x: np.ndarray, statistic=statistic) -> np.ndarray:
+                return statistic(_influence_of_some(x))[..., None]
+
+            reductions.append((f"influence_{name}", reduce_profile, np.array([-1]), np.array([-1])))
         for name, reduce, src, tgt in reductions:
             value = reduce(point)
             rows.add(
@@ -464,6 +518,8 @@ def add_outputs(rows: _Rows, fixed: Mapping[str, object], sweeps: Sweeps) -> Non
                 n_nan=measured.n_nan.sum(-1),
                 below=measured.below_floor,
             )
+            if quantity in SUMMARISED:
+                _add_profile_statistics(rows, {**fixed, **named}, measured, aggregate, quantity, point, resampled)
     for key, measured in sweeps.items():
         whole = locality_base(key)
         if whole not in sweeps or whole == key or key[-1] != "l2":
@@ -478,11 +534,37 @@ def add_outputs(rows: _Rows, fixed: Mapping[str, object], sweeps: Sweeps) -> Non
             quantity="locality",
             src=np.arange(1, n + 1),
             tgt=np.full(n, -1),
-            value=_divided(means[key][0], means[whole][0]),
-            resampled=_divided(means[key][1], means[whole][1]),
+            value=divided(means[key][0], means[whole][0]),
+            resampled=divided(means[key][1], means[whole][1]),
             defined=defined,
             n_nan=measured.n_nan.sum(-1),
             below=measured.below_floor,
+        )
+
+
+def _add_profile_statistics(
+    rows: _Rows,
+    fixed: Mapping[str, object],
+    measured: Measured,
+    aggregate: str,
+    quantity: str,
+    point: np.ndarray,
+    resampled: np.ndarray | None,
+) -> None:
+    """Add where the output change sits (I1, I6, I9); of dnll its growth, a block that helps by its absence is 0."""
+    defined = ~np.isnan(measured.values[aggregate])
+    for name, statistic in PROFILE_STATISTICS.items():
+        rows.add(
+            fixed,
+            agg=aggregate,
+            quantity=f"{quantity}_{name}",
+            src=[-1],
+            tgt=[-1],
+            value=statistic(np.maximum(point, 0))[None],
+            resampled=None if resampled is None else statistic(np.maximum(resampled, 0).T)[None],
+            defined=defined.any(0)[None],
+            n_nan=measured.n_nan.sum()[None],
+            below=_mean(np.where(defined, measured.below_floor, np.nan), 0)[None],
         )
 
 

@@ -52,10 +52,13 @@ from plm_depth.metrics.skip import (
     SWEPT,
     Sweeps,
     dependence,
+    divided,
     effects_of,
+    half_contrast,
     halves,
-    influence,
+    influence_depth,
     matrix_of,
+    n80,
     outputs_of,
     views_in,
     with_noise_mean,
@@ -134,30 +137,7 @@ class Margins:
 
 
 # ----------------------------------------------------------------------------------------------------------------
-# Statistics of block profiles (I)
-
-
-def half_contrast(blocks: np.ndarray) -> np.ndarray:
-    """Return (late - early) / (late + early) of the half means of a block profile (..., n_blocks), in [-1, 1] (I9)."""
-    half = blocks.shape[-1] // 2
-    if not half:
-        return np.full(blocks.shape[:-1], np.nan)
-    early, late = blocks[..., :half].mean(-1), blocks[..., -half:].mean(-1)
-    return _ratio(late - early, late + early)
-
-
-def n80(blocks: np.ndarray, share: float = 0.8) -> np.ndarray:
-    """Return the fewest blocks that hold 80 % of a profile's sum, / n_blocks, in (0, 1]; NaN if the sum is 0 (I6)."""
-    ordered = np.sort(blocks, axis=-1)[..., ::-1]
-    total = blocks.sum(-1)
-    # A hair of tolerance, so that ten equal blocks need eight and not nine.
-    enough = np.cumsum(ordered, axis=-1) >= (share - 1e-12) * total[..., None]
-    return np.where(total > 0, (enough.argmax(-1) + 1) / blocks.shape[-1], np.nan)
-
-
-def participation(blocks: np.ndarray) -> np.ndarray:
-    """Return (sum x)^2 / (n_blocks sum x^2), in (0, 1]; NaN if all are 0 (I6)."""
-    return _ratio(blocks.sum(-1) ** 2, blocks.shape[-1] * np.square(blocks).sum(-1))
+# Statistics of profiles
 
 
 def late_over_early(locality: np.ndarray) -> np.ndarray:
@@ -167,17 +147,13 @@ def late_over_early(locality: np.ndarray) -> np.ndarray:
     late = locality[..., n_blocks - half : n_blocks - 1]
     if not late.shape[-1]:
         return np.full(locality.shape[:-1], np.nan)
-    return _ratio(late.mean(-1), locality[..., :half].mean(-1))
+    return divided(late.mean(-1), locality[..., :half].mean(-1))
 
 
 def kl_share(kl: np.ndarray) -> np.ndarray:
     """Return the share of the fall of a lens KL (..., n_blocks + 1) that lies in the late half."""
     middle = -(-(kl.shape[-1] - 1) // 2)
-    return _ratio(kl[..., middle] - kl[..., -1], kl[..., 0])
-
-
-def _ratio(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.divide(x, y, out=np.full(np.broadcast_shapes(np.shape(x), np.shape(y)), np.nan), where=y != 0)
+    return divided(kl[..., middle] - kl[..., -1], kl[..., 0])
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -665,12 +641,16 @@ def evidence_of(
     subset = "prefix" if model.objective == "ar" else "other"
     skipped = grid if effect_grid is None else effect_grid
 
-    def wanted(key: Mapping[str, object]) -> bool:
-        return key["pos_set"] in (subset, "all", "tokens")
+    def wants_effect(key: Mapping[str, object]) -> bool:
+        return tuple(key.values()) in _kinds_of_effect(subset) or tuple(key.values()) == ("layer", "all", False, "zero")
+
+    def wants_output(key: Mapping[str, object]) -> bool:
+        is_plain = (key["part"], key["ablation"], key["vocab"]) == ("layer", "zero", "aa20")
+        return is_plain and (key["pos_set"], key["quantity"]) in ((subset, "l2"), ("all", "l2"), ("tokens", "flip1"))
 
     readers = (
-        (effects, SKIP_SEQ, lambda v, p: effects_of(v, p, bootstrap, wanted=wanted), _effect_statistics),
-        (outputs, SKIP_OUT_SEQ, lambda v, p: outputs_of(v, p, bootstrap, wanted=wanted), _output_statistics),
+        (effects, SKIP_SEQ, lambda v, p: effects_of(v, p, bootstrap, wanted=wants_effect), _effect_statistics),
+        (outputs, SKIP_OUT_SEQ, lambda v, p: outputs_of(v, p, bootstrap, wanted=wants_output), _output_statistics),
     )
     for paths, schema, read, compute in readers:
         views = views_in(paths, schema)
@@ -741,17 +721,21 @@ def _is_primary(view: Mapping[str, object], objective: str, levels: Sequence[flo
     return bool(hidden) and view["noise_t"] == min(hidden, key=lambda t: abs(t - PRIMARY_NOISE))
 
 
-def _effect_statistics(sweeps: Sweeps, subset: str, bootstrap: Bootstrap) -> tuple[dict[str, Statistic], list[str]]:
-    """Return LL/EE of each kind of sweep, the trend of the dependence and the depth score of the influence."""
-    names = {
+def _kinds_of_effect(subset: str) -> dict[tuple, str]:
+    """Return the sweeps whose LL/EE is taken, by their ``SWEPT`` columns, and what it is called."""
+    return {
         ("layer", subset, False, "zero"): "LL/EE",
         ("attn", subset, False, "zero"): "LL/EE attn",
         ("layer", subset, True, "zero"): "LL/EE local",
         ("layer", subset, False, "mean"): "LL/EE mean ablation",
         ("layer", subset, False, "resample"): "LL/EE resample ablation",
     }
+
+
+def _effect_statistics(sweeps: Sweeps, subset: str, bootstrap: Bootstrap) -> tuple[dict[str, Statistic], list[str]]:
+    """Return LL/EE of each kind of sweep, the trend of the dependence and the depth score of the influence."""
     found, problems = {}, []
-    for key, name in names.items():
+    for key, name in _kinds_of_effect(subset).items():
         if key not in sweeps:
             continue
         measured = sweeps[key]
@@ -770,7 +754,7 @@ def _effect_statistics(sweeps: Sweeps, subset: str, bootstrap: Bootstrap) -> tup
         found[name] = statistic(lambda matrix: halves(matrix)["LL/EE"])
         if name == "LL/EE":
             found["spearman dependence"] = statistic(lambda matrix: _spearman(dependence(matrix)[..., 1:]))
-            found["depth score influence"] = statistic(_influence_depth)
+            found["depth score influence"] = statistic(influence_depth)
             if np.nanmax(np.abs(np.diagonal(point)), initial=0.0) > EXACT:
                 problems.append("a block skipped elsewhere changes its own update")
     key = ("layer", "all", False, "zero")
@@ -781,12 +765,6 @@ def _effect_statistics(sweeps: Sweeps, subset: str, bootstrap: Bootstrap) -> tup
     return found, problems
 
 
-def _influence_depth(matrix: np.ndarray) -> np.ndarray:
-    """Return the depth score of s_i over the blocks that have later ones (I1)."""
-    s = influence(matrix)
-    return depth_score(np.concatenate([s[..., :-1], np.zeros_like(s[..., -1:])], axis=-1))
-
-
 def _spearman(values: np.ndarray) -> np.ndarray:
     """Return Spearman's rank correlation of (..., n) with 1..n; NaN with fewer than three values."""
     n = values.shape[-1]
@@ -794,7 +772,7 @@ def _spearman(values: np.ndarray) -> np.ndarray:
         return np.full(values.shape[:-1], np.nan)
     ranks = stats.rankdata(values, axis=-1)
     ranks, place = ranks - ranks.mean(-1, keepdims=True), np.arange(n) - (n - 1) / 2
-    return _ratio((ranks * place).sum(-1), np.sqrt(np.square(ranks).sum(-1) * np.square(place).sum()))
+    return divided((ranks * place).sum(-1), np.sqrt(np.square(ranks).sum(-1) * np.square(place).sum()))
 
 
 def _output_statistics(sweeps: Sweeps, subset: str, bootstrap: Bootstrap) -> tuple[dict[str, Statistic], list[str]]:
@@ -815,8 +793,8 @@ def _output_statistics(sweeps: Sweeps, subset: str, bootstrap: Bootstrap) -> tup
             found[name] = Statistic(float(reduce(point)), reduce(resampled.T), float(reduce(largest)), **about)
     if everywhere is not None and elsewhere is not None:
         part, part_resampled = bootstrap.means(elsewhere.values["mean"])
-        locality, resampled_locality = _ratio(part, point), _ratio(part_resampled, resampled)
-        maxima = _ratio(np.fmax.reduce(elsewhere.values["max"], axis=-1), largest)
+        locality, resampled_locality = divided(part, point), divided(part_resampled, resampled)
+        maxima = divided(np.fmax.reduce(elsewhere.values["max"], axis=-1), largest)
         # The last block is out of the statistic: its locality is zero by construction.
         about = _about(
             ~np.isnan(elsewhere.values["mean"])[:-1],

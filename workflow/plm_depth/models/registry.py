@@ -24,22 +24,23 @@ class Entry(NamedTuple):
 
     where: str
     objective: str
+    name: str  # as people write it, over panels of figures
     reads_structure: tuple[str, ...] = ()
 
 
 FAMILIES = {  # every value is an Entry
-    "esm2": Entry("plm_depth.models.esm:Esm2", "mlm"),
-    "dplm": Entry("plm_depth.models.esm:Dplm", "diffusion"),
-    "esm1b": Entry("plm_depth.models.esm:Esm1b", "mlm"),
-    "esm1v": Entry("plm_depth.models.esm:Esm1v", "mlm"),
-    "saprot": Entry("plm_depth.models.saprot:SaProt", "mlm", ("three_di",)),
-    "dplm2": Entry("plm_depth.models.dplm2:Dplm2", "diffusion", ("codes",)),
-    "esmc": Entry("plm_depth.models.esmc:EsmC", "mlm"),
-    "esm3": Entry("plm_depth.models.esm3:Esm3", "mlm", ("codes", "coordinates")),
-    "protbert": Entry("plm_depth.models.protbert:ProtBert", "mlm"),
-    "progen2": Entry("plm_depth.models.gptj:ProGen2", "ar"),
-    "protgpt2": Entry("plm_depth.models.protgpt2:ProtGpt2", "ar"),
-    "progen3": Entry("plm_depth.models.progen3:ProGen3", "ar"),
+    "esm2": Entry("plm_depth.models.esm:Esm2", "mlm", "ESM-2"),
+    "dplm": Entry("plm_depth.models.esm:Dplm", "diffusion", "DPLM"),
+    "esm1b": Entry("plm_depth.models.esm:Esm1b", "mlm", "ESM-1b"),
+    "esm1v": Entry("plm_depth.models.esm:Esm1v", "mlm", "ESM-1v"),
+    "saprot": Entry("plm_depth.models.saprot:SaProt", "mlm", "SaProt", ("three_di",)),
+    "dplm2": Entry("plm_depth.models.dplm2:Dplm2", "diffusion", "DPLM-2", ("codes",)),
+    "esmc": Entry("plm_depth.models.esmc:EsmC", "mlm", "ESM C"),
+    "esm3": Entry("plm_depth.models.esm3:Esm3", "mlm", "ESM3", ("codes", "coordinates")),
+    "protbert": Entry("plm_depth.models.protbert:ProtBert", "mlm", "ProtBERT"),
+    "progen2": Entry("plm_depth.models.gptj:ProGen2", "ar", "ProGen2"),
+    "protgpt2": Entry("plm_depth.models.protgpt2:ProtGpt2", "ar", "ProtGPT2"),
+    "progen3": Entry("plm_depth.models.progen3:ProGen3", "ar", "ProGen3"),
 }
 
 
