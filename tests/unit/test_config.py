@@ -1,6 +1,9 @@
 """A bad config stops before any job, naming key, value and what is allowed."""
 
 import copy
+import os
+import subprocess
+import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -119,6 +122,67 @@ CASES = [
     ("compute.batchsize", 4, "compute.batchsize: unknown key; known keys: device, token_budget"),
     ("bootstrap.resamples", 10, "bootstrap.resamples: 10; expected at least 100"),
 ]
+
+
+READS = {name: entry.reads_structure for name, entry in FAMILIES_THERE_ARE.items()}
+
+
+@pytest.fixture
+def structured(good, tmp_path) -> dict:
+    """A study of two models with and one without structure, on a data set from structures and another."""
+    good["datasets"].append({"name": "folds", "source": "structures", "size": 4})
+    good["inputs"]["conditions"] = ["struct", "seq", "seq_struct"]
+    good["models"] = [{"model": f"{f}_x", "family": f, "path": str(tmp_path)} for f in ("saprot", "esm2", "dplm2")]
+    del good["effects"]
+    return good
+
+
+def resolved_of(config: dict) -> Study:
+    return Study(config, OBJECTIVES, FIGURES, ROOT, reads_structure=READS)
+
+
+def test_conditions_are_those_that_the_data_set_and_the_family_have_and_the_rest_is_said(structured):
+    resolved = resolved_of(structured)
+    found = {(d, m): resolved.conditions_of(d, m) for d in resolved.datasets for m in resolved.models}
+    assert found.pop(("folds", "saprot_x")) == ["seq", "seq_struct", "struct"]
+    assert set(map(tuple, found.values())) == {("seq",)} and len(found) == 5
+    assert resolved.left_out == [
+        "data set mini: measured under condition seq only, it has no structures (its source is not 'structures')",
+        "model esm2_x: measured under condition seq only, its family reads no structure",
+        "model dplm2_x: measured under condition seq only, its family reads codes, which no table of backbones has",
+    ]
+
+
+def test_without_conditions_every_model_is_shown_the_sequence_and_nothing_is_left_out(structured):
+    del structured["inputs"]["conditions"]
+    resolved = resolved_of(structured)
+    assert resolved.config["inputs"]["conditions"] == resolved.conditions_of("folds", "saprot_x") == ["seq"]
+    assert resolved.left_out == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("inputs.conditions", ["fold"], "inputs.conditions[0]: 'fold' is not allowed; choose from seq, seq_struct"),
+        ("inputs.conditions", [], "inputs.conditions: []; expected a list of at least 1"),
+        ("inputs.conditions", ["struct"], "inputs.conditions: struct; expected seq among them"),
+        ("datasets.1.source", "mini", "seq_struct, struct: no data set has structures; one with source 'structures'"),
+        (
+            "models.0.family",
+            "dplm",
+            "no model of this study can be shown a structure of a table of backbones; families ",
+        ),
+        ("models.0.family", "dplm", "families that can: saprot, esm3"),
+        ("structures", KeyError, "datasets.folds.source: 'structures' needs a section structures, and there is none"),
+        ("sources.0.name", "structures", "sources: 'structures' is what data sets call the sequences of the section"),
+        ("datasets.1.part", "held_out", "'held_out' is a part of training.source (mini), not of 'structures'"),
+        ("training.source", "structures", "training.source: no source 'structures'; there are: mini"),
+    ],
+)
+def test_conditions_without_structures_to_show_are_named(structured, path, value, said):
+    with pytest.raises(ConfigError) as caught:
+        resolved_of(edit(structured, path, value))
+    assert said in str(caught.value)
 
 
 @pytest.mark.parametrize(("path", "value", "said"), CASES, ids=[f"{p}={v!r}" for p, v, _ in CASES])
@@ -248,3 +312,11 @@ def test_the_shipped_sheet_is_read_with_types_and_has_every_family():
 def test_large_weights_are_not_kept_in_float32():
     models = read_models(ROOT / "config" / "models.tsv")
     assert [n for n, row in models.items() if row["n_parameters"] > 2.5e9 and row["dtype"] == "float32"] == []
+
+
+def test_a_config_is_checked_without_loading_what_only_stages_need():
+    """Snakemake reads the config at every start, perhaps in an environment of its own."""
+    code = "import sys, plm_depth.config; print({'numpy', 'pyarrow', 'torch'} & set(sys.modules))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "workflow")}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"

@@ -10,9 +10,11 @@ import yaml
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
+from plm_depth.conditions import BACKBONE_TELLS, CONDITIONS
 from plm_depth.sequences import SourceError
 from plm_depth.sequences.accessions import Entry, entries_of
 
+FROM_STRUCTURES = "structures"  # as the source of a data set: the sequences of the section of that name
 SCHEMAS = Path(__file__).parent.parent / "schemas"
 
 DEFAULTS: dict[str, object] = {
@@ -233,6 +235,7 @@ class Study:
             order.
         datasets, sources: by name.
         structures: the structures whose backbones are tabulated, none without a section of that name.
+        left_out: what of ``inputs.conditions`` is not measured, and why, a line each.
     """
 
     def __init__(
@@ -241,6 +244,8 @@ class Study:
         families: Mapping[str, str],
         figures: Iterable[str],
         root: str | Path = ".",
+        *,
+        reads_structure: Mapping[str, Iterable[str]] | None = None,
     ):
         """Check the whole config.
 
@@ -249,6 +254,7 @@ class Study:
             families: family name -> objective, the families that have an adapter.
             figures: names of the figures there are.
             root: folder that relative paths of the config are relative to.
+            reads_structure: family name -> the parts of a structure any of which it can be shown; none by default.
         Raises:
             ConfigError: with one line for everything that is wrong.
         """
@@ -267,9 +273,12 @@ class Study:
             self.config["effects"] = effects
         figures = list(figures)
         self.config.setdefault("figures", figures)
+        self.config["inputs"] = {"conditions": ["seq"], **self.config["inputs"]}
         self.sources, self.datasets = {}, {}
         self.training = {**TRAINING_DEFAULTS, **config["training"]} if "training" in config else None
         self.structures: list[Entry] = []
+        self.left_out: list[str] = []
+        self._reads = {name: tuple(parts) for name, parts in (reads_structure or {}).items()}
         self._check_sources()
         for line in self._check(families, figures):
             lines.append(line)
@@ -290,6 +299,10 @@ class Study:
         lines = []
         for name, source in self.sources.items():
             url = source["url"]
+            if name == FROM_STRUCTURES:
+                lines.append(
+                    f"sources: {name!r} is what data sets call the sequences of the section structures; choose another"
+                )
             if "://" not in url and not (self.root / url).is_file():
                 lines.append(f"sources.{name}.url: no file {url}; give a path that exists, file:// or https://")
             elif "://" in url and url.split("://")[0] not in ("file", "http", "https"):
@@ -298,7 +311,10 @@ class Study:
         if self.training:
             drawn.append(("training", self.training))
         for where, item in drawn:
-            if item["source"] not in self.sources:
+            if where != "training" and item["source"] == FROM_STRUCTURES:
+                if "structures" not in self.config:
+                    lines.append(f"{where}.source: {FROM_STRUCTURES!r} needs a section structures, and there is none")
+            elif item["source"] not in self.sources:
                 lines.append(f"{where}.source: no source {item['source']!r}; there are: {_list(self.sources)}")
         for name, dataset in self.datasets.items():
             self.datasets[name] = dataset = {**DATASET_DEFAULTS, **dataset}
@@ -372,6 +388,7 @@ class Study:
                 self.structures = entries_of(self.config["structures"], self.root)
             except SourceError as error:
                 lines += str(error).splitlines()
+        lines += self._check_conditions()
         seen = set()
         for null in self.config["nulls"]:
             key = (null["null_model"], null["seed"])
@@ -379,6 +396,48 @@ class Study:
                 lines.append(f"nulls: {null['null_model']} with seed {null['seed']} stands twice")
             seen.add(key)
         return lines
+
+    def _check_conditions(self) -> list[str]:
+        """Return what is wrong with ``inputs.conditions``; note what is left out of a study that measures others."""
+        asked = self.config["inputs"]["conditions"]
+        lines = []
+        if "seq" not in asked:
+            lines.append(f"inputs.conditions: {_list(asked)}; expected seq among them: all others are compared with it")
+        with_structure = [condition for condition in CONDITIONS if condition in asked and condition != "seq"]
+        if not with_structure:
+            return lines
+        what = f"inputs.conditions: {_list(with_structure)}"
+        if not any(dataset["source"] == FROM_STRUCTURES for dataset in self.datasets.values()):
+            lines.append(f"{what}: no data set has structures; one with source {FROM_STRUCTURES!r} is needed")
+        if not any(self._can_be_shown(model["family"]) for model in self.models.values()):
+            able = [family for family in self._reads if self._can_be_shown(family)]
+            lines.append(
+                f"{what}: no model of this study can be shown a structure of a table of backbones; families that can: "
+                f"{_list(able) or 'none'}"
+            )
+        self.left_out += [
+            f"data set {name}: measured under condition seq only, it has no structures (its source is not "
+            f"{FROM_STRUCTURES!r})"
+            for name, dataset in self.datasets.items()
+            if dataset["source"] != FROM_STRUCTURES
+        ]
+        for name, model in self.models.items():
+            reads = self._reads.get(model["family"], ())
+            if not self._can_be_shown(model["family"]):
+                what = f"{' or '.join(reads)}, which no table of backbones has" if reads else "no structure"
+                self.left_out.append(f"model {name}: measured under condition seq only, its family reads {what}")
+        return lines
+
+    def _can_be_shown(self, family: str) -> bool:
+        """Return whether a table of backbones holds a part of a structure that this family reads."""
+        return bool(set(self._reads.get(family, ())) & set(BACKBONE_TELLS))
+
+    def conditions_of(self, dataset: str, model: str) -> list[str]:
+        """Return the conditions under which a model is measured on a data set, in a fixed order."""
+        has_structures = self.datasets[dataset]["source"] == FROM_STRUCTURES
+        has_structures = has_structures and self._can_be_shown(self.models[model]["family"])
+        asked = self.config["inputs"]["conditions"]
+        return [condition for condition in CONDITIONS if condition in asked and (condition == "seq" or has_structures)]
 
     def _licence_problem(
         self, where: str, model: Mapping[str, object], sheet: Mapping[str, Mapping[str, object]] | None

@@ -223,7 +223,7 @@ SKIP = _schema(
 )
 VERDICT = _schema(
     "one statistic of one claim, beside its margin and its null, and what follows",
-    claim=(_cat, "K1, K2, K3 or K4"),
+    claim=(_cat, "K1 to K5"),
     scope=(_text, "model, family, objective, or all"),
     statistic=(_text, "what was computed; the claim itself in its summary row"),
     role=(_cat, "decides: the verdict rests on it; supports: shown beside it; claim: the summary row"),

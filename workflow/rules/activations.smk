@@ -2,6 +2,7 @@
 The forward passes; the only rules of the analysis that ask for a GPU.
 
 Needs   cards/{model}.json from checkpoints.smk, datasets/{dataset}/shards/{shard}.parquet from sequences.smk
+        structures/backbone.parquet from structures.smk, for the conditions with structure
 Gives   results/{study}/activations/{dataset}/{model}/{variant}/{shard}/{moments,lens,stream}.parquet, to metrics.smk
 """
 
@@ -15,6 +16,7 @@ rule extract_activations:
         card=f"{RESULTS}/cards/{{model}}.json",
         folder=checkpoint_folder,
         sequences=f"{RESULTS}/datasets/{{dataset}}/shards/{{shard}}.parquet",
+        backbone=backbone_of,
     output:
         moments=f"{RESULTS}/activations/{{dataset}}/{{model}}/{{variant}}/{{shard}}/moments.parquet",
         lens=f"{RESULTS}/activations/{{dataset}}/{{model}}/{{variant}}/{{shard}}/lens.parquet",
@@ -38,10 +40,12 @@ rule extract_activations:
         anchors=study.config["cache"]["anchors"],
         dtype=study.config["cache"]["dtype"],
         seed=SEED,
+        conditions=options_of_conditions,
         version=EXTRACTION,
     shell:
         "python -m plm_depth.activations.extract --card {input.card:q} --sequences {input.sequences:q}"
-        " --nulls {params.nulls:q} --inputs {params.inputs:q} --anchors {params.anchors}"
+        " --nulls {params.nulls:q} --inputs {params.inputs:q} {params.conditions:q}"
+        " --anchors {params.anchors}"
         " --stream-dtype {params.dtype} --seed {params.seed} --token-budget {resources.token_budget}"
         " --device {resources.device} --threads {threads}"
         " --moments {output.moments:q} --lens {output.lens:q} --stream {output.stream:q} > {log:q} 2>&1"

@@ -9,12 +9,13 @@ WORKFLOW = Path(str(workflow.current_basedir)).parent
 sys.path.insert(0, str(WORKFLOW))
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 from plm_depth import runtime
 from plm_depth.activations import EFFECTS_VERSION
 from plm_depth.activations import VERSION as EXTRACTION
 from plm_depth.code_digest import code_of
-from plm_depth.config import ConfigError, Study
+from plm_depth.config import FROM_STRUCTURES, ConfigError, Study
 from plm_depth.models.registry import FAMILIES
 from plm_depth.training import VERSION as TRAINING
 
@@ -23,6 +24,9 @@ try:
     study = Study(
         config,
         families={name: entry.objective for name, entry in FAMILIES.items()},
+        reads_structure={
+            name: entry.reads_structure for name, entry in FAMILIES.items()
+        },
         figures=sorted(
             p.stem
             for p in (WORKFLOW / "report").glob("*.rst")
@@ -31,6 +35,9 @@ try:
     )
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
+
+for line in study.left_out:
+    logger.warning(line)
 
 RESULTS = f"results/{study.config['study']}"
 SEED = study.config["seed"]
@@ -68,11 +75,15 @@ def dataset_fasta(wildcards):
     dataset = study.datasets[wildcards.dataset]
     if dataset["part"] == "held_out":
         return f"{RESULTS}/training/held_out.fasta"
+    if dataset["source"] == FROM_STRUCTURES:
+        return f"{RESULTS}/structures/sequences.fasta"
     return source_file(dataset["source"])
 
 
 def source_identity(name):
-    """Return what tells one release of a source from another."""
+    """Return what tells one release of a source from another; a file of this study's tells that by its own inputs."""
+    if name == FROM_STRUCTURES:
+        return name
     source = study.sources[name]
     return source.get("sha256") or source["url"]
 
@@ -130,6 +141,23 @@ def inputs_of(model):
     """Return the views of this model's objective only, so that another objective's settings do not renew its passes."""
     objective = study.models[model]["objective"]
     return {objective: study.config["inputs"][objective]}
+
+
+def has_structures(wildcards):
+    """Return whether a model is measured on a data set under conditions with structure."""
+    return study.conditions_of(wildcards.dataset, wildcards.model) != ["seq"]
+
+
+def backbone_of(wildcards):
+    return f"{RESULTS}/structures/backbone.parquet" if has_structures(wildcards) else []
+
+
+def options_of_conditions(wildcards):
+    """Return the options of the conditions with structure, none without them: then nothing of a pass has changed."""
+    if not has_structures(wildcards):
+        return []
+    conditions = study.conditions_of(wildcards.dataset, wildcards.model)
+    return ["--conditions", as_json(conditions), "--backbone", backbone_of(wildcards)]
 
 
 def gpus():

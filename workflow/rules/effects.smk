@@ -4,7 +4,7 @@ Causal skip effects and the claims judged by them, where the config has a sectio
 Needs   cards/{model}.json, datasets/{dataset}/candidates.parquet, and for verdicts metrics/{dataset}/... from metrics.smk
 Gives   results/{study}/effects/{dataset}/{model}/{variant}/{shard}/{skip,output_change}.parquet   per protein and source
         results/{study}/skip/{dataset}/{model}.parquet                                             matrices, with intervals
-        results/{study}/verdicts/{dataset}.parquet                                                 claims K1-K4
+        results/{study}/verdicts/{dataset}.parquet                                                 claims K1-K5
 """
 
 

@@ -450,6 +450,19 @@ def test_a_model_without_a_verdict_is_an_error_that_names_it(judged):
         verdicts.numbers(replace(judged, verdicts=judged.verdicts.clear()))
 
 
+def test_the_claim_about_structures_stands_last_and_only_where_it_was_judged(judged):
+    model = judged.models[2].model
+    rows = judged.verdicts.filter((pl.col("claim") == "K1") & (pl.col("scope") == model))
+    is_claim = pl.col("role") == "claim"
+    text = pl.when(is_claim).then(pl.lit("holds with the structure as input")).otherwise(pl.col("statistic"))
+    rows = rows.with_columns(claim=pl.lit("K5"), statistic=text)
+    numbers, figure = picture(verdicts.STAGE, replace(judged, verdicts=pl.concat([rows, judged.verdicts])))
+    found = numbers.filter(pl.col("claim") == "K5")
+    assert found.equals(numbers[-len(rows) :]) and set(found["model"]) == {model} and len(rows) > 1
+    headings = [text.get_text() for text in figure.findobj(Text) if text.get_text().startswith("K")]
+    assert headings[-1] == "K5: holds with the structure as input"
+
+
 def test_verdicts_that_do_not_fit_the_study_are_errors(judged):
     with pytest.raises(FigureError, match="K1 of 'dplm_l8', which --models does not list"):
         verdicts.numbers(replace(judged, models=judged.models[:-1]))
@@ -459,7 +472,7 @@ def test_verdicts_that_do_not_fit_the_study_are_errors(judged):
     with pytest.raises(FigureError, match="a row stands twice"):
         verdicts.numbers(replace(judged, verdicts=pl.concat([judged.verdicts] * 2)))
     odd = judged.verdicts.with_columns(verdict=pl.lit("maybe"))
-    with pytest.raises(FigureError, match=r"\['maybe'\], expected the claims K1, K2, K3, K4 and the outcomes pass"):
+    with pytest.raises(FigureError, match=r"\['maybe'\], expected the claims K1, K2, K3, K4, K5 and the outcomes pass"):
         verdicts.numbers(replace(judged, verdicts=odd))
     headless = judged.verdicts.filter((pl.col("role") != "claim") | (pl.col("claim") != "K3"))
     with pytest.raises(FigureError, match="K3 of esm2 has statistics but no outcome"):

@@ -30,15 +30,18 @@ from plm_depth.metrics.verdicts import (
     Statistic,
     claim_of_all,
     claim_of_family,
+    claim_of_structure,
     claims_of_model,
     combined,
     evidence_of,
     holm,
     judge,
+    judge_shift,
     judged,
     kl_share,
     late_over_early,
 )
+from plm_depth.models.base import Structure
 from plm_depth.models.registry import build
 from plm_depth.randomness import generator
 from plm_depth.tables import AMINO_ACIDS, CLUSTERS, VERDICT, TableError, read_table, write_table
@@ -280,7 +283,7 @@ def short_noise_floor():
 
 
 def tables_of(
-    folder, adapter, model: Model, nulls, *, parts=("layer",), more_sets=(), views=None, effect_views=None
+    folder, adapter, model: Model, nulls, *, parts=("layer",), more_sets=(), views=None, effect_views=None, **conditions
 ) -> list:
     """Return the four per-protein tables of a model and its null models, through the stages."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -301,7 +304,8 @@ def tables_of(
         token_budget=10**5,
         **effect_options,
     )
-    extract(adapter, proteins(), files=Files(path["moments"], path["logits"], path["stream"]), **options)
+    files = Files(path["moments"], path["logits"], path["stream"])
+    extract(adapter, proteins(), files=files, **options, **conditions)
     contributions([path["moments"]], path["contributions"])
     lens([path["logits"]], path["lens"])
     return [path[name] for name in ("skip", "out", "lens", "contributions")]
@@ -406,6 +410,126 @@ class TestPlantedModels:
     def test_supporting_rows_stand_beside(self, planted):
         names = {row["statistic"] for row in claims_of_model(planted["mlm", "true"], FEW) if row["role"] == "supports"}
         assert names == {"spearman dependence", "late cos_u", "late flips"}
+
+
+class Folded(Toy):
+    """A toy that reads the states of a structure, where it is shown one, as if they were the residues."""
+
+    conditions = ("seq", "seq_struct", "struct")
+    reads_structure = ("three_di",)
+
+    def encode(
+        self, sequence, *, masked=None, direction="none", structure=None, condition="seq", struct_at_mask="keep"
+    ):
+        if condition == "struct":
+            masked = np.full(len(sequence), True)
+        shown = sequence if condition == "seq" else structure.three_di.upper()
+        return super().encode(shown, masked=masked, direction=direction)
+
+
+class TestStructure:
+    """K5: with the structure as input."""
+
+    @pytest.fixture(scope="class")
+    def found(self, tmp_path_factory) -> dict[str, Evidence]:
+        """One network shown no structure, a structure that says what the sequence says, and one that says other."""
+        folder = tmp_path_factory.mktemp("folded")
+        plain = toy(seed=50)
+        same = {name: Structure(three_di=sequence.lower()) for name, sequence in proteins()}
+        other = {name: Structure(three_di=sequence.lower()[::-1]) for name, sequence in proteins()}
+        under = {"conditions": ["seq", "seq_struct", "struct"]}
+        return {
+            "none": evidence_for(folder / "none", plain, nulls=range(3)),
+            "same": evidence_for(
+                folder / "same", Folded(plain.module, "mlm"), nulls=range(3), structures=same, **under
+            ),
+            "other": evidence_for(
+                folder / "other", Folded(plain.module, "mlm"), nulls=range(3), structures=other, **under
+            ),
+        }
+
+    def test_statistics_of_the_sequence_do_not_mix_with_those_of_the_structure(self, found):
+        assert found["none"].with_structure is None and claim_of_structure(found["none"], FEW) == []
+        for name in ("same", "other"):
+            mine, alone = found[name], found["none"]
+            for one, expected in zip((mine.trained, *mine.untrained), (alone.trained, *alone.untrained), strict=True):
+                assert one.statistics.keys() == expected.statistics.keys()
+                for statistic, value in one.statistics.items():
+                    assert value.value == pytest.approx(expected.statistics[statistic].value, nan_ok=True)
+
+    def test_a_structure_that_says_nothing_new_shifts_nothing(self, found):
+        rows = claim_of_structure(found["same"], FEW)
+        shifts = [row for row in rows if row["statistic"].startswith("shift of ")]
+        assert [row["statistic"] for row in shifts] == ["shift of depth score rel_u", "shift of KL depth"]
+        for row in shifts:
+            assert row["value"] == row["ci_lo"] == row["ci_hi"] == row["null_value"] == 0
+            assert row["verdict"] == "pass" and row["n_seq"] == len(NAMES)
+
+    def test_another_structure_shifts_depths(self, found):
+        shown = found["other"].with_structure
+        rows = {row["statistic"]: row for row in claim_of_structure(found["other"], FEW)}
+        shift = rows["shift of depth score rel_u"]
+        one, other = (e.trained.statistics["depth score rel_u"] for e in (found["other"], shown))
+        assert shift["value"] == pytest.approx(other.value - one.value) and shift["value"] != 0
+        assert shift["ci_lo"] <= shift["value"] <= shift["ci_hi"] and shift["null_lo"] < shift["null_hi"]
+
+    def test_without_skip_effects_under_the_structure_the_claim_is_inconclusive_and_says_so(self, found):
+        *rows, claim = claim_of_structure(found["same"], FEW)
+        missing = {row["statistic"]: row for row in rows if row["reason"] == "not measured with structure"}
+        assert set(missing) == {"K1, with structure: LL/EE", "K2, with structure: late/early locality"}
+        assert {row["verdict"] for row in missing.values()} == {"inconclusive"}
+        measured = next(row for row in rows if row["statistic"] == "K2, with structure: late share of KL fall")
+        assert measured["value"] == found["none"].trained.statistics["late share of KL fall"].value
+        assert (claim["claim"], claim["scope"], claim["role"]) == ("K5", "m", "claim")
+        assert claim["verdict"] in ("inconclusive", "fail") and "LL/EE" in claim["reason"]
+        assert {row["claim"] for row in rows} == {"K5"}
+
+    def test_it_passes_where_k1_and_k2_do_and_nothing_shifts(self):
+        statistics = {"LL/EE": 0.5, "late/early locality": 0.5, "late share of KL fall": 0.8}
+        depths = {"depth score rel_u": 0.6, "KL depth": 0.7, "depth score influence": 0.4}
+
+        def under(shift: float, ratio: float = 0.5, with_structure: Evidence | None = None) -> Evidence:
+            values = {**statistics, "LL/EE": ratio, **{name: value + shift for name, value in depths.items()}}
+            nulls = [{**depths, "LL/EE": v, "late/early locality": v, "late share of KL fall": 0.3 + v / 100}
+                     for v in (0.84, 0.86, 0.85)]  # fmt: skip
+            untrained = tuple(Network({name: around(v) for name, v in null.items()}) for null in nulls)
+            trained = Network({name: around(value) for name, value in values.items()})
+            return Evidence(Model("m", "f", "mlm", 6), trained, untrained, with_structure)
+
+        def verdict(evidence: Evidence) -> str:
+            return verdicts_by(judged([evidence], Margins()))["K5", "m"]
+
+        assert verdict(under(0.0, with_structure=under(0.02))) == "pass"
+        assert verdict(under(0.0, with_structure=under(0.2))) == "fail"
+        assert verdict(under(0.0, with_structure=under(0.02, ratio=1.2))) == "fail"
+        assert verdict(under(0.0, ratio=1.2, with_structure=under(0.02))) == "pass", "K5 rests on seq_struct alone"
+        assert ("K5", "m") not in verdicts_by(judged([under(0.0)], Margins()))
+        failed = under(0.0, with_structure=under(0.0))
+        failed = replace(failed, with_structure=replace(failed.with_structure, trained=Network({}, ("a check",))))
+        assert verdict(failed) == "inconclusive"
+
+    @pytest.mark.parametrize(
+        ("shift", "expected", "reason"),
+        [
+            (around(0.0), "pass", "unchanged: the interval lies inside +-0.05"),
+            (around(0.03), "pass", "unchanged"),
+            (around(0.2), "fail", "deeper with the structure: the interval lies outside +-0.05"),
+            (around(-0.2), "fail", "shallower with the structure"),
+            (around(0.05), "inconclusive", "deeper; the interval is neither inside nor outside +-0.05"),
+            (around(-0.05), "inconclusive", "shallower; "),
+            (around(0.0, spread=0.1), "inconclusive", "no direction; "),
+            (around(math.nan), "inconclusive", "undefined"),
+            (around(0.0, n_cluster=49), "inconclusive", "49 similarity clusters, 50 are needed"),
+            (around(0.0, below_floor=0.06), "inconclusive", "6% of the proteins"),
+        ],
+    )
+    def test_a_shift_is_none_one_or_cannot_be_told(self, shift, expected, reason):
+        found = judge_shift(shift, [], Margins())
+        assert found.verdict == expected and reason in found.reason
+
+    def test_its_margin_comes_from_the_config(self):
+        assert judge_shift(around(0.03), [], Margins(shift=0.01)).verdict == "fail"
+        assert judge_shift(around(0.2), [], Margins(shift=0.5)).verdict == "pass"
 
 
 @pytest.mark.slow

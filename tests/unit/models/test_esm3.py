@@ -310,3 +310,24 @@ def test_per_residue_plddt_is_told_by_the_atoms_that_are_there(adapter):
     without = replace(batch, extra={**batch.extra, "per_res_plddt": torch.zeros_like(batch.extra["per_res_plddt"])})
     with torch.inference_mode():
         assert (adapter.library_logits(batch) - adapter.library_logits(without)).abs().max() > 1e-2
+
+
+def test_the_codes_of_coordinates_are_those_of_the_structure_encoder_beside_the_trunk(adapter, encoder, tmp_path):
+    random = np.random.default_rng(0)
+    coordinates = random.normal(size=(len(SEQUENCE), 3, 3)).astype(np.float32) * 5
+    coordinates[4] = np.nan
+    structure = Structure(coordinates=coordinates, three_di="d" * len(SEQUENCE))
+    found = adapter.with_codes(structure)
+    assert found.codes.tolist() == encoder.codes(torch.from_numpy(coordinates)).tolist()
+    assert len(set(found.codes.tolist())) > 1
+    assert found.coordinates is coordinates and found.three_di == structure.three_di
+    given = Structure(coordinates=coordinates, codes=np.arange(len(SEQUENCE)))
+    assert adapter.with_codes(given) is given
+    (tmp_path / "esm3_sm_open_v1.pth").symlink_to(WEIGHTS / "esm3_sm_open_v1.pth")
+    alone = registry.load("esm3", tmp_path, n_heads=2)
+    assert alone.with_codes(structure) is structure
+    assert [path.name for path in alone.files(tmp_path)] == ["esm3_sm_open_v1.pth"]
+    assert [path.name for path in adapter.files(FIXTURES / "pth")] == [
+        "esm3_sm_open_v1.pth",
+        "esm3_structure_encoder_v0.pth",
+    ]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from plm_depth.conditions import CONDITIONS
 from plm_depth.models.registry import FAMILIES, adapter_class
 
 
@@ -9,3 +10,10 @@ from plm_depth.models.registry import FAMILIES, adapter_class
 def test_the_objective_of_an_entry_is_that_of_its_class(family):
     assert FAMILIES[family].objective == adapter_class(family).objective
     assert adapter_class(family).family == family
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_an_entry_reads_of_a_structure_is_what_its_class_reads_and_goes_with_its_conditions(family):
+    there = adapter_class(family)
+    assert FAMILIES[family].reads_structure == there.reads_structure
+    assert bool(there.reads_structure) == (there.conditions == CONDITIONS)

@@ -1,15 +1,19 @@
 """One pass over the proteins of a shard: what the metrics need of every layer, and no more.
 
     python -m plm_depth.activations.extract --card P --sequences P --nulls JSON --inputs JSON --seed N
-        --moments P --lens P --stream P
+        [--conditions JSON --backbone P] --moments P --lens P --stream P
 
-For each null model and each view, every protein goes through the model once, block by block. After each block its state
-and updates are reduced on the device to a few inner products a token (``tables.MOMENTS``), the read-out at the read
-positions and the stream at a few anchors; the reduced numbers go to the machine's memory and the vectors are forgotten,
-so that memory grows neither with the blocks nor with the proteins.
+For each null model, condition and view, every protein goes through the model once, block by block. After each block its
+state and updates are reduced on the device to a few inner products a token (``tables.MOMENTS``), the read-out at the
+read positions and the stream at a few anchors; the reduced numbers go to the machine's memory and the vectors are
+forgotten, so that memory grows neither with the blocks nor with the proteins.
 
-Rows. Within a (null model, view) the proteins come in the order of their batches (longest first), each protein whole
-and by ascending position; readers go by the keys, never by the order.
+Conditions. "seq" shows the sequence; "seq_struct" the structure too, also at hidden residues; "struct" the structure
+alone: every residue is hidden. Masks, seeds and the positions that are read are the same under all of them, so that
+they can be compared position by position; a clean view of "struct" has nothing to read.
+
+Rows. Within a (null model, condition, view) the proteins come in the order of their batches (longest first), each
+protein whole and by ascending position; readers go by the keys, never by the order.
 
 * moments: every token. ``pos_class`` is masked or unmasked for canonical residues, special for every other token: those
   that are no residues, at positions -1, -2, ... before the first residue and n_residues, n_residues + 1, ... after the
@@ -24,6 +28,7 @@ and by ascending position; readers go by the keys, never by the order.
 
 import argparse
 import contextlib
+import itertools
 import json
 import logging
 import re
@@ -39,8 +44,10 @@ from torch import Tensor
 
 from plm_depth.activations import VERSION
 from plm_depth.activations.batches import BatchError, is_out_of_memory, plan, run_halving
-from plm_depth.activations.nulls import Null, NullError, applied, parse_nulls, shuffle_sequence
-from plm_depth.models.base import Adapter, CheckpointError, SequenceError, Tokens, Updates
+from plm_depth.activations.nulls import Null, NullError, applied, parse_nulls, shuffle_sequence, shuffled_order
+from plm_depth.activations.structures import in_order, read_structures
+from plm_depth.conditions import BACKBONE_TELLS, CONDITIONS
+from plm_depth.models.base import Adapter, CheckpointError, SequenceError, Structure, Tokens, Updates
 from plm_depth.progress import Progress, start_log
 from plm_depth.randomness import generator
 from plm_depth.tables import (
@@ -56,6 +63,7 @@ from plm_depth.tables import (
 )
 from plm_depth.views import View, mask_of, views_of
 
+STRUCT_AT_MASK = "keep"  # what becomes of the structure of a hidden residue
 STREAM_NULLS = ("trained", "randinit")
 MEAN_POSITION = -1
 _INDEX_OF = {letter: index for index, letter in enumerate(AMINO_ACIDS)}
@@ -96,19 +104,32 @@ class Item:
 
 
 def item_of(
-    adapter: Adapter, sequence_id: str, sequence: str, view: View, *, seed: int, n_anchors: int | None = None
+    adapter: Adapter,
+    sequence_id: str,
+    sequence: str,
+    view: View,
+    *,
+    seed: int,
+    n_anchors: int | None = None,
+    condition: str = "seq",
+    structure: Structure | None = None,
 ) -> Item:
     """Return a protein as one view shows it to one model.
 
     Args:
         seed: of masks and anchors.
         n_anchors: anchors per protein (fewer where it has fewer canonical residues); None keeps no stream.
+        condition: one of ``conditions.CONDITIONS``; see the module.
+        structure: of the protein, for the conditions with one.
     Raises:
         SequenceError: the model cannot read this protein; names it.
     """
     masked = mask_of(view, len(sequence), seed, sequence_id)
+    shown: dict[str, object] = {}
+    if condition != "seq":
+        shown = {"condition": condition, "structure": structure, "struct_at_mask": STRUCT_AT_MASK}
     try:
-        tokens = adapter.encode(sequence, masked=masked if masked.any() else None, direction=view.direction)
+        tokens = adapter.encode(sequence, masked=masked if masked.any() else None, direction=view.direction, **shown)
     except SequenceError as error:
         raise SequenceError(f"protein {sequence_id}: {error}") from error
     positions = token_positions(tokens)
@@ -123,6 +144,8 @@ def item_of(
         draw = generator(seed, "anchors", sequence_id)
         anchors = np.sort(draw.choice(choice, size=min(n_anchors, len(choice)), replace=False))
     reads = adapter.read_positions(sequence, tokens, which=view.reads)
+    if view.reads == "masked":
+        reads = reads[masked[reads]]  # "struct" hides more residues than the view does
     return Item(sequence_id, sequence, tokens, order, positions[order], classes[order], reads, anchors)
 
 
@@ -350,32 +373,46 @@ def extract(
     n_anchors: int = 8,
     token_budget: int = 4096,
     stream_dtype: str = "float16",
+    conditions: Sequence[str] = ("seq",),
+    structures: Mapping[str, Structure] | None = None,
     log: logging.Logger,
 ) -> dict[str, int]:
-    """Measure every (sequence_id, sequence) under every null model and view, and write the three tables.
+    """Measure every (sequence_id, sequence) under every null model, condition and view, and write the three tables.
 
     Args:
         seed: of masks and anchors.
         n_anchors: anchors per protein in the stream table, >= 0.
         token_budget: largest rows x padded length of a batch; changes speed and memory only.
         stream_dtype: numpy dtype of the stored stream.
+        conditions: which of the adapter's.
+        structures: by sequence_id, of every protein, for the conditions with structure.
     Returns:
         Rows written, by table name.
     Raises:
         ExtractionError, SequenceError, BatchError, TableError: nothing stands under the final names.
     """
     check_sequences(sequences)
-    n_tokens = [item_of(adapter, *pair, views[0], seed=seed).tokens.n_tokens for pair in sequences]
-    batches = plan(n_tokens, token_budget=token_budget, log=log)
-    padded = sum(len(batch) * n_tokens[batch[0]] for batch in batches)
-    log.info(
-        f"{len(sequences)} proteins, {sum(n_tokens)} tokens in {len(batches)} batches "
-        f"({1 - sum(n_tokens) / padded:.1%} padding); {len(nulls)} null models x {len(views)} views"
-    )
+    structures = {} if set(conditions) <= {"seq"} else with_structures(adapter, sequences, structures or {})
+    plans, n_all_tokens = {}, 0
+    for condition in conditions:
+        shown = {"seed": seed, "condition": condition}
+        n_tokens = [
+            item_of(adapter, *pair, views[0], structure=structures.get(pair[0]), **shown).tokens.n_tokens
+            for pair in sequences
+        ]
+        plans[condition] = batches = plan(n_tokens, token_budget=token_budget, log=log)
+        padded = sum(len(batch) * n_tokens[batch[0]] for batch in batches)
+        log.info(
+            f"{condition}: {len(sequences)} proteins, {sum(n_tokens)} tokens in {len(batches)} batches "
+            f"({1 - sum(n_tokens) / padded:.1%} padding); {len(nulls)} null models x {len(views)} views"
+        )
+        n_all_tokens += sum(n_tokens)
     layers = range(adapter.n_blocks + 1)
     about = constants_of(adapter, model_id=model_id, seed=seed)
+    if structures:
+        about["struct_at_mask"] = STRUCT_AT_MASK
     columns = list(adapter.vocabulary.values())
-    progress = Progress(log, total=len(nulls) * len(views) * len(sequences), unit="proteins")
+    progress = Progress(log, total=len(nulls) * len(conditions) * len(views) * len(sequences), unit="proteins")
     started = time.monotonic()
     with (
         VectorWriter(files.moments, MOMENT_KEYS, layers, len(MOMENTS), "float32", about, MOMENTS) as moments,
@@ -384,19 +421,19 @@ def extract(
     ):
         for null in nulls:
             with applied(adapter, null), _naming(model_id, null):
-                for view, items, measured in _measured(
-                    adapter, sequences, null, views, batches, seed=seed, n_anchors=n_anchors, log=log
+                for condition, view, items, measured in _measured(
+                    adapter, sequences, null, views, plans, structures, seed=seed, n_anchors=n_anchors, log=log
                 ):
-                    moments.append(moment_keys(items, null, view), measured.moments)
-                    lens.append(lens_keys(items, null, view), measured.logits)
+                    moments.append(moment_keys(items, null, view, condition), measured.moments)
+                    lens.append(lens_keys(items, null, view, condition), measured.logits)
                     if items[0].anchors is not None:
                         check_range(items, measured.stream, stream_dtype)
-                        stream.append(stream_keys(items, null, view), measured.stream)
+                        stream.append(stream_keys(items, null, view, condition), measured.stream)
                     progress.advance(len(items))
     progress.finish()
     if not lens.n_rows:
         log.warning(f"{model_id}: no residue was read out; the lens table is empty")
-    rate = len(nulls) * len(views) * sum(n_tokens) / max(time.monotonic() - started, 1e-9)
+    rate = len(nulls) * len(views) * n_all_tokens / max(time.monotonic() - started, 1e-9)
     counts = {"moments": moments.n_rows, "lens": lens.n_rows, "stream": stream.n_rows}
     log.info(f"{rate:.0f} tokens/s; rows: " + ", ".join(f"{name} {n}" for name, n in counts.items()))
     return counts
@@ -416,28 +453,51 @@ def _measured(
     sequences: Sequence[tuple[str, str]],
     null: Null,
     views: Sequence[View],
-    batches: Sequence[Sequence[int]],
+    plans: Mapping[str, Sequence[Sequence[int]]],
+    structures: Mapping[str, Structure],
     *,
     seed: int,
     n_anchors: int,
     log: logging.Logger,
-) -> Iterator[tuple[View, list[Item], Measured]]:
-    """Yield the measured batches of one null model."""
-    for view in views:
+) -> Iterator[tuple[str, View, list[Item], Measured]]:
+    """Yield condition, view, proteins and numbers of the batches of one null model; ``plans``: batches by condition."""
+    for condition, view in itertools.product(plans, views):
         keeps_stream = null.null_model in STREAM_NULLS and view.reads != "masked"
-        for batch in batches:
+        for batch in plans[condition]:
             items = []
             for index in batch:
                 sequence_id, sequence = sequences[index]
+                structure = None if condition == "seq" else structures[sequence_id]
                 if null.null_model == "shuffle_seq":
+                    if structure is not None:
+                        structure = in_order(structure, shuffled_order(len(sequence), null.seed, sequence_id))
                     sequence = shuffle_sequence(sequence, null.seed, sequence_id)
                 wanted = n_anchors if keeps_stream else None
-                items.append(item_of(adapter, sequence_id, sequence, view, seed=seed, n_anchors=wanted))
+                shown = {"condition": condition, "structure": structure}
+                items.append(item_of(adapter, sequence_id, sequence, view, seed=seed, n_anchors=wanted, **shown))
             parts = run_halving(
                 items, lambda part: measure(adapter, part), log=log, name=lambda item: f"protein {item.sequence_id}"
             )
             for part, measured in parts:
-                yield view, part, measured
+                yield condition, view, part, measured
+
+
+def with_structures(
+    adapter: Adapter, sequences: Sequence[tuple[str, str]], structures: Mapping[str, Structure]
+) -> dict[str, Structure]:
+    """Return the structures of all proteins, with the codes of the model's own tokenizer where it has one.
+
+    Raises:
+        ExtractionError: proteins without a structure; names them.
+    """
+    missing = [sequence_id for sequence_id, _ in sequences if sequence_id not in structures]
+    if missing:
+        named = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise ExtractionError(
+            f"{len(missing)} of {len(sequences)} proteins have no structure: {named}; conditions with structure "
+            "need one of every protein: draw the data set from the structures, or measure condition seq only"
+        )
+    return {sequence_id: adapter.with_codes(structures[sequence_id]) for sequence_id, _ in sequences}
 
 
 def check_sequences(sequences: Sequence[tuple[str, str]]) -> None:
@@ -477,7 +537,9 @@ def constants_of(adapter: Adapter, *, model_id: str, seed: int) -> dict[str, obj
 # Keys of the rows
 
 
-def _common_keys(items: Sequence[Item], null: Null, view: View, n_rows: Sequence[int]) -> dict[str, object]:
+def _common_keys(
+    items: Sequence[Item], null: Null, view: View, condition: str, n_rows: Sequence[int]
+) -> dict[str, object]:
     ids = pa.array([item.sequence_id for item in items])
     owner = np.repeat(np.arange(len(items), dtype=np.int32), n_rows)
     return {
@@ -485,38 +547,38 @@ def _common_keys(items: Sequence[Item], null: Null, view: View, n_rows: Sequence
         "n_residues": np.array([len(item.sequence) for item in items], np.int32)[owner],
         "null_model": null.null_model,
         "null_seed": null.seed,
-        "condition": "seq",
+        "condition": condition,
         "direction": view.direction,
         "noise_t": view.noise_t,
         "mask_draw": view.mask_draw,
     }
 
 
-def moment_keys(items: Sequence[Item], null: Null, view: View) -> dict[str, object]:
+def moment_keys(items: Sequence[Item], null: Null, view: View, condition: str = "seq") -> dict[str, object]:
     """Return the key columns of the moments of a batch."""
     classes = np.concatenate([item.classes for item in items]).astype(np.int32)
-    return _common_keys(items, null, view, [len(item.positions) for item in items]) | {
+    return _common_keys(items, null, view, condition, [len(item.positions) for item in items]) | {
         "position": np.concatenate([item.positions for item in items]),
         "pos_class": pa.DictionaryArray.from_arrays(pa.array(classes), _CLASSES),
     }
 
 
-def lens_keys(items: Sequence[Item], null: Null, view: View) -> dict[str, object]:
+def lens_keys(items: Sequence[Item], null: Null, view: View, condition: str = "seq") -> dict[str, object]:
     """Return the key columns of the lens logits of a batch."""
     hidden = [item.tokens.masked[item.reads] for item in items]
     if view.reads == "next":  # nothing is masked, but the residue that is read stands after all that was seen
         hidden = [np.ones_like(part) for part in hidden]
     true = [np.array([_INDEX_OF[item.sequence[p]] for p in item.reads], np.int16) for item in items]
-    return _common_keys(items, null, view, [len(item.reads) for item in items]) | {
+    return _common_keys(items, null, view, condition, [len(item.reads) for item in items]) | {
         "position": np.concatenate([item.reads for item in items]),
         "true_aa": np.concatenate(true),
         "is_masked": np.concatenate(hidden),
     }
 
 
-def stream_keys(items: Sequence[Item], null: Null, view: View) -> dict[str, object]:
+def stream_keys(items: Sequence[Item], null: Null, view: View, condition: str = "seq") -> dict[str, object]:
     """Return the key columns of the stream of a batch: per protein its mean, then its anchors."""
-    return _common_keys(items, null, view, [1 + len(item.anchors) for item in items]) | {
+    return _common_keys(items, null, view, condition, [1 + len(item.anchors) for item in items]) | {
         "position": np.concatenate([np.append(MEAN_POSITION, item.anchors) for item in items]),
     }
 
@@ -621,6 +683,48 @@ def views_for(adapter: Adapter, inputs: str, log: logging.Logger | None = None) 
     return kept
 
 
+def conditions_for(
+    adapter: Adapter, text: str, *, tells: Sequence[str] = (), log: logging.Logger | None = None
+) -> list[str]:
+    """Return the conditions that are wanted and that the model can be shown, from a JSON list, in a fixed order.
+
+    A condition that the family does not have, or whose kind of structure is not at hand, is left out, and logged.
+
+    Args:
+        tells: the parts of ``Structure`` that are at hand.
+    Raises:
+        ExtractionError: not a JSON list of conditions, one named twice, or none that is left.
+    """
+    try:
+        asked = json.loads(text)
+    except json.JSONDecodeError:
+        asked = None
+    is_list = isinstance(asked, list) and bool(asked) and all(one in CONDITIONS for one in asked)
+    if not is_list or len(set(asked)) < len(asked):
+        raise ExtractionError(
+            f"--conditions: expected a JSON list of some of {', '.join(CONDITIONS)}, none twice, got {text!r}"
+        )
+    kept = []
+    for condition in (one for one in CONDITIONS if one in asked):
+        problem = None
+        if condition not in adapter.conditions:
+            problem = "the family does not have it"
+        elif condition != "seq" and not set(adapter.reads_structure) & set(tells):
+            there = f"only {' and '.join(tells)} are" if tells else "no structure is"
+            problem = f"the family reads {' or '.join(adapter.reads_structure)} of a structure, {there} at hand"
+        if problem is None:
+            kept.append(condition)
+        elif log is not None:
+            log.warning(f"condition {condition} of {adapter.family} left out: {problem}")
+    if not kept:
+        raise ExtractionError(
+            f"--conditions {text}: none is left for {adapter.family}, which has {', '.join(adapter.conditions)}"
+            + (f" and reads {' or '.join(adapter.reads_structure)} of a structure" if adapter.reads_structure else "")
+            + "; give --backbone the table of backbones, or leave these conditions out"
+        )
+    return kept
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage from the command line; see the module."""
     parser = argparse.ArgumentParser(prog="python -m plm_depth.activations.extract", description=__doc__.split("\n")[0])
@@ -628,6 +732,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sequences", type=Path, required=True, help="shard (SEQUENCES table)")
     parser.add_argument("--nulls", required=True, help="JSON list of {null_model, seed}")
     parser.add_argument("--inputs", required=True, help="JSON: the inputs section of the config")
+    parser.add_argument("--conditions", default='["seq"]', help="JSON list: seq, seq_struct, struct")
+    parser.add_argument("--backbone", type=Path, help="BACKBONE table, for the conditions with structure")
     parser.add_argument("--anchors", type=int, default=8, help="anchor residues per protein in the stream table")
     parser.add_argument("--seed", type=int, required=True, help="of masks and anchors")
     parser.add_argument("--token-budget", type=int, default=4096, help="largest rows x padded length of a batch")
@@ -653,6 +759,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             adapter = load_from_card(options.card, device)
         except ValueError as error:
             raise ExtractionError(f"{options.card}: {error}") from error
+        tells = BACKBONE_TELLS if options.backbone else ()
+        conditions = conditions_for(adapter, options.conditions, tells=tells, log=log)
+        structures = None
+        if set(conditions) - {"seq"}:
+            structures = read_structures(options.backbone, sequences, log=log)
         log.info(f"{card['model_id']} ({adapter.family}, {adapter.n_blocks} blocks) on {device}, {card['dtype']}")
         extract(
             adapter,
@@ -665,6 +776,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             n_anchors=options.anchors,
             token_budget=options.token_budget,
             stream_dtype=options.stream_dtype,
+            conditions=conditions,
+            structures=structures,
             log=log,
         )
     except (BatchError, CheckpointError, ExtractionError, NullError, SequenceError, TableError, OSError) as error:

@@ -2,7 +2,8 @@
 
 ``randinit``     the architecture with the weights its library initialises it with;
 ``shuffle_w``    the trained numbers, permuted inside each weight tensor: every tensor's distribution, no structure;
-``shuffle_seq``  the trained weights, the residues of each protein permuted: its composition, no sequence.
+``shuffle_seq``  the trained weights, the residues of each protein permuted, each with what is known of its structure:
+                 its composition, no sequence.
 
 ``trained`` is the model itself.
 """
@@ -12,6 +13,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from plm_depth.models.base import Adapter
@@ -84,8 +86,16 @@ def applied(adapter: Adapter, null: Null) -> Iterator[Adapter]:
 
 
 def shuffle_sequence(sequence: str, seed: int, sequence_id: str) -> str:
-    """Return the residues in an order drawn from a generator keyed by (seed, "shuffle_seq", sequence_id)."""
-    return "".join(generator(seed, "shuffle_seq", sequence_id).permutation(list(sequence)))
+    """Return the residues in the order ``shuffled_order``."""
+    return "".join(sequence[i] for i in shuffled_order(len(sequence), seed, sequence_id))
+
+
+def shuffled_order(n_residues: int, seed: int, sequence_id: str) -> np.ndarray:
+    """Return an order of the residues, (n_residues,) int, from a generator keyed by (seed, "shuffle_seq", sequence_id).
+
+    The residue that comes to stand at ``i`` is the one that stood at ``order[i]``.
+    """
+    return generator(seed, "shuffle_seq", sequence_id).permutation(n_residues)
 
 
 @torch.no_grad()

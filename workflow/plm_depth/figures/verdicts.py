@@ -24,7 +24,8 @@ MEANINGS = (
     "Fail: on the other side of no effect.",
     "Inconclusive: anything else, for the reason given.",
 )
-SCOPE_OF_CLAIM = {"K1": "model", "K2": "model", "K3": "family", "K4": "family"}
+SCOPE_OF_CLAIM = {"K1": "model", "K2": "model", "K3": "family", "K4": "family", "K5": "model"}
+OF_EVERY_MODEL = ("K1", "K2")  # K5 is judged where a model was shown structures
 ALL = "all"
 SHOWN_ROLES = ("claim", "decides")  # supporting statistics stand in the table beside the figure
 NUMBERS = {
@@ -123,7 +124,7 @@ def _check(table: pl.DataFrame, models: dict[str, Model], families: dict[str, Mo
         if (claim, scope) not in claims:
             raise FigureError(f"verdicts: {claim} of {scope} has statistics but no outcome; run metrics.verdicts again")
     for model in models:
-        for claim in (claim for claim, kind in SCOPE_OF_CLAIM.items() if kind == "model"):
+        for claim in OF_EVERY_MODEL:
             if (claim, model) not in claims:
                 raise FigureError(
                     f"verdicts: no outcome of {claim} for {model}; judge again, or take it out of --models"

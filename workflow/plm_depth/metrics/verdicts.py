@@ -1,4 +1,4 @@
-"""Claims as tests: K1-K4 with margins fixed beforehand, intervals, untrained networks beside, and one of four verdicts.
+"""Claims as tests: K1-K5 with margins fixed beforehand, intervals, untrained networks beside, and one of four verdicts.
 
     python -m plm_depth.metrics.verdicts --skip-seq P... --out-seq P... --lens P... --contributions P... --clusters P
         --margins JSON --models JSON --output P
@@ -9,6 +9,8 @@
     K3  more so in deeper models of a family: LL/EE, depth score of the influence, half contrast and n80 of the output
         change are smaller in the deepest than in the shallowest model, two of the four (Holm) and none larger
     K4  for all objectives: every objective has a family that passes K1 and K2, and no family fails
+    K5  with the structure as input: K1 and K2 under condition seq_struct, and depth score and KL depth as without it,
+        protein by protein (only for models that were measured under seq_struct)
 
 Verdicts, for a statistic, its margin, and untrained networks of the same architecture:
 
@@ -16,6 +18,9 @@ Verdicts, for a statistic, its margin, and untrained networks of the same archit
     pass_descriptive  the first only: the pattern is there, but an untrained network shows it too
     fail              the interval lies on the other side of no effect
     inconclusive      anything else, too few clusters, data below the noise floor, a failed check, no untrained network
+
+A shift between conditions (K5) passes if its interval lies inside +- the margin, and fails if it lies outside: its
+reason says in which direction. Untrained networks are shown beside; that nothing changes is no claim about training.
 
 Intervals are percentile intervals of one cluster bootstrap shared by all models (paired). Untrained networks differ
 from seed to seed far more than resampling proteins tells, so "beyond" is judged against what *another* untrained
@@ -28,6 +33,7 @@ Verdicts are about these checkpoints, not about a population of models.
 """
 
 import argparse
+import functools
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -57,6 +63,7 @@ from plm_depth.metrics.skip import (
     views_in,
     with_noise_mean,
 )
+from plm_depth.metrics.summary import depth_score, kl_depth
 from plm_depth.progress import Progress, start_log
 from plm_depth.tables import (
     CONTRIB_SEQ,
@@ -73,12 +80,14 @@ from plm_depth.views import MEAN_OVER_NOISE
 VERDICTS = ("pass", "pass_descriptive", "fail", "inconclusive")
 PRIMARY_NOISE = 0.15
 UNTRAINED = "randinit"
+WITH_STRUCTURE = "seq_struct"
 EXACT = 1e-6  # how far a diagonal that is 1 or 0 by definition may be from it
 CLAIMS = {
     "K1": "later blocks depend less on earlier computation",
     "K2": "later blocks mainly refine the output",
     "K3": "more pronounced in deeper models of the family",
     "K4": "holds for all objectives",
+    "K5": "holds with the structure as input",
 }
 
 
@@ -94,6 +103,7 @@ class Margins:
         clusters: fewest similarity clusters.
         below_floor: largest share of proteins whose value is below three noise floors.
         null_seeds: fewest untrained networks, at least 2.
+        shift: K5, the shift of a depth between conditions must lie inside plus or minus this.
     """
 
     late_over_early: float = 0.9
@@ -103,6 +113,7 @@ class Margins:
     clusters: int = 50
     below_floor: float = 0.05
     null_seeds: int = 2
+    shift: float = 0.05
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -189,11 +200,12 @@ class Model:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """One model: itself and untrained networks of its architecture."""
+    """One model: itself and untrained networks of its architecture; the same with structure, where it was measured."""
 
     model: Model
     trained: Network
     untrained: tuple[Network, ...]
+    with_structure: "Evidence | None" = None
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -487,6 +499,70 @@ def _p_value(resampled: np.ndarray) -> float:
     return min(1.0, 2 * (tail + 1) / (len(kept) + 1))
 
 
+SHIFTS = ("depth score rel_u", "KL depth", "depth score influence")  # the last rests on skip effects
+
+
+def claim_of_structure(evidence: Evidence, margins: Margins) -> list[Row]:
+    """Return the rows of K5 of one model; no rows if it was not measured under seq_struct.
+
+    K1 and K2 are judged under seq_struct as they are under seq. Shifts are seq_struct less seq, on the same proteins,
+    masks, read positions and resamples; of the untrained networks seed by seed.
+    """
+    shown = evidence.with_structure
+    if shown is None:
+        return []
+    name = evidence.model.model
+    rows = []
+    for row in claims_of_model(shown, margins):
+        if row["role"] != "claim":
+            row |= {"claim": "K5", "statistic": f"{row['claim']}, with structure: {row['statistic']}"}
+            if math.isnan(row["value"]) and not row["n_seq"]:
+                row["reason"] = "not measured with structure"
+            rows.append(row)
+    for statistic in SHIFTS:
+        one, other = (e.trained.statistics.get(statistic) for e in (evidence, shown))
+        if one is None or other is None:
+            continue
+        nulls = [
+            _difference(b.statistics[statistic], a.statistics[statistic])
+            for a, b in zip(evidence.untrained, shown.untrained)
+            if statistic in a.statistics and statistic in b.statistics
+        ]
+        shift = _difference(other, one)
+        judgement = judge_shift(shift, nulls, margins)
+        rows.append(_row("K5", name, f"shift of {statistic}", "decides", shift, judgement, margins.shift))
+    decided = [row for row in rows if row["role"] == "decides"]
+    verdict, reason = combined([(str(row["statistic"]), str(row["verdict"])) for row in decided])
+    failed = [*evidence.trained.failed, *shown.trained.failed]
+    if failed:
+        verdict, reason = "inconclusive", "failed check: " + "; ".join(failed)
+    return [*rows, _claim_row("K5", name, verdict, reason, decided)]
+
+
+def judge_shift(shift: Statistic, untrained: Sequence[Statistic], margins: Margins) -> Judgement:
+    """Return the verdict on a shift between two conditions: pass if it is none, fail if it is one."""
+    (low,), (high,), (n_defined,) = interval(shift.resampled[None])
+    null = _null(untrained, Rule(1, 0.0, 0.0, False))
+    shown = dict(ci_lo=low, ci_hi=high, null_value=null.mean, null_lo=null.low, null_hi=null.high)
+    direction = "deeper" if low > 0 else "shallower" if high < 0 else None
+    if math.isnan(shift.value) or n_defined < len(shift.resampled) * LEVEL:
+        verdict, reason = "inconclusive", "the statistic is undefined"
+    elif shift.n_cluster < margins.clusters:
+        verdict = "inconclusive"
+        reason = f"{shift.n_cluster} similarity clusters, {margins.clusters} are needed"
+    elif shift.below_floor > margins.below_floor:
+        verdict = "inconclusive"
+        reason = f"{shift.below_floor:.0%} of the proteins are below three times the noise floor"
+    elif -margins.shift < low and high < margins.shift:
+        verdict, reason = "pass", f"unchanged: the interval lies inside +-{margins.shift:g}"
+    elif low > margins.shift or high < -margins.shift:
+        verdict, reason = "fail", f"{direction} with the structure: the interval lies outside +-{margins.shift:g}"
+    else:
+        verdict = "inconclusive"
+        reason = f"{direction or 'no direction'}; the interval is neither inside nor outside +-{margins.shift:g}"
+    return Judgement(verdict, reason, **shown)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return p-values adjusted by Holm's step-down method."""
     order = np.argsort(p_values, kind="stable")
@@ -551,14 +627,17 @@ def evidence_of(
 ) -> Evidence:
     """Return the statistics of one model and of its untrained networks from the per-protein tables.
 
+    Under condition seq, and where there are profiles under seq_struct, under that too (``Evidence.with_structure``).
+
     Args:
         grid: noise levels that are averaged for diffusion models, in the lens and the contributions.
         effect_grid: the same in the skip effects, if they were measured at other levels.
+
     Raises:
         TableError: damaged or mixed tables, or a table that lacks the primary input.
     """
-    found: dict[tuple[str, int], dict[str, Statistic]] = {}
-    failed: dict[tuple[str, int], list[str]] = {}
+    found: dict[_Measured, dict[str, Statistic]] = {}
+    failed: dict[_Measured, list[str]] = {}
     subset = "prefix" if model.objective == "ar" else "other"
     skipped = grid if effect_grid is None else effect_grid
 
@@ -580,22 +659,39 @@ def evidence_of(
         views = [(view, parts) for view, parts in views if _is_needed(view, model.objective, levels, skipped)]
         for view, sweeps in with_noise_mean(views, read, skipped):
             if _is_primary(view, model.objective, levels):
-                network = (str(view["null_model"]), int(view["null_seed"]))
+                measured = _measured_in(view)
                 statistics, problems = compute(sweeps, subset, bootstrap)
-                found.setdefault(network, {}).update(statistics)
-                failed.setdefault(network, []).extend(problems)
+                found.setdefault(measured, {}).update(statistics)
+                failed.setdefault(measured, []).extend(problems)
     for table, paths in (("lens", lens), ("contributions", contributions)):
         profiles = _profiles(paths, table, model, bootstrap, grid)
-        for network, profile in profiles.items():
-            if network in found:
+        for measured, profile in profiles.items():
+            # Without structure claims rest on effects; with it they may have been measured by profiles alone.
+            if measured in found or measured[0] == WITH_STRUCTURE:
                 compute = _lens_statistics if table == "lens" else _contribution_statistics
-                found[network].update(compute(profile, model, bootstrap))
-    trained = ("trained", -1)
-    if trained not in found:
+                found.setdefault(measured, {}).update(compute(profile, model, bootstrap))
+
+    def evidence_under(condition: str, with_structure: Evidence | None = None) -> Evidence | None:
+        networks = {
+            key[1:]: Network(statistics, tuple(failed.get(key, ())))
+            for key, statistics in found.items()
+            if key[0] == condition
+        }
+        untrained = tuple(networks[key] for key in sorted(networks) if key[0] == UNTRAINED)
+        trained = networks.get(("trained", -1))
+        return None if trained is None else Evidence(model, trained, untrained, with_structure)
+
+    evidence = evidence_under("seq", evidence_under(WITH_STRUCTURE))
+    if evidence is None:
         raise TableError(f"the tables of {model.model} hold no trained network at the primary input")
-    networks = {key: Network(statistics, tuple(failed.get(key, ()))) for key, statistics in found.items()}
-    untrained = [networks[key] for key in sorted(networks) if key[0] == UNTRAINED]
-    return Evidence(model, networks[trained], tuple(untrained))
+    return evidence
+
+
+_Measured = tuple[str, str, int]  # condition, null model, its seed
+
+
+def _measured_in(view: Mapping[str, object]) -> _Measured:
+    return str(view["condition"]), str(view["null_model"]), int(view["null_seed"])  # type: ignore[call-overload]
 
 
 def _check_model(model: Model, view: Mapping[str, object], paths: Sequence[Path]) -> None:
@@ -607,7 +703,9 @@ def _check_model(model: Model, view: Mapping[str, object], paths: Sequence[Path]
 
 
 def _is_needed(view: Mapping[str, object], objective: str, levels: Sequence[float], grid: Sequence[float]) -> bool:
-    if view["null_model"] not in ("trained", UNTRAINED) or view["condition"] != "seq" or view["readout"] != "seq":
+    if view["null_model"] not in ("trained", UNTRAINED) or view["readout"] != "seq":
+        return False
+    if view["condition"] not in ("seq", WITH_STRUCTURE):
         return False
     if objective == "diffusion":
         return np.float32(view["noise_t"]) in {np.float32(t) for t in grid}
@@ -729,23 +827,24 @@ def _about(defined: np.ndarray, below: np.ndarray, bootstrap: Bootstrap) -> dict
     return {"below_floor": share, "n_seq": int(anywhere.sum()), "n_cluster": int(bootstrap.clusters_of(anywhere))}
 
 
-WANTED = {"lens": ("kl_lf", "logit", "aa20"), "contributions": ("cos_u", "residue", "none")}
+WANTED = {"lens": (("kl_lf",), "logit", "aa20"), "contributions": (("cos_u", "rel_u"), "residue", "none")}
 
 
 def _profiles(
     paths: Sequence[Path], table: str, model: Model, bootstrap: Bootstrap, grid: Sequence[float]
-) -> dict[tuple[str, int], dict[int, np.ndarray]]:
-    """Return per network and layer the per-protein values (n_sequences,) of one quantity at the primary input."""
-    quantity, pos_class, vocab = WANTED[table]
-    found: dict[tuple[str, int], dict[int, np.ndarray]] = {}
+) -> dict[_Measured, dict[str, dict[int, np.ndarray]]]:
+    """Return per network, quantity and layer the per-protein values (n_sequences,) at the primary input."""
+    quantities, pos_class, vocab = WANTED[table]
+    found: dict[_Measured, dict[str, dict[int, np.ndarray]]] = {}
     levels: set[float] = set()
     parts = []
     for part in parts_of(paths, table=table, bootstrap=bootstrap):
         levels |= set(part.keys["noise_t"].astype(float).tolist())
         keys = part.keys
         kept = part.take(
-            (keys["quantity"] == quantity) & (keys["pos_class"] == pos_class) & (keys["vocab"] == vocab)
+            np.isin(keys["quantity"], quantities) & (keys["pos_class"] == pos_class) & (keys["vocab"] == vocab)
             & np.isin(keys["null_model"], ["trained", UNTRAINED])
+            & np.isin(keys["condition"], ["seq", WITH_STRUCTURE])
         )  # fmt: skip
         if len(kept):
             parts.append(kept)
@@ -755,31 +854,46 @@ def _profiles(
         for k in range(len(keys["layer"])):
             view = {name: keys[name][k].item() for name in ("direction", "noise_t")}
             if _is_primary(view, model.objective, sorted(levels)):
-                network = (str(keys["null_model"][k]), int(keys["null_seed"][k]))
-                found.setdefault(network, {})[int(keys["layer"][k])] = values[k]
+                measured = _measured_in({name: column[k] for name, column in keys.items()})
+                by_layer = found.setdefault(measured, {}).setdefault(str(keys["quantity"][k]), {})
+                by_layer[int(keys["layer"][k])] = values[k]
     return found
 
 
-def _lens_statistics(profile: Mapping[int, np.ndarray], model: Model, bootstrap: Bootstrap) -> dict[str, Statistic]:
-    layers = range(model.n_blocks + 1)
+def _lens_statistics(
+    profiles: Mapping[str, Mapping[int, np.ndarray]], model: Model, bootstrap: Bootstrap
+) -> dict[str, Statistic]:
+    profile, layers = profiles["kl_lf"], range(model.n_blocks + 1)
     if sorted(profile) != list(layers):
         raise TableError(f"lens KL of {model.model}: layers {sorted(profile)}, expected 0..{model.n_blocks}")
     values = np.stack([profile[layer] for layer in layers])
     point, resampled = bootstrap.means(values)
     about = _about(~np.isnan(values), np.zeros(values.shape), bootstrap)
-    return {"late share of KL fall": Statistic(float(kl_share(point)), kl_share(resampled.T), **about)}
+    halved = functools.partial(kl_depth, fraction=0.5, reference="kl_0")
+    return {
+        "late share of KL fall": Statistic(float(kl_share(point)), kl_share(resampled.T), **about),
+        "KL depth": Statistic(float(halved(point)), halved(resampled.T), **about),
+    }
 
 
 def _contribution_statistics(
-    profile: Mapping[int, np.ndarray], model: Model, bootstrap: Bootstrap
+    profiles: Mapping[str, Mapping[int, np.ndarray]], model: Model, bootstrap: Bootstrap
 ) -> dict[str, Statistic]:
+    blocks = range(1, model.n_blocks + 1)
     late = range(model.n_blocks - model.n_blocks // 2 + 1, model.n_blocks + 1)
-    if not set(late) <= set(profile):
-        raise TableError(f"cosines of {model.model}: layers {sorted(profile)}, expected 1..{model.n_blocks}")
-    values = np.stack([profile[layer] for layer in late])
-    point, resampled = bootstrap.means(values)
-    about = _about(~np.isnan(values), np.zeros(values.shape), bootstrap)
-    return {"late cos_u": Statistic(float(point.mean()), resampled.mean(0), **about)}
+    found = {}
+    for name, quantity, needed, reduce in (
+        ("late cos_u", "cos_u", late, lambda profile: profile.mean(-1)),
+        ("depth score rel_u", "rel_u", blocks, depth_score),
+    ):
+        profile = profiles.get(quantity, {})
+        if not set(needed) <= set(profile):
+            raise TableError(f"{quantity} of {model.model}: layers {sorted(profile)}, expected 1..{model.n_blocks}")
+        values = np.stack([profile[layer] for layer in needed])
+        point, resampled = bootstrap.means(values)
+        about = _about(~np.isnan(values), np.zeros(values.shape), bootstrap)
+        found[name] = Statistic(float(reduce(point)), reduce(resampled.T), **about)
+    return found
 
 
 def models_of(given: object) -> list[Model]:
@@ -873,13 +987,14 @@ def verdicts(
 
 
 def judged(evidence: Sequence[Evidence], margins: Margins) -> list[Row]:
-    """Return all rows of a study: K1 and K2 by model, K3 by family, K4 by family and for all."""
+    """Return all rows of a study: K1 and K2 by model, K3 by family, K4 by family and for all, K5 by model."""
     rows = [row for one in evidence for row in claims_of_model(one, margins)]
     found = {(str(r["claim"]), str(r["scope"])): str(r["verdict"]) for r in rows if r["role"] == "claim"}
     families = list(dict.fromkeys(one.model.family for one in evidence))
     for family in families:
         rows += claim_of_family([one for one in evidence if one.model.family == family], margins)
-    return rows + claim_of_all([one.model for one in evidence], found)
+    rows += claim_of_all([one.model for one in evidence], found)
+    return rows + [row for one in evidence for row in claim_of_structure(one, margins)]
 
 
 def _json_option(text: str) -> object:

@@ -139,7 +139,9 @@ class Adapter(ABC):
         max_residues: longest protein the family was made for; longer ones are refused, never cut.
         directions: the reading directions, ("none",) or ("n2c", "c2n").
         conditions: what the model can be shown: "seq" (sequence), "seq_struct" (and structure), "struct" (structure
-            alone). Families with more than "seq" take ``structure`` and ``condition`` in ``encode``.
+            alone). Families with more than "seq" take ``structure``, ``condition`` and ``struct_at_mask`` ("keep" or
+            "hide" what a hidden residue's structure is) in ``encode``.
+        reads_structure: the parts of ``Structure`` any of which is enough for the conditions with structure.
         layouts: names of the on-disk layouts that the family is published in.
         can_branch: whether ``branch`` exists: a token sees tokens before it only, and its place is a number.
         extra_padding: by name of ``Tokens.extra``, the value that stands at padded tokens.
@@ -163,6 +165,7 @@ class Adapter(ABC):
     max_residues: int
     directions: tuple[str, ...] = ("none",)
     conditions: tuple[str, ...] = ("seq",)
+    reads_structure: tuple[str, ...] = ()
     layouts: tuple[str, ...] = ()
     can_branch: bool = False
     extra_padding: Mapping[str, float] = {}
@@ -264,6 +267,13 @@ class Adapter(ABC):
             NotImplementedError: this adapter does not write checkpoints.
         """
         raise NotImplementedError(f"{type(self).__name__} does not write checkpoints")
+
+    def with_codes(self, structure: Structure) -> Structure:
+        """Return the structure with the codes of the model's own tokenizer, where coordinates and tokenizer are there.
+
+        Whatever else the structure holds stays as it is; so does all of it in a family without such a tokenizer.
+        """
+        return structure
 
     def branch(self, context: Context, branches: Branches) -> Context:
         """Return the context of one protein laid out in branches, for the stream ``stream[:, branches.source]``.

@@ -34,6 +34,7 @@ class Dplm2(Esm):
     family = "dplm2"
     objective = "diffusion"
     conditions = ("seq", "seq_struct", "struct")
+    reads_structure = ("codes",)
     alphabet: ClassVar[Alphabet] = Alphabet(TOKENS, ESM_RESIDUES)
     cls_token = "<cls_aa>"
     eos_token = "<eos_aa>"

@@ -5,6 +5,7 @@ geometric branch is not exactly zero.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -16,11 +17,13 @@ from plm_depth.models import checkpoints
 from plm_depth.models import esm3_network as network
 from plm_depth.models.alphabets import ESM_RESIDUES, ESMC_TOKENS, Alphabet
 from plm_depth.models.base import Adapter, Batch, CheckpointError, Context, SequenceError, Structure, Tokens
+from plm_depth.models.esm3_structure import StructureEncoder
 from plm_depth.models.esmc import HEAD_DIM, mlp_width, pth_files
 from plm_depth.models.untrained import untrained
 from plm_depth.tables import AMINO_ACIDS
 
 TRUNK = "esm3_sm_open_v1.pth"
+STRUCTURE_ENCODER = "esm3_structure_encoder_v0.pth"  # beside the trunk; not needed to load the model
 
 
 class Esm3(Adapter):
@@ -29,6 +32,7 @@ class Esm3(Adapter):
     family = "esm3"
     objective = "mlm"
     conditions = ("seq", "seq_struct", "struct")
+    reads_structure = ("codes", "coordinates")
     layouts = ("pth",)
     max_residues = 2046
     alphabet: ClassVar[Alphabet] = Alphabet(ESMC_TOKENS, ESM_RESIDUES + "|")  # "|" parts two chains
@@ -45,6 +49,7 @@ class Esm3(Adapter):
         self.n_blocks, self.d_model = module.sizes["n_blocks"], module.sizes["d_model"]
         self.residue_ids = np.array([self.alphabet.id_of[letter] for letter in AMINO_ACIDS])
         self.vocabulary = dict(enumerate(self.alphabet.tokens))  # further rows are padding
+        self.structure_encoder: StructureEncoder | Path | None = None  # a path until it is needed
 
     # ------------------------------------------------------------------------------------------------- tokens
 
@@ -96,6 +101,21 @@ class Esm3(Adapter):
                 finite = np.isfinite(extra["structure_coords"]).any((1, 2))
                 extra["per_res_plddt"] = finite.astype(np.float32)
         return Tokens(ids, np.arange(1, len(sequence) + 1), masked, direction, extra)
+
+    def with_codes(self, structure: Structure) -> Structure:
+        """Return the structure with the codes of its coordinates, on the CPU: one tokenizer for every device and dtype.
+
+        As it came if it has codes or no coordinates, or if the checkpoint holds no structure encoder.
+
+        Raises:
+            CheckpointError: the structure encoder is broken.
+        """
+        if structure.codes is not None or structure.coordinates is None or self.structure_encoder is None:
+            return structure
+        if isinstance(self.structure_encoder, Path):
+            self.structure_encoder = StructureEncoder.load(self.structure_encoder)
+        codes = self.structure_encoder.codes(torch.from_numpy(np.array(structure.coordinates, np.float32)))
+        return replace(structure, codes=codes.numpy())
 
     def batch_of(self, inputs: Mapping[str, Tensor]) -> Batch:
         ids = inputs["sequence_tokens"].long()
@@ -156,13 +176,14 @@ class Esm3(Adapter):
 
     @classmethod
     def files(cls, folder: Path, layout: str | None = None) -> list[Path]:
-        """Return the files that ``load`` reads."""
+        """Return the files that ``load`` reads: the trunk, and the structure encoder where the folder has it."""
         cls.check_layout(layout)
         named = [path for path in pth_files(folder) if path.name == TRUNK]
         if len(named) != 1:
             there = [path.name for path in pth_files(folder)]
             raise CheckpointError(f"{folder}: {TRUNK} was expected, there or below data/weights; found {there}")
-        return named
+        encoder = named[0].with_name(STRUCTURE_ENCODER)
+        return [*named, encoder] if encoder.is_file() else named
 
     @classmethod
     def load(
@@ -184,7 +205,7 @@ class Esm3(Adapter):
             CheckpointError: see ``plm_depth.models.checkpoints``.
             ValueError: an unknown layout.
         """
-        where = cls.files(Path(folder), layout)[0]
+        where, *encoder = cls.files(Path(folder), layout)
         tensors = checkpoints.read_pickle(where)
         d_model = checkpoints.shape_of(tensors, "encoder.sequence_embed.weight", 2, where)[1]
         if n_heads is None and d_model % HEAD_DIM:
@@ -203,7 +224,9 @@ class Esm3(Adapter):
         checkpoints.cast_parameters(module, dtype)
         checkpoints.fill(module, tensors, where)
         module.requires_grad_(False)
-        return cls(module, dtype)
+        adapter = cls(module, dtype)
+        adapter.structure_encoder = encoder[0] if encoder else None
+        return adapter
 
     @classmethod
     def build(

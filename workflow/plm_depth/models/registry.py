@@ -17,11 +17,15 @@ if TYPE_CHECKING:
 
 
 class Entry(NamedTuple):
-    """Where the class of a family stands, and its objective (so that a config is checked without loading torch)."""
+    """Where the class of a family stands, and what a config is checked by without loading torch.
+
+    ``reads_structure``: the parts of ``base.Structure`` any of which is enough to show it a structure; () if none is.
+    """
 
     where: str
     objective: str
     name: str  # as people write it, over panels of figures
+    reads_structure: tuple[str, ...] = ()
 
 
 FAMILIES = {  # every value is an Entry
@@ -29,10 +33,10 @@ FAMILIES = {  # every value is an Entry
     "dplm": Entry("plm_depth.models.esm:Dplm", "diffusion", "DPLM"),
     "esm1b": Entry("plm_depth.models.esm:Esm1b", "mlm", "ESM-1b"),
     "esm1v": Entry("plm_depth.models.esm:Esm1v", "mlm", "ESM-1v"),
-    "saprot": Entry("plm_depth.models.saprot:SaProt", "mlm", "SaProt"),
-    "dplm2": Entry("plm_depth.models.dplm2:Dplm2", "diffusion", "DPLM-2"),
+    "saprot": Entry("plm_depth.models.saprot:SaProt", "mlm", "SaProt", ("three_di",)),
+    "dplm2": Entry("plm_depth.models.dplm2:Dplm2", "diffusion", "DPLM-2", ("codes",)),
     "esmc": Entry("plm_depth.models.esmc:EsmC", "mlm", "ESM C"),
-    "esm3": Entry("plm_depth.models.esm3:Esm3", "mlm", "ESM3"),
+    "esm3": Entry("plm_depth.models.esm3:Esm3", "mlm", "ESM3", ("codes", "coordinates")),
     "protbert": Entry("plm_depth.models.protbert:ProtBert", "mlm", "ProtBERT"),
     "progen2": Entry("plm_depth.models.gptj:ProGen2", "ar", "ProGen2"),
     "protgpt2": Entry("plm_depth.models.protgpt2:ProtGpt2", "ar", "ProtGPT2"),

@@ -33,6 +33,7 @@ class SaProt(Esm):
     objective = "mlm"
     layouts = ("hub", "fair_esm")
     conditions = ("seq", "seq_struct", "struct")
+    reads_structure = ("three_di",)
     alphabet: ClassVar[Alphabet] = Alphabet(TOKENS, "")
     weights_name = "pytorch_model.bin"
     stores_tied_decoder = True
