@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from planted import toy
+from plm_depth.models import fast
 from plm_depth.models.base import Adapter
 from plm_depth.models.branches import Branches
 from plm_depth.models.fast import FastEsm, FastGptJ, steps
@@ -46,17 +47,17 @@ def agree(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) 
 @torch.no_grad()
 def compare(adapter: Adapter, tolerance: float = 1e-5, sequences=SEQUENCES) -> None:
     """Every update of every block, from the library's stream, padded and alone."""
-    fast = steps(adapter)
+    quick = steps(adapter)
     for chosen in (sequences, sequences[:1]):
         batch = adapter.collate([adapter.encode(s, direction=adapter.directions[0]) for s in chosen])
         with adapter.precision():
             stream, context = adapter.embed(batch)
             for block in range(1, adapter.n_blocks + 1):
-                expected, found = adapter.updates(block, stream, context), fast.updates(block, stream, context)
+                expected, found = adapter.updates(block, stream, context), quick.updates(block, stream, context)
                 for name in ("attention", "mlp", "middle"):
                     agree(getattr(found, name)[batch.valid], getattr(expected, name)[batch.valid], tolerance)
                 agree(
-                    fast.mlp_update(block, expected.middle, context)[batch.valid], expected.mlp[batch.valid], tolerance
+                    quick.mlp_update(block, expected.middle, context)[batch.valid], expected.mlp[batch.valid], tolerance
                 )
                 stream = adapter.add(stream, expected)
 
@@ -77,17 +78,33 @@ def test_half_precision_agrees_within_its_own(name):
     compare(adapter, 4e-2)
 
 
+@pytest.mark.parametrize("name", ["esm2", "progen2", "progen2, half rotated"])
+@torch.no_grad()
+def test_rows_a_few_at_a_time_are_the_rows_together(name, monkeypatch):
+    adapter = model(name)
+    batch = adapter.collate([adapter.encode(SEQUENCES[0], direction=adapter.directions[0])])
+    stream, context = adapter.embed(batch)
+    rows = stream + torch.randn(7, *stream.shape[1:], generator=torch.Generator().manual_seed(3))
+    together = steps(adapter).updates(1, rows, context)
+    for tokens_at_once in (1, 80, 150):
+        monkeypatch.setattr(fast, "TOKENS_AT_ONCE", tokens_at_once)
+        apart = steps(adapter).updates(1, rows, context)
+        for part in ("attention", "mlp", "middle"):
+            agree(getattr(apart, part), getattr(together, part), 1e-6)
+
+
 @pytest.mark.parametrize("name", ["esm2", "progen2"])
 def test_a_comparison_with_another_weight_fails(name):
     adapter = model(name)
-    fast = steps(adapter)
-    module = fast.layers[1].attention.self.key if name == "esm2" else fast.layers[1].attn.k_proj
+    stale_steps = steps(adapter)
+    layer = stale_steps.layers[1]
+    module = layer.attention.self.key if name == "esm2" else layer.attn.k_proj
     with torch.no_grad():
         module.weight.mul_(1.01)
     batch = adapter.collate([adapter.encode(SEQUENCES[0], direction=adapter.directions[0])])
     with torch.no_grad():
         stream, context = adapter.embed(batch)
-        stale, expected = (x.updates(2, stream, context).attention for x in (fast, adapter))
+        stale, expected = (x.updates(2, stream, context).attention for x in (stale_steps, adapter))
         with pytest.raises(AssertionError):
             agree(stale, expected)
     compare(adapter)  # called again, the new weights are used
@@ -139,11 +156,11 @@ class TestBranches:
         with pytest.raises(NotImplementedError, match="esm2 cannot"):
             adapter.branch(adapter.embed(adapter.collate([adapter.encode("MK")]))[1], Branches(4, 2, (1,)))
 
-    @pytest.mark.parametrize("fast", [False, True])
+    @pytest.mark.parametrize("is_fast", [False, True])
     @torch.no_grad()
-    def test_each_branch_is_the_end_of_a_whole_row(self, fast):
+    def test_each_branch_is_the_end_of_a_whole_row(self, is_fast):
         adapter = model("progen2")
-        evaluator = steps(adapter) if fast else adapter
+        evaluator = steps(adapter) if is_fast else adapter
         tokens = adapter.encode(SEQUENCES[0], direction="n2c")
         branches = Branches(tokens.n_tokens, 25, (9, 25, 14))
         whole, context = adapter.embed(adapter.collate([tokens]))

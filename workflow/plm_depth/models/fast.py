@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 from plm_depth.models.base import Adapter, Context, Updates
 
+TOKENS_AT_ONCE = 2048  # rows x tokens that pass a block together on a CPU
+
 
 class Steps(Protocol):
     """What evaluates blocks: an adapter, or its fast counterpart."""
@@ -49,12 +51,34 @@ def _maker(adapter: Adapter) -> "type[_Fast] | None":
 
 
 class _Fast:
-    """Shared parts: fused projections and rotation."""
+    """Shared parts: rows a few at a time, and rotation."""
 
     def __init__(self, adapter: Adapter):
         self.adapter = adapter
 
     def updates(self, block: int, stream: Tensor, context: Context) -> Updates:
+        """Return what a block adds. On a CPU rows go a few at a time, so that what is between stays in its caches."""
+        n_rows, n_tokens = stream.shape[:2]
+        shared = all(
+            value.shape[0] == 1 for value in context.values.values() if isinstance(value, Tensor) and value.ndim
+        )
+        n_parts = -(-n_rows * n_tokens // TOKENS_AT_ONCE)
+        if stream.device.type != "cpu" or not shared or n_parts < 2 or n_rows < 2:
+            return self._updates(block, stream, context)
+        rows_at_once = -(-n_rows // n_parts)
+        attention = mlp = middle = None
+        for start in range(0, n_rows, rows_at_once):
+            rows = slice(start, start + rows_at_once)
+            part = self._updates(block, stream[rows], context)
+            if attention is None:
+                attention, mlp = (x.new_empty(n_rows, *x.shape[1:]) for x in (part.attention, part.mlp))
+                middle = stream if part.middle.data_ptr() == stream.data_ptr() else torch.empty_like(stream)
+            attention[rows], mlp[rows] = part.attention, part.mlp
+            if middle is not stream:
+                middle[rows] = part.middle
+        return Updates(attention, mlp, middle)
+
+    def _updates(self, block: int, stream: Tensor, context: Context) -> Updates:
         raise NotImplementedError
 
     def mlp_update(self, block: int, middle: Tensor, context: Context) -> Tensor:
@@ -89,7 +113,7 @@ class FastEsm(_Fast):
             biases = [neighbours(attention.query.bias), neighbours(attention.key.bias), attention.value.bias]
             return torch.cat(parts), torch.cat(biases)
 
-    def updates(self, block: int, stream: Tensor, context: Context) -> Updates:
+    def _updates(self, block: int, stream: Tensor, context: Context) -> Updates:
         layer = self.layers[block - 1]
         weight, bias = self.projections[block - 1]
         qkv = F.linear(layer.attention.LayerNorm(stream), weight, bias).unflatten(-1, (3, self.n_heads, self.head))
@@ -137,15 +161,16 @@ class FastGptJ(_Fast):
             ]
         self._turned: tuple[Tensor, Tensor] | None = None
 
-    def updates(self, block: int, stream: Tensor, context: Context) -> Updates:
+    def _updates(self, block: int, stream: Tensor, context: Context) -> Updates:
         layer = self.layers[block - 1]
         normed = layer.ln_1(stream)
         qkv = F.linear(normed, self.projections[block - 1]).unflatten(-1, (3, self.n_heads, self.head))
         query, key, value = qkv.unbind(-3)
         turn = self._rotation(context["positions"])
-        query, key = self._rotated(query, turn), self._rotated(key, turn)
+        for x in (query, key):
+            x[..., : self.n_rotated] = _turned(x[..., : self.n_rotated], turn)
         mixed = self._attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), context)
-        attention = layer.attn.out_proj(mixed.transpose(1, 2).flatten(-2))
+        attention = layer.attn.out_proj(mixed.flatten(-2))
         return Updates(attention, self._mlp(layer, normed), stream)
 
     def mlp_update(self, block: int, middle: Tensor, context: Context) -> Tensor:
@@ -157,26 +182,24 @@ class FastGptJ(_Fast):
         return layer.mlp.fc_out(F.gelu(layer.mlp.fc_in(normed), approximate="tanh"))
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, context: Context) -> Tensor:
-        """Return the mixed values (n_rows, n_heads, n_tokens, head)."""
+        """Return the mixed values (n_rows, n_tokens, n_heads, head)."""
         attend = F.scaled_dot_product_attention
         branches = context.values.get("branches")
         if branches is None:
             # Rows are padded at their end, which no token of the protein sees.
-            return attend(query, key, value, is_causal=True)
+            return attend(query, key, value, is_causal=True).transpose(1, 2)
         trunk = slice(0, branches.trunk)
-        parts = [attend(query[:, :, trunk], key[:, :, trunk], value[:, :, trunk], is_causal=True)]
+        mixed = query.new_empty(query.shape[0], query.shape[2], *query.shape[1::2])
+        mixed[:, trunk] = attend(query[:, :, trunk], key[:, :, trunk], value[:, :, trunk], is_causal=True).transpose(
+            1, 2
+        )
         for point, span in zip(branches.points, branches.spans):
             seen = [torch.cat([x[:, :, :point], x[:, :, span]], dim=2) for x in (key, value)]
             length = span.stop - span.start
             # All of the trunk up to the point, and the branch up to the token itself.
             allowed = torch.ones(length, point + length, dtype=torch.bool, device=query.device).tril(point)
-            parts.append(attend(query[:, :, span], *seen, attn_mask=allowed))
-        return torch.cat(parts, dim=2)
-
-    def _rotated(self, x: Tensor, turn: Tensor) -> Tensor:
-        if self.n_rotated == self.head:
-            return _turned(x, turn)
-        return torch.cat([_turned(x[..., : self.n_rotated], turn), x[..., self.n_rotated :]], dim=-1)
+            mixed[:, span] = attend(query[:, :, span], *seen, attn_mask=allowed).transpose(1, 2)
+        return mixed
 
     def _rotation(self, positions: Tensor) -> Tensor:
         """Return exp(i angle), (1, n_tokens, n_heads, n_rotated / 2), kept for the positions it was made for."""
