@@ -5,7 +5,8 @@ with a copy of the clean stream that is altered there, so that
 
 * nothing before the intervention is computed again (prefix reuse: the identity with a whole run is exact);
 * each block's weights are touched once for all lanes, ``n (n + 1) / 2`` block evaluations for all ``n`` sources;
-* clean and altered runs go through the same products of the same shape, so that their difference is no rounding.
+* clean and altered runs pass the same code in the same batch, so that their difference is no rounding beyond the noise
+  floor (``plm_depth.activations.effects`` measures it, by replacing every update with its own copy).
 
 All rows of one protein are equally long: nothing is padded. Several proteins go side by side where the token budget
 allows. Norms are taken block by block; no stream but that of the current block is kept.
