@@ -36,6 +36,8 @@ rule measure_effects:
         card=f"{RESULTS}/cards/{{model}}.json",
         folder=checkpoint_folder,
         sequences=f"{RESULTS}/datasets/{{dataset}}/effect_shards/{{shard}}.parquet",
+        # Means and donors come from the first of the reserve, so that they do not depend on shards.
+        reference=f"{RESULTS}/datasets/{{dataset}}/candidates.parquet",
     output:
         skip=f"{RESULTS}/effects/{{dataset}}/{{model}}/{{variant}}/{{shard}}/skip.parquet",
         change=f"{RESULTS}/effects/{{dataset}}/{{model}}/{{variant}}/{{shard}}/output_change.parquet",
@@ -60,7 +62,7 @@ rule measure_effects:
         version=EFFECTS_VERSION,
     shell:
         "python -m plm_depth.activations.effects --card {input.card:q} --sequences {input.sequences:q}"
-        " --reference {input.sequences:q} --nulls {params.nulls:q} --inputs {params.inputs:q} --skips {params.skips:q}"
+        " --reference {input.reference:q} --nulls {params.nulls:q} --inputs {params.inputs:q} --skips {params.skips:q}"
         " --seed {params.seed} --token-budget {resources.token_budget} --device {resources.device}"
         " --threads {threads} --skip {output.skip:q} --output-change {output.change:q} > {log:q} 2>&1"
 
