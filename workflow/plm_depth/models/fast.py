@@ -8,6 +8,7 @@ every other family, and every model in double precision, gets the adapter itself
 Weights are copied when ``steps`` is called: call it again after weights have changed.
 """
 
+from abc import ABC, abstractmethod
 from typing import Protocol
 
 import torch
@@ -50,7 +51,7 @@ def _maker(adapter: Adapter) -> "type[_Fast] | None":
     return FastEsm if same else None
 
 
-class _Fast:
+class _Fast(ABC):
     """Shared parts: rows a few at a time, and rotation."""
 
     def __init__(self, adapter: Adapter):
@@ -78,11 +79,13 @@ class _Fast:
                 middle[rows] = part.middle
         return Updates(attention, mlp, middle)
 
+    @abstractmethod
     def _updates(self, block: int, stream: Tensor, context: Context) -> Updates:
-        raise NotImplementedError
+        """Return what a block adds to the rows given, all at once."""
 
+    @abstractmethod
     def mlp_update(self, block: int, middle: Tensor, context: Context) -> Tensor:
-        raise NotImplementedError
+        """Return m_k for the stream that the MLP reads, as ``Adapter.mlp_update``."""
 
 
 class FastEsm(_Fast):
