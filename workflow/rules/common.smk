@@ -42,7 +42,20 @@ for line in study.left_out:
 RESULTS = f"results/{study.config['study']}"
 SEED = study.config["seed"]
 EFFECTS = study.config.get("effects")
-EFFECT_FIGURES = ["skip_matrices", "output_change", "block_influence", "verdicts"]
+# Figures that need a section of the config, and the tables that a figure reads beside profiles and summaries.
+SECTION_OF_FIGURE = {
+    "skip_matrices": "effects",
+    "output_change": "effects",
+    "block_influence": "effects",
+    "verdicts": "effects",
+}
+MORE_TABLES_OF_FIGURE = {
+    "training_loss": ["losses"],
+    "skip_matrices": ["skips"],
+    "output_change": ["skips"],
+    "block_influence": ["skips"],
+    "verdicts": ["skips", "verdicts"],
+}
 VARIANTS = ["trained", "null"] if study.config["nulls"] else ["trained"]
 COMPUTE = study.config["compute"]
 TRAINED_HERE = [name for name, model in study.models.items() if "recipe" in model]
@@ -268,32 +281,44 @@ def of_all_models(paths, wildcards):
     ]
 
 
-def given(**inputs):
-    """Return the options of those inputs that there are."""
-    return [
-        word
-        for name, paths in inputs.items()
-        if paths
-        for word in (f"--{name}", *paths)
-    ]
+def options_of(tables):
+    """Return the options of a stage that takes tables by kind, as (kind, paths) pairs."""
+    return [word for kind, paths in tables for word in (f"--{kind}", *paths)]
 
 
 def drawn_figures():
     """Return the figures of this study that it has the tables for."""
-    drawn = [f for f in study.config["figures"] if f != "training_loss" or TRAINED_HERE]
-    return [f for f in drawn if EFFECTS or f not in EFFECT_FIGURES]
+    return [
+        figure
+        for figure in study.config["figures"]
+        if (figure != "training_loss" or TRAINED_HERE)
+        and study.config.get(SECTION_OF_FIGURE.get(figure, "models"))
+    ]
+
+
+def tables_of_figure(figure):
+    """Return the tables that a figure reads, by the option of the figures' door."""
+    per_model = {
+        "profiles": f"{RESULTS}/profiles/{{{{dataset}}}}/{{model}}.parquet",
+        "summaries": f"{RESULTS}/summary/{{{{dataset}}}}/{{model}}.parquet",
+        "skips": f"{RESULTS}/skip/{{{{dataset}}}}/{{model}}.parquet",
+    }
+    tables = {
+        "losses": [f"{RESULTS}/losses/{model}.parquet" for model in TRAINED_HERE],
+        "verdicts": [f"{RESULTS}/verdicts/{{dataset}}.parquet"],
+        **{kind: expand(path, model=study.models) for kind, path in per_model.items()},
+    }
+    wanted = ["profiles", "summaries", *MORE_TABLES_OF_FIGURE.get(figure, [])]
+    return {kind: tables[kind] for kind in wanted}
 
 
 def figures_of_the_study():
     """Return every figure that this study has the tables for, and the tables of the report."""
-    drawn = [f for f in study.config["figures"] if f != "training_loss" or TRAINED_HERE]
-    if not EFFECTS:
-        drawn = [f for f in drawn if f not in EFFECT_FIGURES]
     return [
         *expand(
             f"{RESULTS}/figures/{{dataset}}/{{figure}}.svg",
             dataset=study.datasets,
-            figure=drawn,
+            figure=drawn_figures(),
         ),
         *expand(f"{RESULTS}/figures/{{dataset}}/records.html", dataset=study.datasets),
         *expand(

@@ -64,24 +64,7 @@ for FIGURE in drawn_figures():
         name:
             f"draw_{FIGURE}"
         input:
-            profiles=expand(
-                f"{RESULTS}/profiles/{{{{dataset}}}}/{{model}}.parquet",
-                model=study.models,
-            ),
-            summaries=expand(
-                f"{RESULTS}/summary/{{{{dataset}}}}/{{model}}.parquet",
-                model=study.models,
-            ),
-            losses=expand(f"{RESULTS}/losses/{{model}}.parquet", model=TRAINED_HERE),
-            skips=expand(
-                f"{RESULTS}/skip/{{{{dataset}}}}/{{model}}.parquet",
-                model=study.models if FIGURE in EFFECT_FIGURES else [],
-            ),
-            verdicts=(
-                [f"{RESULTS}/verdicts/{{dataset}}.parquet"]
-                if FIGURE == "verdicts"
-                else []
-            ),
+            **tables_of_figure(FIGURE),
             models=f"{RESULTS}/models.json",
         output:
             svg=report(
@@ -108,11 +91,10 @@ for FIGURE in drawn_figures():
             runtime=20,
         params:
             figure=FIGURE,
-            more=lambda wc, input: given(
-                losses=input.losses, skips=input.skips, verdicts=input.verdicts
+            tables=lambda wc, input: options_of(
+                (kind, paths) for kind, paths in input.items() if kind != "models"
             ),
             code=code_of(f"figures.{FIGURE}"),
         shell:
-            "python -m plm_depth.figures.{params.figure} --profiles {input.profiles:q} --summaries {input.summaries:q}"
-            " {params.more:q} --models {input.models:q} --svg {output.svg:q} --csv {output.csv:q} --html {output.html:q}"
-            " > {log:q} 2>&1"
+            "python -m plm_depth.figures.{params.figure} {params.tables:q} --models {input.models:q} --svg {output.svg:q}"
+            " --csv {output.csv:q} --html {output.html:q} > {log:q} 2>&1"
