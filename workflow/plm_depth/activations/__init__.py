@@ -6,3 +6,6 @@ VERSION = 1
 
 # The same for the tables that ``activations.effects`` writes.
 EFFECTS_VERSION = 1
+
+# The same for the tables that ``activations.embed`` writes.
+EMBED_VERSION = 1

@@ -255,7 +255,7 @@ def measure(adapter: Adapter, items: Sequence[Item]) -> Measured:
     )
     columns = torch.tensor(list(adapter.vocabulary), device=device)
     anchors = [item.tokens.residue_tokens[item.anchors] for item in items if item.anchors is not None]
-    pooling = _pooling(items, anchors, n_columns, device) if anchors else None
+    pooling = pooling_of(items, anchors, n_columns, device) if anchors else None
 
     with adapter.precision():
         stream, context = adapter.embed(batch)
@@ -275,7 +275,7 @@ def measure(adapter: Adapter, items: Sequence[Item]) -> Measured:
         out_moments[layer].copy_(rows, non_blocking=True)
         out_logits[layer].copy_(logits[:, columns].to(kept), non_blocking=True)
         if pooling is not None:
-            out_stream[layer].copy_(_pooled(stream, pooling), non_blocking=True)
+            out_stream[layer].copy_(pooled(stream, pooling), non_blocking=True)
 
     for layer in range(layers):
         moments: dict[str, Tensor] = {}
@@ -297,10 +297,17 @@ def measure(adapter: Adapter, items: Sequence[Item]) -> Measured:
     return measured
 
 
-def _pooling(
+def pooling_of(
     items: Sequence[Item], anchors: list[np.ndarray], n_columns: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return (indices of residue tokens, their protein, residues per protein, rows of the result)."""
+) -> tuple[Tensor, ...]:
+    """Return what ``pooled`` needs of a batch whose proteins all have anchors.
+
+    Args:
+        anchors: of each protein, the tokens of its anchors.
+        n_columns: padded length of the batch.
+    Returns:
+        Indices of residue tokens, their protein, residues per protein, indices of anchor tokens, rows of the result.
+    """
     residues = np.concatenate([row * n_columns + item.tokens.residue_tokens for row, item in enumerate(items)])
     owner = np.concatenate([np.full(len(item.tokens.residue_tokens), row) for row, item in enumerate(items)])
     counts = np.array([len(item.tokens.residue_tokens) for item in items])
@@ -317,7 +324,8 @@ def _pooling(
     return tuple(torch.from_numpy(x).to(device) for x in (residues, owner, counts, anchor, rows))
 
 
-def _pooled(stream: Tensor, pooling: tuple[Tensor, ...]) -> Tensor:
+def pooled(stream: Tensor, pooling: tuple[Tensor, ...]) -> Tensor:
+    """Return of a stream (n_rows, n_columns, d_model) each protein's mean over its residues, then its anchors."""
     residues, owner, counts, anchor, rows = pooling
     flat = stream.flatten(0, 1)
     sums = torch.zeros(len(counts), flat.shape[-1], dtype=torch.float64, device=flat.device)
@@ -420,7 +428,7 @@ def extract(
         VectorWriter(files.stream, STREAM_KEYS, layers, adapter.d_model, stream_dtype, about) as stream,
     ):
         for null in nulls:
-            with applied(adapter, null), _naming(model_id, null):
+            with applied(adapter, null), naming(model_id, null):
                 for condition, view, items, measured in _measured(
                     adapter, sequences, null, views, plans, structures, seed=seed, n_anchors=n_anchors, log=log
                 ):
@@ -440,7 +448,7 @@ def extract(
 
 
 @contextlib.contextmanager
-def _naming(model_id: str, null: Null) -> Iterator[None]:
+def naming(model_id: str, null: Null) -> Iterator[None]:
     """Say in an error which model and null model it was."""
     try:
         yield

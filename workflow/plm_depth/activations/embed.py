@@ -1,0 +1,326 @@
+"""The residual stream of proteins at every layer, as features: its mean over the residues, and of single residues.
+
+    python -m plm_depth.activations.embed --card P --sequences P --nulls JSON --inputs JSON --residues all --seed N
+        [--conditions JSON --backbone P] --output stream.parquet
+
+For probes and for whoever wants embeddings of every layer: the states of ``activations.extract`` (same batches, same
+walk, so that equal settings give equal numbers) without moments and without read-outs, of as many residues as are
+wanted, under every view that is asked for. By default the views are the clean ones, and both directions of an
+autoregressive model.
+
+Rows (``tables.STREAM_KEYS``) come as in the stream of ``activations.extract``: the proteins in the order of their
+batches (longest first), each whole: position -1, its mean over all residues (with ``--pooled mean``), then residues by
+ascending position: ``--residues all`` every residue, N that many drawn among its canonical residues (the anchors of
+``extract`` under the same seed), ``none`` none. A model whose tokens hold several residues has its means only, logged.
+
+Memory does not grow with the proteins: numbers are reduced to the stored dtype on the device, and a batch holds at most
+ROOM bytes of them whatever the token budget.
+"""
+
+import argparse
+import itertools
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from plm_depth.activations import EMBED_VERSION
+from plm_depth.activations.batches import BatchError, is_out_of_memory, plan, run_halving
+from plm_depth.activations.extract import (
+    MEAN_POSITION,
+    STRUCT_AT_MASK,
+    ExtractionError,
+    Item,
+    check_sequences,
+    conditions_for,
+    constants_of,
+    full_precision,
+    item_of,
+    naming,
+    pooled,
+    pooling_of,
+    read_shard,
+    resolve_device,
+    stream_keys,
+    views_for,
+    widened,
+    with_structures,
+)
+from plm_depth.activations.nulls import Null, NullError, applied, parse_nulls
+from plm_depth.activations.structures import read_structures
+from plm_depth.conditions import BACKBONE_TELLS
+from plm_depth.models.base import Adapter, CheckpointError, SequenceError, Structure
+from plm_depth.progress import Progress, start_log
+from plm_depth.sequences import SourceError
+from plm_depth.sequences.fasta import clean, raw_accession, raw_batches
+from plm_depth.tables import STREAM_KEYS, TableError, VectorWriter
+from plm_depth.views import View
+
+ROOM = 1 << 30  # bytes of one batch's stream in the machine's memory
+CLEAN_INPUTS = (
+    '{"ar": {"directions": ["n2c", "c2n"]}, "mlm": {"noise": [], "draws": 1, "clean": true},'
+    ' "diffusion": {"noise": [], "draws": 1, "clean": true}}'
+)
+
+
+def embedded_item(
+    adapter: Adapter, sequence_id: str, sequence: str, view: View, *, n_residues: int | None, **shown: object
+) -> Item:
+    """Return a protein as one view shows it, its anchors the residues that are wanted.
+
+    Args:
+        n_residues: how many to draw, see ``extract.item_of``; None: all of them.
+        shown: seed, condition and structure, as in ``extract.item_of``.
+    """
+    item = item_of(adapter, sequence_id, sequence, view, n_anchors=n_residues or 0, **shown)
+    return item if n_residues is not None else replace(item, anchors=np.arange(len(sequence)))
+
+
+@torch.inference_mode()
+def states(adapter: Adapter, items: Sequence[Item], *, mean: bool = True, dtype: str = "float16") -> np.ndarray:
+    """Return the stream of one batch at every layer, from one walk over the blocks.
+
+    Args:
+        items: proteins with anchors.
+        mean: whether each protein's mean over its residues comes before its anchors.
+        dtype: of the result: "float16" or "float32".
+    Returns:
+        (n_blocks + 1, n_rows, d_model): the proteins one after another, the rows of each as ``extract.stream_keys``.
+    Raises:
+        ExtractionError: a number that is not finite, or that the dtype cannot hold; names protein and layer.
+    """
+    device, kept = adapter.device, getattr(torch, dtype)
+    batch = adapter.collate([item.tokens for item in items], device)
+    anchors = [item.tokens.residue_tokens[item.anchors] for item in items]
+    *of_tokens, rows = pooling_of(items, anchors, batch.ids.shape[1], device)
+    if not mean:
+        rows = rows[rows >= len(items)]
+    pooling = (*of_tokens, rows)
+    with adapter.precision():
+        stream, context = adapter.embed(batch)
+    stream = stream.to(torch.float64 if stream.dtype == torch.float64 else torch.float32)
+    layers = adapter.n_blocks + 1
+    host = {"pin_memory": device.type == "cuda"}
+    out = torch.empty((layers, len(rows), adapter.d_model), dtype=kept, **host)
+    largest = torch.empty((layers, len(rows)), dtype=stream.dtype, **host)
+    for layer in range(layers):
+        if layer:
+            with adapter.precision():
+                stream = adapter.add(stream, widened(adapter.updates(layer, stream, context), stream.dtype))
+        wanted = pooled(stream, pooling)
+        out[layer].copy_(wanted.to(kept), non_blocking=True)
+        largest[layer].copy_(wanted.abs().amax(-1), non_blocking=True)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    _check_range(largest.numpy(), [item.sequence_id for item in items], [len(a) + mean for a in anchors], dtype)
+    return out.numpy()
+
+
+def _check_range(largest: np.ndarray, sequence_ids: Sequence[str], n_rows: Sequence[int], dtype: str) -> None:
+    """Refuse rows whose largest number (n_layers, n_rows) is NaN, infinite or beyond the dtype."""
+    limit = float(np.finfo(dtype).max)
+    if (bad := ~(largest <= limit)).any():
+        layer, row = np.argwhere(bad)[0]
+        owner, value = np.repeat(sequence_ids, n_rows)[row], largest[layer, row]
+        what = f"reaches {value:.3g}" if np.isfinite(value) else "is NaN or infinite"
+        mend = "use --dtype float32" if np.isfinite(value) else "check the checkpoint's digests or use a wider dtype"
+        raise ExtractionError(
+            f"the stream of protein {owner} {what} at layer {layer}; expected finite numbers up to {limit:.6g}, the "
+            f"largest {dtype}: {mend}; nothing was written"
+        )
+
+
+def embed(
+    adapter: Adapter,
+    sequences: Sequence[tuple[str, str]],
+    *,
+    output: str | Path,
+    model_id: str,
+    nulls: Sequence[Null],
+    views: Sequence[View],
+    seed: int,
+    n_residues: int | None = None,
+    mean: bool = True,
+    token_budget: int = 4096,
+    dtype: str = "float16",
+    conditions: Sequence[str] = ("seq",),
+    structures: Mapping[str, Structure] | None = None,
+    log: logging.Logger,
+) -> int:
+    """Write the stream of every (sequence_id, sequence) under every null model, condition and view; return the rows.
+
+    Args:
+        nulls: trained, randinit, shuffle_w. (Of permuted residues no label is known.)
+        seed: of masks and drawn residues.
+        n_residues: residues kept per protein; None keeps all.
+        mean: whether the mean over all residues is kept.
+        token_budget: largest rows x padded length of a batch; changes speed and memory only.
+        dtype: of the stored numbers, "float16" or "float32".
+        conditions, structures: as in ``extract.extract``.
+    Raises:
+        ExtractionError, NullError, SequenceError, BatchError, TableError: nothing stands under the final name.
+    """
+    check_sequences(sequences)
+    if any(null.null_model == "shuffle_seq" for null in nulls):
+        raise NullError(
+            "shuffle_seq: expected trained, randinit or shuffle_w; residues that change places have no labels"
+        )
+    if not adapter.tokens_are_residues and n_residues != 0:
+        log.warning(f"{model_id}: a token of {adapter.family} holds several residues: means over proteins only")
+        n_residues = 0
+    if not mean and n_residues == 0:
+        raise ExtractionError("nothing is kept: neither means nor residues; use --pooled mean or --residues")
+    structures = {} if set(conditions) <= {"seq"} else with_structures(adapter, sequences, structures or {})
+    about = constants_of(adapter, model_id=model_id, seed=seed) | {"version": EMBED_VERSION}
+    if structures:
+        about["struct_at_mask"] = STRUCT_AT_MASK
+    layers = range(adapter.n_blocks + 1)
+    fitting = max(1, ROOM // (len(layers) * adapter.d_model * np.dtype(dtype).itemsize))
+    progress = Progress(log, total=len(nulls) * len(conditions) * len(views) * len(sequences), unit="proteins")
+
+    def item(index: int, view: View, condition: str) -> Item:
+        sequence_id, sequence = sequences[index]
+        structure = structures.get(sequence_id) if condition != "seq" else None
+        shown = {"seed": seed, "condition": condition, "structure": structure}
+        return embedded_item(adapter, sequence_id, sequence, view, n_residues=n_residues, **shown)
+
+    plans = {}
+    for condition in conditions:
+        lengths = [item(index, views[0], condition).tokens.n_tokens for index in range(len(sequences))]
+        plans[condition] = plan(lengths, token_budget=min(token_budget, max(fitting, *lengths)), log=log)
+    with VectorWriter(output, STREAM_KEYS, layers, adapter.d_model, dtype, about) as writer:
+        for null in nulls:
+            with applied(adapter, null), naming(model_id, null):
+                for condition, view in itertools.product(conditions, views):
+                    for batch in plans[condition]:
+                        items = [item(index, view, condition) for index in batch]
+                        for part, vectors in run_halving(
+                            items,
+                            lambda part: states(adapter, part, mean=mean, dtype=dtype),
+                            log=log,
+                            name=lambda one: f"protein {one.sequence_id}",
+                        ):
+                            writer.append(embed_keys(part, null, view, condition, mean=mean), vectors)
+                            progress.advance(len(part))
+    progress.finish()
+    log.info(f"{writer.n_rows} rows of {len(layers)} layers, {adapter.d_model} numbers ({dtype})")
+    return writer.n_rows
+
+
+def embed_keys(
+    items: Sequence[Item], null: Null, view: View, condition: str = "seq", *, mean: bool = True
+) -> dict[str, object]:
+    """Return the key columns of the stream of a batch: per protein its mean, if it is kept, then its residues."""
+    keys = stream_keys(items, null, view, condition)
+    if mean:
+        return keys
+    kept = keys["position"] != MEAN_POSITION
+    return {
+        name: values.filter(kept) if name == "sequence_id" else values[kept] if np.ndim(values) else values
+        for name, values in keys.items()
+    }
+
+
+def read_proteins(path: str | Path) -> list[tuple[str, str]]:
+    """Return (sequence_id, sequence) of a SEQUENCES table, in rank order, or of a FASTA file, in its order.
+
+    Raises:
+        TableError, SourceError: neither of them, or damaged; an accession or a sequence that is none.
+    """
+    with open(path, "rb") as file:
+        if file.read(4) == b"PAR1":
+            return read_shard(path)
+    proteins = []
+    for records in raw_batches(path):
+        for record in records:
+            header, _, body = record.partition(b"\n")
+            try:
+                proteins.append((raw_accession(header).decode(), clean(body).text.decode()))
+            except SourceError as error:
+                raise SourceError(f"{path}, record {len(proteins) + 1}: {error}") from error
+    return proteins
+
+
+def residues_option(text: str) -> int | None:
+    """Return how many residues a protein keeps: a number, 0 for "none", None for "all"."""
+    if text in ("all", "none"):
+        return None if text == "all" else 0
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected all, none, or how many, at least 1")
+    return int(text)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the stage from the command line; see the module."""
+    parser = argparse.ArgumentParser(prog="python -m plm_depth.activations.embed", description=__doc__.split("\n")[0])
+    parser.add_argument("--card", type=Path, required=True, help="card of the checkpoint (models.describe)")
+    parser.add_argument("--sequences", type=Path, required=True, help="SEQUENCES table or FASTA file")
+    parser.add_argument(
+        "--nulls", default='[{"null_model": "trained", "seed": -1}]', help="JSON list of {null_model, seed}"
+    )
+    parser.add_argument("--inputs", default=CLEAN_INPUTS, help="JSON: as the inputs section of the config")
+    parser.add_argument("--conditions", default='["seq"]', help="JSON list: seq, seq_struct, struct")
+    parser.add_argument("--backbone", type=Path, help="BACKBONE table, for the conditions with structure")
+    parser.add_argument("--residues", type=residues_option, default=None, help="all, none, or how many per protein")
+    parser.add_argument("--pooled", choices=("mean", "none"), default="mean", help="mean over residues, or not")
+    parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the stored numbers")
+    parser.add_argument("--seed", type=int, default=0, help="of masks and drawn residues")
+    parser.add_argument("--token-budget", type=int, default=4096, help="largest rows x padded length of a batch")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--threads", type=int, help="CPU threads of torch")
+    parser.add_argument("--output", type=Path, required=True, help="the vector table")
+    options = parser.parse_args(argv)
+    log = start_log("activations.embed")
+    from plm_depth.models.describe import load_from_card, read_card
+
+    try:
+        nulls = parse_nulls(options.nulls)
+        sequences = read_proteins(options.sequences)
+        device = resolve_device(options.device)
+        full_precision(options.threads)
+        card = read_card(options.card)
+        try:
+            adapter = load_from_card(options.card, device)
+        except ValueError as error:
+            raise ExtractionError(f"{options.card}: {error}") from error
+        tells = BACKBONE_TELLS if options.backbone else ()
+        conditions = conditions_for(adapter, options.conditions, tells=tells, log=log)
+        structures = None
+        if set(conditions) - {"seq"}:
+            structures = read_structures(options.backbone, sequences, log=log)
+        log.info(f"{card['model_id']} ({adapter.family}, {adapter.n_blocks} blocks) on {device}, {card['dtype']}")
+        embed(
+            adapter,
+            sequences,
+            output=options.output,
+            model_id=card["model_id"],
+            nulls=nulls,
+            views=views_for(adapter, options.inputs, log),
+            seed=options.seed,
+            n_residues=options.residues,
+            mean=options.pooled == "mean",
+            token_budget=options.token_budget,
+            dtype=options.dtype,
+            conditions=conditions,
+            structures=structures,
+            log=log,
+        )
+    except (
+        *(BatchError, CheckpointError, ExtractionError, NullError, SequenceError, SourceError, TableError),
+        OSError,
+    ) as error:
+        raise SystemExit(f"activations.embed: {error}") from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise SystemExit(
+            f"activations.embed: out of memory outside of a batch, where nothing can be halved ({error}); the model "
+            "itself needs a device or a machine with more memory, or a half-precision dtype"
+        ) from error
+
+
+if __name__ == "__main__":
+    main()
