@@ -48,6 +48,17 @@ def test_without_a_section_there_are_no_structures(good):
     assert study(good).structures == []
 
 
+def test_a_data_set_can_name_the_models_that_are_measured_on_it(good):
+    good["datasets"].append({**good["datasets"][0], "name": "small", "size": 5, "models": ["dplm_toy_4", "esm2_toy_4"]})
+    resolved = study(good)
+    assert resolved.models_of("small") == ["esm2_toy_4", "dplm_toy_4"]
+    assert resolved.models_of("mini") == list(resolved.models)
+    assert resolved.effects_size("small") == 5, "a smaller data set is measured whole"
+    assert resolved.effects_size("mini") == resolved.config["effects"]["size"]
+    good["datasets"][1]["models"] = ["dplm_toy4"]
+    assert "datasets.small.models: no model 'dplm_toy4' in this study; did you mean 'dplm_toy_4'?" in complaint(good)
+
+
 def paper(**changes: object) -> dict:
     return {**yaml.safe_load((ROOT / "config" / "config.yaml").read_text()), **changes}
 

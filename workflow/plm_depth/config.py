@@ -331,12 +331,12 @@ class Study:
                         f"datasets.{name}.part: 'held_out' is a part of training.source "
                         f"({self.training['source']}), not of {dataset['source']!r}"
                     )
-        for name, dataset in self.datasets.items():
-            if "effects" in self.config and self.config["effects"]["size"] > dataset["size"]:
-                lines.append(
-                    f"effects.size: {self.config['effects']['size']} proteins, but data set {name} has "
-                    f"{dataset['size']}; expected at most as many"
-                )
+        sizes = {name: dataset["size"] for name, dataset in self.datasets.items()}
+        if "effects" in self.config and self.config["effects"]["size"] > max(sizes.values()):
+            lines.append(
+                f"effects.size: {self.config['effects']['size']} proteins, but the largest data set has "
+                f"{max(sizes.values())}; expected at most as many"
+            )
         for where, item in drawn:
             if item.get("min_length", 1) > item.get("max_length", math.inf):
                 lines.append(f"{where}: min_length {item['min_length']} is above max_length {item['max_length']}")
@@ -378,6 +378,12 @@ class Study:
                 )
             self.models[model["model"]] = model
         lines += found
+        for name, dataset in self.datasets.items():
+            for model in dataset.get("models", []):
+                if model not in self.models and not found:
+                    close = difflib.get_close_matches(model, self.models, n=1)
+                    hint = f"did you mean {close[0]!r}?" if close else f"its models: {_list(self.models)}"
+                    lines.append(f"datasets.{name}.models: no model {model!r} in this study; {hint}")
         for figure in self.config["figures"]:
             if figure not in figures:
                 close = difflib.get_close_matches(figure, figures, n=1)
@@ -459,6 +465,15 @@ class Study:
                     f"add {row['licence']!r} to accepted_licences in the config after reading it at {page}{hint}"
                 )
         return None
+
+    def models_of(self, dataset: str) -> list[str]:
+        """Return the models that are measured on a data set, in the order of the config."""
+        chosen = self.datasets[dataset].get("models", self.models)
+        return [model for model in self.models if model in chosen]
+
+    def effects_size(self, dataset: str) -> int:
+        """Return on how many proteins of a data set skip effects are measured: a smaller data set is measured whole."""
+        return min(self.config["effects"]["size"], self.datasets[dataset]["size"])
 
     def n_shards(self, dataset: str) -> int:
         """Return how many shards a data set has; the last may be smaller."""

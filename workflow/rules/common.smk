@@ -186,11 +186,11 @@ def memory_mb(model):
     )
 
 
-def models_for_figures():
+def models_for_figures(dataset):
     keys = ("model", "display_name", "family", "objective")
     return [
         {**{key: m[key] for key in keys}, "toy": "recipe" in m}
-        for m in study.models.values()
+        for m in (study.models[name] for name in study.models_of(dataset))
     ]
 
 
@@ -226,10 +226,11 @@ def per_variant(table):
     return paths
 
 
-def effect_ranks(shard):
+def effect_ranks(wildcards):
     """Return the first rank of an effect shard and the one after its last."""
-    return shard * EFFECTS["shard_size"], min(
-        (shard + 1) * EFFECTS["shard_size"], EFFECTS["size"]
+    first = int(wildcards.shard) * EFFECTS["shard_size"]
+    return first, min(
+        first + EFFECTS["shard_size"], study.effects_size(wildcards.dataset)
     )
 
 
@@ -266,17 +267,19 @@ def per_effect_shard(table):
         return [
             f"{RESULTS}/effects/{wildcards.dataset}/{wildcards.model}/{variant}/{shard}/{table}.parquet"
             for variant in VARIANTS
-            for shard in range(-(-EFFECTS["size"] // EFFECTS["shard_size"]))
+            for shard in range(
+                -(-study.effects_size(wildcards.dataset) // EFFECTS["shard_size"])
+            )
         ]
 
     return paths
 
 
 def of_all_models(paths, wildcards):
-    """Return what an input function of one model gives, for all models of the study."""
+    """Return what an input function of one model gives, for all models of a data set."""
     return [
         path
-        for model in study.models
+        for model in study.models_of(wildcards.dataset)
         for path in paths(SimpleNamespace(dataset=wildcards.dataset, model=model))
     ]
 
@@ -297,34 +300,53 @@ def drawn_figures():
 
 
 def tables_of_figure(figure):
-    """Return the tables that a figure reads, by the option of the figures' door."""
+    """Return an input function: the tables that a figure reads, by the option of the figures' door."""
     per_model = {
-        "profiles": f"{RESULTS}/profiles/{{{{dataset}}}}/{{model}}.parquet",
-        "summaries": f"{RESULTS}/summary/{{{{dataset}}}}/{{model}}.parquet",
-        "skips": f"{RESULTS}/skip/{{{{dataset}}}}/{{model}}.parquet",
+        "profiles": "profiles/{dataset}/{model}.parquet",
+        "summaries": "summary/{dataset}/{model}.parquet",
+        "skips": "skip/{dataset}/{model}.parquet",
     }
-    tables = {
-        "losses": [f"{RESULTS}/losses/{model}.parquet" for model in TRAINED_HERE],
-        "verdicts": [f"{RESULTS}/verdicts/{{dataset}}.parquet"],
-        **{kind: expand(path, model=study.models) for kind, path in per_model.items()},
-    }
+    per_dataset = {"verdicts": "verdicts/{dataset}.parquet"}
     wanted = ["profiles", "summaries", *MORE_TABLES_OF_FIGURE.get(figure, [])]
-    return {kind: tables[kind] for kind in wanted}
+
+    def tables(wildcards):
+        models = study.models_of(wildcards.dataset)
+        paths = {
+            "losses": [
+                f"losses/{model}.parquet" for model in models if model in TRAINED_HERE
+            ],
+            **{kind: [path] for kind, path in per_dataset.items()},
+            **{
+                kind: expand(path, model=models, allow_missing=True)
+                for kind, path in per_model.items()
+            },
+        }
+        return {
+            kind: [
+                f"{RESULTS}/{path.format(dataset=wildcards.dataset)}"
+                for path in paths[kind]
+            ]
+            for kind in wanted
+        }
+
+    return tables
 
 
 def figures_of_the_study():
     """Return every figure that this study has the tables for, and the tables of the report."""
     return [
-        *expand(
-            f"{RESULTS}/figures/{{dataset}}/{{figure}}.svg",
-            dataset=study.datasets,
-            figure=drawn_figures(),
+        *(
+            f"{RESULTS}/figures/{dataset}/{figure}.svg"
+            for dataset in study.datasets
+            for figure in drawn_figures()
+            if figure != "training_loss"
+            or set(TRAINED_HERE) & set(study.models_of(dataset))
         ),
         *expand(f"{RESULTS}/figures/{{dataset}}/records.html", dataset=study.datasets),
-        *expand(
-            f"{RESULTS}/skip/{{dataset}}/{{model}}.parquet",
-            dataset=study.datasets if EFFECTS else [],
-            model=study.models,
+        *(
+            f"{RESULTS}/skip/{dataset}/{model}.parquet"
+            for dataset in (study.datasets if EFFECTS else [])
+            for model in study.models_of(dataset)
         ),
         *expand(
             f"{RESULTS}/verdicts/{{dataset}}.parquet",

@@ -24,7 +24,7 @@ rule cut_effect_shard:
         mem_mb=1000,
         runtime=10,
     params:
-        ranks=lambda wc: effect_ranks(int(wc.shard)),
+        ranks=effect_ranks,
         code=code_of("sequences.shard"),
     shell:
         "python -m plm_depth.sequences.shard --sample {input:q} --first {params.ranks[0]} --last {params.ranks[1]}"
@@ -101,7 +101,7 @@ rule judge_claims:
         lens=lambda wc: of_all_models(per_variant("lens"), wc),
         contributions=lambda wc: of_all_models(per_variant("contributions"), wc),
         clusters=f"{RESULTS}/datasets/{{dataset}}/clusters.parquet",
-        models=f"{RESULTS}/models.json",
+        models=f"{RESULTS}/datasets/{{dataset}}/models.json",
     output:
         f"{RESULTS}/verdicts/{{dataset}}.parquet",
     log:

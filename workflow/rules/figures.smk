@@ -9,20 +9,22 @@ Gives   results/{study}/figures/{dataset}/{figure}.svg, .csv, .html
 rule list_models:
     """What figures and verdicts need of the models: order, names, family, sizes, and whether they are toys."""
     input:
-        expand(f"{RESULTS}/cards/{{model}}.json", model=study.models),
+        lambda wc: expand(
+            f"{RESULTS}/cards/{{model}}.json", model=study.models_of(wc.dataset)
+        ),
     output:
-        f"{RESULTS}/models.json",
+        f"{RESULTS}/datasets/{{dataset}}/models.json",
     log:
-        f"logs/{RESULTS}/list_models.log",
+        f"logs/{RESULTS}/list_models/{{dataset}}.log",
     benchmark:
-        f"logs/benchmarks/{RESULTS}/list_models.jsonl"
+        f"logs/benchmarks/{RESULTS}/list_models/{{dataset}}.jsonl"
     conda:
         "../../envs/main.yaml"
     resources:
         mem_mb=1000,
         runtime=5,
     params:
-        models=as_json(models_for_figures()),
+        models=lambda wc: as_json(models_for_figures(wc.dataset)),
         code=code_of("models.listing"),
     shell:
         "python -m plm_depth.models.listing --models {params.models:q} --cards {input:q} --output {output:q} > {log:q} 2>&1"
@@ -64,8 +66,8 @@ for FIGURE in drawn_figures():
         name:
             f"draw_{FIGURE}"
         input:
-            **tables_of_figure(FIGURE),
-            models=f"{RESULTS}/models.json",
+            unpack(tables_of_figure(FIGURE)),
+            models=f"{RESULTS}/datasets/{{dataset}}/models.json",
         output:
             svg=report(
                 f"{RESULTS}/figures/{{dataset}}/{FIGURE}.svg",
