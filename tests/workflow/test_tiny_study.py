@@ -160,7 +160,7 @@ def test_an_added_model_runs_its_own_branch_and_redraws(study):
         "reduce_effects",
         models=["dplm_tiny"],
     )
-    expected += passes([0], models=["dplm_tiny"]) + figures_drawn() + JUDGED + ["list_models"]
+    expected += passes([0], models=["dplm_tiny"]) + figures_drawn() + JUDGED + ["list_models dataset=mini"]
     assert planned(study) == sorted(expected)
 
 
