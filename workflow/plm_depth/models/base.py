@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -145,6 +146,9 @@ class Adapter(ABC):
         layouts: names of the on-disk layouts that the family is published in.
         can_branch: whether ``branch`` exists: a token sees tokens before it only, and its place is a number.
         extra_padding: by name of ``Tokens.extra``, the value that stands at padded tokens.
+        head: name of the part of the module that turns the stream after the final norm into logits.
+        reads_all_blocks: regular expressions (whole names) of parameters that read all blocks at once; no logit depends
+            on them, and a model cut after a block has none to put there.
 
     Instance attributes:
         module: the library's module, in evaluation mode.
@@ -169,6 +173,8 @@ class Adapter(ABC):
     layouts: tuple[str, ...] = ()
     can_branch: bool = False
     extra_padding: Mapping[str, float] = {}
+    head: str = "lm_head"
+    reads_all_blocks: tuple[str, ...] = ()
 
     module: torch.nn.Module
     dtype: str = "float32"
@@ -267,6 +273,27 @@ class Adapter(ABC):
             NotImplementedError: this adapter does not write checkpoints.
         """
         raise NotImplementedError(f"{type(self).__name__} does not write checkpoints")
+
+    def shallower(self, n_blocks: int) -> Self:
+        """Return the adapter of the same network with ``n_blocks`` blocks, its parameters not set yet.
+
+        Raises:
+            NotImplementedError: this adapter cannot change its depth.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how its network is cut")
+
+    @property
+    def update_scale(self) -> float:
+        """Return the factor by which the family multiplies every update, where it hangs on the number of blocks."""
+        return 1.0
+
+    def scale_updates(self, factor: float) -> None:
+        """Multiply the last matrices of every branch by a factor, in place; for families with an ``update_scale``.
+
+        Raises:
+            NotImplementedError: this adapter does not say which matrices these are.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how its updates are scaled")
 
     def with_codes(self, structure: Structure) -> Structure:
         """Return the structure with the codes of the model's own tokenizer, where coordinates and tokenizer are there.

@@ -13,7 +13,7 @@ from torch import Tensor
 from plm_depth.models import checkpoints
 from plm_depth.models.alphabets import ESM_RESIDUES, ESM_TOKENS, Alphabet
 from plm_depth.models.base import Adapter, Batch, CheckpointError, Context, Tokens
-from plm_depth.models.untrained import untrained
+from plm_depth.models.untrained import of_depth, untrained
 from plm_depth.tables import AMINO_ACIDS, write_text
 
 log = logging.getLogger("models.esm")
@@ -57,6 +57,7 @@ class Esm(Adapter):
     position_embeddings: ClassVar[str] = "rotary"
     max_residues = 1022
     layouts = ("hub",)
+    reads_all_blocks = (CONTACT_HEAD,)
 
     def __init__(self, module: torch.nn.Module, dtype: str = "float32"):
         self.module, self.dtype = module.eval(), dtype
@@ -126,6 +127,9 @@ class Esm(Adapter):
 
     def fresh_module(self, seed: int) -> torch.nn.Module:
         return _module(self.module.config, seed)
+
+    def shallower(self, n_blocks: int) -> Self:
+        return type(self)(_module(of_depth(self.module.config, n_blocks), None), self.dtype)
 
     # -------------------------------------------------------------------------------------------------- files
 

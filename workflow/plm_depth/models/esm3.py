@@ -4,6 +4,7 @@ Three inputs are told apart: the sequence; with structure tokens; with backbone 
 geometric branch is not exactly zero.
 """
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from plm_depth.models.base import Adapter, Batch, CheckpointError, Context, Sequ
 from plm_depth.models.esm3_structure import StructureEncoder
 from plm_depth.models.esmc import HEAD_DIM, mlp_width, pth_files
 from plm_depth.models.untrained import untrained
-from plm_depth.tables import AMINO_ACIDS
+from plm_depth.tables import AMINO_ACIDS, replacing
 
 TRUNK = "esm3_sm_open_v1.pth"
 STRUCTURE_ENCODER = "esm3_structure_encoder_v0.pth"  # beside the trunk; not needed to load the model
@@ -35,6 +36,7 @@ class Esm3(Adapter):
     reads_structure = ("codes", "coordinates")
     layouts = ("pth",)
     max_residues = 2046
+    head = "output_heads"
     alphabet: ClassVar[Alphabet] = Alphabet(ESMC_TOKENS, ESM_RESIDUES + "|")  # "|" parts two chains
     mask_id = network.MASK
     pad_id = network.PAD
@@ -50,6 +52,7 @@ class Esm3(Adapter):
         self.residue_ids = np.array([self.alphabet.id_of[letter] for letter in AMINO_ACIDS])
         self.vocabulary = dict(enumerate(self.alphabet.tokens))  # further rows are padding
         self.structure_encoder: StructureEncoder | Path | None = None  # a path until it is needed
+        self.came_with: Path | None = None  # the file of the structure encoder
 
     # ------------------------------------------------------------------------------------------------- tokens
 
@@ -172,6 +175,24 @@ class Esm3(Adapter):
         """Return an untrained module: torch's own initialisation, which the official package leaves as it is."""
         return _module(self.module.sizes, seed)
 
+    def shallower(self, n_blocks: int) -> Self:
+        cut = type(self)(_module({**self.module.sizes, "n_blocks": n_blocks}, None), self.dtype)
+        cut.structure_encoder = cut.came_with = self.came_with
+        return cut
+
+    @property
+    def update_scale(self) -> float:
+        return 1 / self._block(1).divisor
+
+    def scale_updates(self, factor: float) -> None:
+        for block in self.module.transformer.blocks:
+            branches = [block.attn.out_proj, block.ffn[-1]]
+            if block.geom_attn is not None:
+                branches.append(block.geom_attn.out_proj)
+            for matrix in branches:
+                for parameter in matrix.parameters():
+                    parameter.data.mul_(factor)
+
     # -------------------------------------------------------------------------------------------------- files
 
     @classmethod
@@ -225,7 +246,7 @@ class Esm3(Adapter):
         checkpoints.fill(module, tensors, where)
         module.requires_grad_(False)
         adapter = cls(module, dtype)
-        adapter.structure_encoder = encoder[0] if encoder else None
+        adapter.structure_encoder = adapter.came_with = encoder[0] if encoder else None
         return adapter
 
     @classmethod
@@ -261,7 +282,7 @@ class Esm3(Adapter):
         return cls(_module(sizes, seed))
 
     def save(self, folder: Path | str) -> None:
-        """Write the official flat state dict below data/weights.
+        """Write the official flat state dict below data/weights, and the structure encoder that came with it.
 
         Raises:
             ValueError: weights that are not float32, or heads of another width than 64, which the layout cannot tell.
@@ -275,6 +296,9 @@ class Esm3(Adapter):
             )
         path = Path(folder) / "data" / "weights" / TRUNK
         checkpoints.write_pickle(self.module.state_dict(), path)
+        if self.came_with is not None:
+            with replacing(path.with_name(STRUCTURE_ENCODER)) as temporary:
+                shutil.copyfile(self.came_with, temporary)
 
 
 def _structure_tokens(codes: np.ndarray | None, hidden: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from torch import Tensor
 from plm_depth.models import checkpoints
 from plm_depth.models.alphabets import ESM_RESIDUES, ESMC_TOKENS, Alphabet
 from plm_depth.models.base import Adapter, Batch, CheckpointError, Context, Tokens
-from plm_depth.models.untrained import untrained
+from plm_depth.models.untrained import of_depth, untrained
 from plm_depth.tables import AMINO_ACIDS
 
 HEAD_DIM = 64  # of every published size; the .pth layout does not say
@@ -111,6 +111,18 @@ class EsmC(Adapter):
 
     def fresh_module(self, seed: int) -> torch.nn.Module:
         return _module(self.module.config, seed)
+
+    def shallower(self, n_blocks: int) -> Self:
+        return type(self)(_module(of_depth(self.module.config, n_blocks), None), self.dtype)
+
+    @property
+    def update_scale(self) -> float:
+        return 1 / self.module.esmc.layers[0].scaling_factor
+
+    def scale_updates(self, factor: float) -> None:
+        for layer in self.module.esmc.layers:
+            for matrix in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                matrix.weight.data.mul_(factor)
 
     # -------------------------------------------------------------------------------------------------- files
 

@@ -15,7 +15,7 @@ from plm_depth.models.alphabets import PROGEN2_RESIDUES, PROGEN2_TOKENS, Alphabe
 from plm_depth.models.base import Adapter, Batch, CheckpointError, Context, Tokens
 from plm_depth.models.branches import Branches
 from plm_depth.models.precision import outside_autocast
-from plm_depth.models.untrained import untrained
+from plm_depth.models.untrained import of_depth, untrained
 from plm_depth.tables import AMINO_ACIDS
 
 log = logging.getLogger("models.gptj")
@@ -128,6 +128,9 @@ class ProGen2(Adapter):
 
     def fresh_module(self, seed: int) -> torch.nn.Module:
         return _module(self.module.config, seed)
+
+    def shallower(self, n_blocks: int) -> Self:
+        return type(self)(_module(of_depth(self.module.config, n_blocks), None), self.dtype)
 
     # -------------------------------------------------------------------------------------------------- files
 

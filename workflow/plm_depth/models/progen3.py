@@ -17,7 +17,7 @@ from plm_depth.models import checkpoints
 from plm_depth.models.alphabets import PROGEN3_RESIDUES, PROGEN3_TOKENS, Alphabet
 from plm_depth.models.base import Adapter, Batch, CheckpointError, Context, Tokens
 from plm_depth.models.precision import outside_autocast
-from plm_depth.models.untrained import untrained
+from plm_depth.models.untrained import of_depth, untrained
 from plm_depth.tables import AMINO_ACIDS
 
 EXPERTS = r"model\.layers\.\d+\.mlp\.experts\.(gate_up|down)_proj"
@@ -120,6 +120,9 @@ class ProGen3(Adapter):
 
     def fresh_module(self, seed: int) -> torch.nn.Module:
         return _module(self.module.config, self.module.clip_qkv, seed)
+
+    def shallower(self, n_blocks: int) -> Self:
+        return type(self)(_module(of_depth(self.module.config, n_blocks), self.module.clip_qkv, None), self.dtype)
 
     # -------------------------------------------------------------------------------------------------- files
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from plm_depth.models import checkpoints
 from plm_depth.models.alphabets import PROTBERT_RESIDUES, PROTBERT_TOKENS, Alphabet
 from plm_depth.models.base import Adapter, Batch, CheckpointError, Context, Tokens
-from plm_depth.models.untrained import untrained
+from plm_depth.models.untrained import of_depth, untrained
 from plm_depth.tables import AMINO_ACIDS, write_text
 
 # Tensors of pre-training that no logit of a masked residue depends on.
@@ -36,6 +36,7 @@ class ProtBert(Adapter):
     objective = "mlm"
     layouts = ("hub",)
     max_residues = 2046
+    head = "cls"
     alphabet: ClassVar[Alphabet] = Alphabet(PROTBERT_TOKENS, PROTBERT_RESIDUES)
     mask_id = PROTBERT_TOKENS.index("[MASK]")
     pad_id = PROTBERT_TOKENS.index("[PAD]")
@@ -87,6 +88,9 @@ class ProtBert(Adapter):
 
     def fresh_module(self, seed: int) -> torch.nn.Module:
         return _module(self.module.config, seed)
+
+    def shallower(self, n_blocks: int) -> Self:
+        return type(self)(_module(of_depth(self.module.config, n_blocks), None), self.dtype)
 
     # -------------------------------------------------------------------------------------------------- files
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from plm_depth.models import checkpoints
 from plm_depth.models.base import Adapter, Batch, CheckpointError, Context, SequenceError, Tokens
-from plm_depth.models.untrained import untrained
+from plm_depth.models.untrained import of_depth, untrained
 from plm_depth.tables import AMINO_ACIDS, write_text
 
 SEPARATOR = "<|endoftext|>"
@@ -175,6 +175,9 @@ class ProtGpt2(Adapter):
 
     def fresh_module(self, seed: int) -> torch.nn.Module:
         return _module(self.module.config, seed)
+
+    def shallower(self, n_blocks: int) -> Self:
+        return type(self)(_module(of_depth(self.module.config, n_blocks), None), self.pieces, self.dtype)
 
     # -------------------------------------------------------------------------------------------------- files
 

@@ -1,5 +1,6 @@
 """Modules before training: drawn by their library under a seed, or empty until a checkpoint fills them."""
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -27,3 +28,10 @@ def untrained(make: Callable[[], torch.nn.Module], seed: int | None) -> torch.nn
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key_of(seed, "initialisation") % 2**63)
         return make()
+
+
+def of_depth(config, n_blocks: int):
+    """Return a copy of a transformers config with another number of blocks."""
+    shallower = copy.deepcopy(config)
+    shallower.num_hidden_layers = n_blocks  # the library maps it to the family's own key (n_layer)
+    return shallower

@@ -1,31 +1,11 @@
 """The checkpoint folder: the family's official layout, a model card, and how the model was trained."""
 
-import contextlib
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 CARD_NAME = "README.md"
 TRAINING_NAME = "plm_depth_training.json"
-
-
-@contextlib.contextmanager
-def replacing_folder(folder: str | Path) -> Iterator[Path]:
-    """Yield an empty temporary folder beside ``folder``; on success it takes its place, on any error it is removed."""
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f"{folder.name}.tmp.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        if folder.exists():
-            shutil.rmtree(folder)  # a folder cannot be renamed onto one that holds files
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def model_card(about: Mapping[str, object]) -> str:

@@ -24,7 +24,7 @@ from plm_depth.models import registry
 from plm_depth.models.base import Adapter, Batch, CheckpointError, SequenceError
 from plm_depth.progress import Progress, start_log
 from plm_depth.randomness import key_of
-from plm_depth.tables import LOSS, TableError, write_table
+from plm_depth.tables import LOSS, TableError, replacing_folder, write_table
 from plm_depth.training.corpus import (
     CorpusError,
     Protein,
@@ -36,7 +36,7 @@ from plm_depth.training.corpus import (
     read_fasta,
     training_batches,
 )
-from plm_depth.training.folder import replacing_folder, write_notes
+from plm_depth.training.folder import write_notes
 from plm_depth.training.objectives import (
     VALIDATION_SEED,
     Example,
