@@ -8,6 +8,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from plm_depth.config import Study
+from plm_depth.models.registry import FAMILIES
+
 ROOT = Path(__file__).parents[1]
 
 CONFIG = """\
@@ -39,6 +42,17 @@ bootstrap: {resamples: 200}
 summary: {kl_fraction: [0.5], overlap: 0.3}
 compute: {device: cpu, token_budget: 4096, threads: 1, memory_gb: 1}
 """
+
+
+def resolved(config: dict, root: Path = ROOT) -> Study:
+    """Return a checked config as the workflow resolves it; every figure that it names is taken to exist."""
+    return Study(
+        config,
+        {name: entry.objective for name, entry in FAMILIES.items()},
+        config.get("figures", []),
+        root,
+        reads_structure={name: entry.reads_structure for name, entry in FAMILIES.items()},
+    )
 
 
 def copy_repository(to: Path) -> Path:

@@ -11,7 +11,7 @@ sys.path.insert(0, str(WORKFLOW))
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-from plm_depth import runtime
+from plm_depth import preflight, runtime
 from plm_depth.activations import EFFECTS_VERSION
 from plm_depth.activations import VERSION as EXTRACTION
 from plm_depth.code_digest import code_of
@@ -367,3 +367,13 @@ def downloads_of_the_study():
     ]
     fetched += sorted({entry.path for entry in study.structures if entry.url})
     return fetched + [f"resources/checkpoints/{name}" for name in FETCHED]
+
+
+def say_what_it_costs(jobs, is_local):
+    """Say what jobs cost before the first of them runs (rule preflight: what is not there yet); end a study that cannot finish."""
+    asked = any(job.rule.name == "preflight" for job in jobs)
+    outputs = None if asked else [str(path) for job in jobs for path in job.output]
+    try:
+        preflight.at_start(study, outputs, is_local=is_local, say=logger.info)
+    except preflight.PreflightError as error:
+        raise WorkflowError(str(error)) from None

@@ -17,15 +17,18 @@ if TYPE_CHECKING:
 
 
 class Entry(NamedTuple):
-    """Where the class of a family stands, and what a config is checked by without loading torch.
+    """Where the class of a family stands, and what a config is checked and priced by without loading torch.
 
     ``reads_structure``: the parts of ``base.Structure`` any of which is enough to show it a structure; () if none is.
+    ``can_branch``, ``tokens_are_residues``: as the class has them.
     """
 
     where: str
     objective: str
     name: str  # as people write it, over panels of figures
     reads_structure: tuple[str, ...] = ()
+    can_branch: bool = False
+    tokens_are_residues: bool = True
 
 
 FAMILIES = {  # every value is an Entry
@@ -38,8 +41,8 @@ FAMILIES = {  # every value is an Entry
     "esmc": Entry("plm_depth.models.esmc:EsmC", "mlm", "ESM C"),
     "esm3": Entry("plm_depth.models.esm3:Esm3", "mlm", "ESM3", ("codes", "coordinates")),
     "protbert": Entry("plm_depth.models.protbert:ProtBert", "mlm", "ProtBERT"),
-    "progen2": Entry("plm_depth.models.gptj:ProGen2", "ar", "ProGen2"),
-    "protgpt2": Entry("plm_depth.models.protgpt2:ProtGpt2", "ar", "ProtGPT2"),
+    "progen2": Entry("plm_depth.models.gptj:ProGen2", "ar", "ProGen2", can_branch=True),
+    "protgpt2": Entry("plm_depth.models.protgpt2:ProtGpt2", "ar", "ProtGPT2", tokens_are_residues=False),
     "progen3": Entry("plm_depth.models.progen3:ProGen3", "ar", "ProGen3"),
 }
 

@@ -1,0 +1,138 @@
+"""What a study is said to cost agrees with the exact plan of the sweeps, with real tables, and with the rules."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from plm_depth.activations.cost import Cost
+from plm_depth.config import Study
+from plm_depth.models.registry import FAMILIES, adapter_class
+from plm_depth.prices import PRICES, Price, priced, prices, size_of, sizes_of, sweeps_of, unknown_sizes
+from plm_depth.views import View
+from small_study import CONFIG, resolved
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+
+def tiny(**changes: object) -> dict:
+    return {**yaml.safe_load(CONFIG), **changes}
+
+
+def flops(study: Study, rule: str, model: str | None = None) -> float:
+    return sum(p.cost.flops for p in prices(study) if p.rule == rule and model in (None, p.model))
+
+
+def test_every_rule_that_asks_for_a_gpu_or_a_network_has_a_price():
+    rules = {}
+    for path in (ROOT / "workflow" / "rules").glob("*.smk"):
+        for name, body in re.findall(r"^\s*rule (\w+):\n(.*?)(?=^\s*rule |\Z)", path.read_text(), re.M | re.S):
+            rules[name] = body
+    expensive = {name for name, body in rules.items() if "gpus()" in body or "plm_depth.models.download" in body}
+    expensive |= {name for name in rules if name.startswith("download_")}
+    assert len(expensive) >= 5
+    assert expensive <= set(PRICES)
+    assert set(PRICES) <= set(rules), "a price of a rule that is no more"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_the_registry_tells_for_prices_is_what_the_class_has(family):
+    there = adapter_class(family)
+    assert FAMILIES[family].can_branch == there.can_branch
+    assert FAMILIES[family].tokens_are_residues == there.tokens_are_residues
+
+
+@pytest.mark.parametrize("family, noise", [("esm2", 0.15), ("esm2", 0.0), ("progen2", float("nan"))])
+@pytest.mark.parametrize("length, budget", [(60, 10**6), (250, 16384)])
+def test_sweeps_cost_what_the_exact_plan_of_their_position_sets_costs(family, noise, length, budget):
+    from study_cost import effects_of
+
+    from plm_depth.activations.effects import Skips
+
+    skips = Skips()
+    study = resolved(tiny(models=[{"model": "m", "family": family, "recipe": tiny()["models"][0]["recipe"]}]))
+    size = size_of(study, "m")
+    view = View("none", noise, 0)
+    cost, n_sweeps = sweeps_of(size, view, vars(skips), length, budget)
+    exact, _ = effects_of(size, view, skips, length, budget)
+    # Prefix points are drawn; a price takes them evenly spaced. Without branches where they stand costs nothing.
+    assert cost.flops == pytest.approx(exact.flops, rel=0.12 if family == "progen2" else 1e-9)
+    assert n_sweeps == (10 if noise == 0.15 else 9) * 6, "sets times parts, and as many local ones"
+
+
+def test_twice_the_proteins_cost_twice_and_another_null_network_as_much_as_the_trained_one():
+    once = resolved(tiny())
+    twice = tiny()
+    twice["datasets"] = [{**twice["datasets"][0], "size": 12, "shard_size": 6}]
+    more = resolved(twice)
+    assert flops(more, "extract_activations") == pytest.approx(2 * flops(once, "extract_activations"))
+    assert flops(more, "measure_effects") == pytest.approx(flops(once, "measure_effects")), "of its own size"
+    nulls = [*tiny()["nulls"], {"null_model": "shuffle_w", "seed": 0}]
+    assert flops(resolved(tiny(nulls=nulls)), "extract_activations") == pytest.approx(
+        4 / 3 * flops(once, "extract_activations")
+    )
+    assert flops(resolved(tiny(nulls=[])), "measure_effects") == pytest.approx(flops(once, "measure_effects") / 2)
+
+
+def test_a_section_that_is_absent_costs_nothing():
+    config = tiny()
+    del config["effects"]
+    assert flops(resolved(config), "measure_effects") == 0
+    assert flops(resolved(tiny()), "measure_effects") > 0
+
+
+def test_sizes_come_from_the_sheet_also_for_an_entry_that_names_its_repository():
+    study = resolved(tiny(models=["esm2_8m", {"model": "mine", "family": "esm2", "hub": "facebook/esm2_t6_8M_UR50D"}]))
+    assert sizes_of(study, "esm2_8m")[:3] == (6, 320, 7512474)
+    assert sizes_of(study, "mine") == sizes_of(study, "esm2_8m")
+    download = {p.model: p for p in prices(study) if p.rule == "download_checkpoint"}
+    assert download["mine"].fetched_bytes == 4 * 7512474 and download["mine"].url == "hub:facebook/esm2_t6_8M_UR50D"
+
+
+def test_sizes_of_a_folder_are_read_off_its_config_and_weights():
+    folder = ROOT / "tests" / "fixtures" / "esm2" / "hub"
+    study = resolved(tiny(models=[{"model": "mine", "family": "esm2", "path": str(folder)}]))
+    raw = json.loads((folder / "config.json").read_text())
+    assert sizes_of(study, "mine")[:2] == (raw["num_hidden_layers"], raw["hidden_size"])
+    assert sizes_of(study, "mine").n_parameters == (folder / "model.safetensors").stat().st_size // 4
+
+
+def test_where_only_parameters_are_known_depth_and_width_follow_and_are_marked():
+    study = resolved(tiny(models=["progen3_112m"], accepted_licences=["CC-BY-NC-SA-4.0"]))
+    sizes = sizes_of(study, "progen3_112m")
+    assert not sizes.are_known
+    assert 12 * sizes.n_blocks * sizes.d_model**2 == pytest.approx(112e6, rel=0.01)
+
+
+def test_a_model_of_unknown_size_is_named_and_has_no_price(tmp_path):
+    (tmp_path / "empty").mkdir()
+    study = resolved(tiny(models=[{"model": "mine", "family": "esm2", "path": str(tmp_path / "empty")}]))
+    assert unknown_sizes(study) == ["mine"]
+    assert not [p for p in prices(study) if p.model == "mine"]
+
+
+def test_a_rule_is_priced_by_one_decorated_function(monkeypatch):
+    monkeypatch.setattr("plm_depth.prices.PRICES", dict(PRICES))
+
+    @priced("dream")
+    def dreams(study):
+        yield Price("dream", "results/dream.parquet", "m", Cost(flops=7.0))
+
+    assert [p for p in prices(resolved(tiny())) if p.rule == "dream"] == [
+        Price("dream", "results/dream.parquet", "m", Cost(flops=7.0))
+    ]
+
+
+def test_prices_load_no_model_library(tmp_path):
+    import subprocess
+
+    program = (
+        "import sys; import plm_depth.prices, plm_depth.preflight; "
+        "sys.exit(bool({'torch', 'transformers', 'pyarrow'} & set(sys.modules)))"
+    )
+    environment = {"PYTHONPATH": str(ROOT / "workflow"), "PATH": "/usr/bin:/bin"}
+    assert subprocess.run([sys.executable, "-c", program], env=environment, check=False).returncode == 0

@@ -1,0 +1,395 @@
+"""What each job of a study costs before it runs: operations, disk, memory, bytes to fetch; nothing is loaded.
+
+A price belongs to one output file of one job, so that what is already there can be told from what is still due. Every
+expensive rule has a function in ``PRICES``; a section of the config that runs the model adds one:
+
+    @priced("measure_effects")
+    def effects(study): yield Price(...)
+
+Operations are those of ``plm_depth.activations.cost``. Bytes of tables are measured bytes a row, stated beside them; a
+protein is taken to have the mean of its data set's shortest and longest length.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from plm_depth.activations.cost import Cost, Size, forward_cost, sweep_cost, total
+from plm_depth.config import ConfigError, Study, read_models
+from plm_depth.models.branches import Branches
+from plm_depth.models.registry import FAMILIES
+from plm_depth.views import View, views_of
+
+STORED_BYTES = 4  # of a parameter in a published checkpoint, at most
+VOCABULARY = 33  # real tokens of a read-out; families have 26 to 34
+MOMENT_NUMBERS = 15
+ASSUMED_BLOCKS = 24  # where only the number of parameters is known
+# Measured on the mini study's tables: bytes of one row as it lies on the disk.
+KEY_BYTES = 6.0  # keys of a row of a vector table
+METRIC_BYTES = 1300.0  # contributions and lens together, for one protein, view and layer
+SOURCE_BYTES = 700.0  # output_change, and the keys of skip, for one protein, sweep and source
+TARGET_BYTES = 55.0  # skip, for one protein, sweep, source and target
+
+
+class Sizes(NamedTuple):
+    """Sizes of a model, and whether they are known or follow from its number of parameters alone."""
+
+    n_blocks: int
+    d_model: int
+    n_parameters: int
+    are_known: bool = True
+
+
+@dataclass(frozen=True)
+class Price:
+    """What one job costs.
+
+    Attributes:
+        rule: of the workflow.
+        output: one file (or folder) of the job, relative to the working directory.
+        model: "" where none runs.
+        cost: of the model's passes; zero where no model runs.
+        itemsize: bytes of a weight in the passes: tells which product rate applies.
+        disk_bytes: of what the job leaves.
+        fetched_bytes: from the network; 0 for a file of unknown size, too.
+        url: what is fetched, "" if nothing.
+        memory_bytes, device_bytes: of the process, and of the accelerator if it runs there.
+    """
+
+    rule: str
+    output: str
+    model: str = ""
+    cost: Cost = Cost()  # noqa: RUF009 (frozen)
+    itemsize: int = 4
+    disk_bytes: float = 0.0
+    fetched_bytes: float = 0.0
+    url: str = ""
+    memory_bytes: float = 0.0
+    device_bytes: float = 0.0
+
+
+Pricing = Callable[[Study], Iterator[Price]]
+PRICES: dict[str, Pricing] = {}
+
+
+def priced(*rules: str) -> Callable[[Pricing], Pricing]:
+    """Return a decorator that registers a function as the price of rules: a ``Price`` for each of their jobs."""
+
+    def register(function: Pricing) -> Pricing:
+        for rule in rules:
+            PRICES[rule] = function
+        return function
+
+    return register
+
+
+def prices(study: Study) -> list[Price]:
+    """Return the price of every expensive job of a study, in the order of the data."""
+    return [price for function in dict.fromkeys(PRICES.values()) for price in function(study)]
+
+
+def unknown_sizes(study: Study) -> list[str]:
+    """Return the models about whose size nothing is known: they have no price."""
+    return [name for name in study.models if sizes_of(study, name) is None]
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# The models
+
+
+def sizes_of(study: Study, name: str) -> Sizes | None:
+    """Return the sizes of a model, from the first that tells them; None if nothing does.
+
+    In this order: the card of this study, the recipe, the sheet of models (also for an entry of the config that names a
+    repository or an archive of it), the ``config.json`` and weights of a folder.
+    """
+    entry = study.models[name]
+    card = _json(study.root / "results" / study.config["study"] / "cards" / f"{name}.json")
+    if recipe := entry.get("recipe"):
+        d, n = recipe["d_model"], recipe["n_blocks"]
+        return Sizes(n, d, 12 * n * d * d + 2 * VOCABULARY * d)
+    for row in (card, entry, _row_of(study, entry)):
+        if found := _stated(row):
+            return found
+    if "path" in entry:
+        return _sizes_of_folder(study.root / entry["path"])
+    return None
+
+
+def _stated(row: Mapping[str, object]) -> Sizes | None:
+    blocks, width, parameters = (row.get(key) for key in ("n_blocks", "d_model", "n_parameters"))
+    if isinstance(blocks, int) and isinstance(width, int):
+        return Sizes(blocks, width, parameters if isinstance(parameters, int) else 12 * blocks * width**2)
+    if isinstance(parameters, int):
+        return Sizes(ASSUMED_BLOCKS, round(math.sqrt(parameters / 12 / ASSUMED_BLOCKS)), parameters, False)
+    return None
+
+
+def _row_of(study: Study, entry: Mapping[str, object]) -> Mapping[str, object]:
+    """Return the row of the sheet that names the same repository or archive, {} if none does."""
+    try:
+        rows = read_models(study.root / study.config["models_sheet"])
+    except ConfigError:  # an entry of the config needs no sheet
+        return {}
+    same = (row for row in rows.values() for key in ("hub", "archive") if key in entry and row.get(key) == entry[key])
+    return next(same, {})
+
+
+def _sizes_of_folder(folder: Path) -> Sizes | None:
+    config = _json(folder / "config.json")
+    names = {
+        "n_blocks": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
+        "d_model": ("hidden_size", "n_embd", "embed_dim", "d_model"),
+    }
+    row = {key: next((config[name] for name in of if name in config), None) for key, of in names.items()}
+    weights = [p for pattern in ("*.safetensors", "*.bin", "*.pt", "*.pth") for p in folder.rglob(pattern)]
+    stored = sum(path.stat().st_size for path in weights)
+    return _stated({**row, "n_parameters": stored // STORED_BYTES or None})
+
+
+def _json(path: Path) -> dict[str, object]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def size_of(study: Study, name: str) -> Size:
+    """Return a model as the cost formulas take it.
+
+    All MLPs are taken to have the weights of a plain one of four widths: gated ones (ESM C, ESM3) have about as many;
+    of a mixture of experts this counts the experts that work.
+    """
+    sizes, entry = sizes_of(study, name), study.models[name]
+    is_causal = entry["objective"] == "ar"
+    return Size(
+        *(sizes.n_blocks, sizes.d_model, 4 * sizes.d_model, VOCABULARY),
+        is_parallel=FAMILIES[entry["family"]].can_branch,
+        is_causal=is_causal,
+        itemsize=itemsize(entry),
+    )
+
+
+def itemsize(entry: Mapping[str, object]) -> int:
+    """Return the bytes of a weight in the forward pass."""
+    return 4 if entry["dtype"] == "float32" else 2
+
+
+def process_bytes(study: Study, name: str) -> float:
+    """Return the memory that a pass asks of the machine, as in the rules: 1.5 times the weights, and room."""
+    entry = study.models[name]
+    return study.config["compute"]["memory_gb"] * 1e9 + 1.5 * itemsize(entry) * sizes_of(study, name).n_parameters
+
+
+def device_bytes(study: Study, name: str) -> float:
+    """Return the memory of an accelerator that a pass fills: weights, and a batch of the token budget.
+
+    A block keeps about 12 widths a token at once, and the read-out its logits, all float32.
+    """
+    sizes, budget = sizes_of(study, name), study.config["compute"]["token_budget"]
+    return itemsize(study.models[name]) * sizes.n_parameters + 4.0 * budget * (12 * sizes.d_model + 3 * VOCABULARY)
+
+
+def length_of(study: Study, dataset: str) -> int:
+    """Return the residues of a data set's average protein, halfway between the shortest and the longest allowed."""
+    return (study.datasets[dataset]["min_length"] + study.datasets[dataset]["max_length"]) // 2
+
+
+def _priced_models(study: Study) -> Iterator[str]:
+    yield from (name for name in study.models if sizes_of(study, name) is not None)
+
+
+def _results(study: Study) -> str:
+    return f"results/{study.config['study']}"
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Downloads and training
+
+
+@priced("download_source", "download_structure", "download_checkpoint")
+def downloads(study: Study) -> Iterator[Price]:
+    """Price what comes over the network; a source's size is known only to its server."""
+    for source in study.sources.values():
+        if "://" in source["url"]:
+            output = f"resources/downloads/{Path(source['url']).name}"
+            yield Price("download_source", output, url=source["url"])
+    for path, url in sorted({entry.path: entry.url for entry in study.structures if entry.url}.items()):
+        yield Price("download_structure", path, url=url, fetched_bytes=5e5, disk_bytes=5e5)
+    for name, entry in study.models.items():
+        if "hub" not in entry and "archive" not in entry:
+            continue
+        sizes = sizes_of(study, name)
+        stored = STORED_BYTES * sizes.n_parameters if sizes else 0
+        yield Price(
+            "download_checkpoint",
+            f"resources/checkpoints/{name}",
+            name,
+            fetched_bytes=stored,
+            disk_bytes=stored * (2 if "archive" in entry else 1),  # an archive lies beside what comes out of it
+            url=entry.get("archive") or f"hub:{entry['hub']}",
+        )
+
+
+@priced("train_checkpoint")
+def training(study: Study) -> Iterator[Price]:
+    """Price the training of the study's own models: forward, and twice as much backward, for every token."""
+    for name, entry in study.models.items():
+        if recipe := entry.get("recipe"):
+            n_tokens = recipe["steps"] * recipe["tokens_per_batch"]
+            size = size_of(study, name)
+            row = 128
+            cost = forward_cost(size, row, n_reads=row) * (3 * n_tokens / row)
+            yield Price(
+                "train_checkpoint",
+                f"{_results(study)}/checkpoints/{name}",
+                name,
+                cost,
+                disk_bytes=4 * sizes_of(study, name).n_parameters,
+                memory_bytes=study.config["compute"]["memory_gb"] * 1e9,
+                device_bytes=16 * sizes_of(study, name).n_parameters,
+            )
+
+
+@priced("describe_checkpoint")
+def cards(study: Study) -> Iterator[Price]:
+    """Price the self-checks: a few tokens each, but the whole model in memory."""
+    for name in _priced_models(study):
+        yield Price(
+            "describe_checkpoint",
+            f"{_results(study)}/cards/{name}.json",
+            name,
+            forward_cost(size_of(study, name), 64) * 4,
+            itemsize(study.models[name]),
+            memory_bytes=process_bytes(study, name),
+        )
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Passes
+
+
+def variants(study: Study) -> dict[str, list[str]]:
+    """Return the networks of each variant: the kinds of its null models, as often as they have seeds."""
+    nulls = [null["null_model"] for null in study.config["nulls"]]
+    return {"trained": ["trained"], **({"null": nulls} if nulls else {})}
+
+
+def n_read(view: View, length: int) -> int:
+    """Return how many residues of a protein a view reads out."""
+    share = {"next": (length - 1) / length, "visible": 1.0, "masked": view.noise_t}[view.reads]
+    return round(share * length)
+
+
+@priced("extract_activations")
+def activations(study: Study) -> Iterator[Price]:
+    """Price the passes over every shard, for trained and null models, all views and conditions."""
+    cache = study.config["cache"]
+    for dataset in study.datasets:
+        length = length_of(study, dataset)
+        for name in _priced_models(study):
+            entry, size = study.models[name], size_of(study, name)
+            views = views_of(entry["objective"], study.config["inputs"])
+            n_conditions = len(study.conditions_of(dataset, name))
+            layers = size.n_blocks + 1
+            has_residues = FAMILIES[entry["family"]].tokens_are_residues
+            per_protein, vectors, streams = Cost(), 0.0, 0
+            for view in views:
+                reads = n_read(view, length) if has_residues else 0
+                per_protein += forward_cost(size, length + 2, n_reads=reads, n_layers_read=layers)
+                vectors += (length + 2) * (layers * MOMENT_NUMBERS * 4 + KEY_BYTES)
+                vectors += reads * (layers * VOCABULARY * 4 + KEY_BYTES)
+                vectors += METRIC_BYTES * layers
+                streams += view.reads != "masked"
+            stream = (
+                streams * (cache["anchors"] + 1) * layers * size.d_model * (2 if cache["dtype"] == "float16" else 4)
+            )
+            for variant, networks in variants(study).items():
+                kept = sum(network in ("trained", "randinit") for network in networks)
+                for shard in range(study.n_shards(dataset)):
+                    first, last = study.ranks(dataset, shard)
+                    n = (last - first) * n_conditions
+                    yield Price(
+                        "extract_activations",
+                        f"{_results(study)}/activations/{dataset}/{name}/{variant}/{shard}/moments.parquet",
+                        name,
+                        per_protein * (n * len(networks)),
+                        itemsize(entry),
+                        disk_bytes=n * (vectors * len(networks) + stream * kept),
+                        memory_bytes=process_bytes(study, name),
+                        device_bytes=device_bytes(study, name),
+                    )
+
+
+def sweeps_of(size: Size, view: View, skips: Mapping[str, object], length: int, token_budget: int) -> tuple[Cost, int]:
+    """Return the cost of all sweeps of one protein in one view, and how many (part, set, draw, ablation) they are.
+
+    Position sets as in ``activations.interventions``; prefix points stand evenly spaced for the drawn ones.
+    """
+    names, draws = list(skips["pos_sets"]), skips["draws"]
+    sets = {name: draws if name in ("prefix", "other") else 1 for name in names}
+    if view.reads != "masked":
+        sets.pop("ctx2mask", None)
+    kinds = len(skips["parts"]) * len(skips["ablations"])
+    local = len(skips["parts"]) if skips["local"] else 0
+    n_tokens = length + 2
+    layouts: list[tuple[Branches | None, int]] = []
+    shared = {name: n for name, n in sets.items() if name in ("all", "prefix")}
+    if size.is_causal and size.is_parallel and sum(shared.values()) > 1:
+        points = [max(1, round(n_tokens * (i + 1) / (draws + 1))) for i in range(shared.get("prefix", 0))]
+        trunk = n_tokens if "all" in shared else max(points)
+        layouts.append((Branches(n_tokens, trunk, tuple(points)), 1))
+        sets = {name: n for name, n in sets.items() if name not in shared}
+    if sets:
+        layouts.append((None, sum(sets.values())))
+    costs = [
+        sweep_cost(
+            size,
+            n_tokens if branches is None else len(branches.source),
+            propagating=n * kinds,
+            local=n * local,
+            attention=n * len(skips["ablations"]) if "attn" in skips["parts"] else 0,
+            n_reads=n_tokens if branches is None else len(branches.source),
+            token_budget=token_budget,
+            branches=branches,
+        )
+        for branches, n in layouts
+    ]
+    n_sweeps = (sum(sets.values()) + (sum(shared.values()) if len(layouts) > bool(sets) else 0)) * (kinds + local)
+    return total(costs), n_sweeps
+
+
+@priced("measure_effects")
+def effects(study: Study) -> Iterator[Price]:
+    """Price the skip effects: the largest part of most studies."""
+    section = study.config.get("effects")
+    if section is None:
+        return
+    budget = study.config["compute"]["token_budget"]
+    for dataset in study.datasets:
+        length = length_of(study, dataset)
+        for name in _priced_models(study):
+            entry, size = study.models[name], size_of(study, name)
+            inputs = {**study.config["inputs"][entry["objective"]], **section["inputs"].get(entry["objective"], {})}
+            views = views_of(entry["objective"], {entry["objective"]: inputs})
+            swept = [sweeps_of(size, view, section["skips"], length, budget) for view in views]
+            cost, n_sweeps = total([c for c, _ in swept]), sum(n for _, n in swept)
+            per_source = SOURCE_BYTES + TARGET_BYTES * size.n_blocks
+            for variant, networks in variants(study).items():
+                n_networks = sum(network in ("trained", *section["null_models"]) for network in networks)
+                for shard in range(-(-section["size"] // section["shard_size"])):
+                    n = min((shard + 1) * section["shard_size"], section["size"]) - shard * section["shard_size"]
+                    yield Price(
+                        "measure_effects",
+                        f"{_results(study)}/effects/{dataset}/{name}/{variant}/{shard}/skip.parquet",
+                        name,
+                        cost * (n * n_networks),
+                        itemsize(entry),
+                        disk_bytes=n * n_networks * n_sweeps * size.n_blocks * per_source,
+                        memory_bytes=process_bytes(study, name),
+                        device_bytes=device_bytes(study, name),
+                    )
