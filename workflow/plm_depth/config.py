@@ -18,7 +18,7 @@ FROM_STRUCTURES = "structures"  # as the source of a data set: the sequences of 
 SCHEMAS = Path(__file__).parent.parent / "schemas"
 
 DEFAULTS: dict[str, object] = {
-    "clusters": {"identity": 0.3, "coverage": 0.5},
+    "clusters": {"identity": 0.3, "coverage": 0.5, "tool": "auto"},
     "models_sheet": "config/models.tsv",
     "accepted_licences": [],
     "cache": {"anchors": 8, "dtype": "float16"},

@@ -33,7 +33,8 @@ rule list_models:
 rule tabulate_records:
     """Counts of records by reason, for the report."""
     input:
-        f"{RESULTS}/datasets/{{dataset}}/left_out.parquet",
+        left_out=f"{RESULTS}/datasets/{{dataset}}/left_out.parquet",
+        clusters=f"{RESULTS}/datasets/{{dataset}}/clusters.parquet",
     output:
         html=report(
             f"{RESULTS}/figures/{{dataset}}/records.html",
@@ -55,8 +56,8 @@ rule tabulate_records:
         size=lambda wc: study.datasets[wc.dataset]["size"],
         code=code_of("figures.records"),
     shell:
-        "python -m plm_depth.figures.records --left-out {input:q} --dataset {wildcards.dataset:q}"
-        " --size {params.size} --csv {output.csv:q} --html {output.html:q} > {log:q} 2>&1"
+        "python -m plm_depth.figures.records --left-out {input.left_out:q} --clusters {input.clusters:q}"
+        " --dataset {wildcards.dataset:q} --size {params.size} --csv {output.csv:q} --html {output.html:q} > {log:q} 2>&1"
 
 
 # One rule a figure: each has its caption, and those of effects wait for effects.

@@ -70,10 +70,11 @@ rule cluster_pool:
     params:
         identity=study.config["clusters"]["identity"],
         coverage=study.config["clusters"]["coverage"],
+        tool=study.config["clusters"]["tool"],
         code=code_of("sequences.cluster"),
     shell:
         "python -m plm_depth.sequences.cluster --sample {input:q} --identity {params.identity}"
-        " --coverage {params.coverage} --output {output:q} > {log:q} 2>&1"
+        " --coverage {params.coverage} --tool {params.tool} --output {output:q} > {log:q} 2>&1"
 
 
 rule split_pool:
@@ -171,10 +172,11 @@ rule cluster_dataset:
     params:
         identity=study.config["clusters"]["identity"],
         coverage=study.config["clusters"]["coverage"],
+        tool=study.config["clusters"]["tool"],
         code=code_of("sequences.cluster"),
     shell:
         "python -m plm_depth.sequences.cluster --sample {input:q} --identity {params.identity}"
-        " --coverage {params.coverage} --output {output:q} > {log:q} 2>&1"
+        " --coverage {params.coverage} --tool {params.tool} --output {output:q} > {log:q} 2>&1"
 
 
 rule cut_shard:

@@ -1,6 +1,6 @@
 """Cluster a sample by similarity, so that proteins of different clusters are never similar.
 
-    python -m plm_depth.sequences.cluster --sample sample.parquet --identity 0.3 --coverage 0.5 \\
+    python -m plm_depth.sequences.cluster --sample sample.parquet... --identity 0.3 --coverage 0.5 --tool auto \\
         --output clusters.parquet
 
 Two proteins are *similar* if their best local alignment (Smith-Waterman, BLOSUM62, a gap of n residues costs
@@ -19,6 +19,9 @@ log says how large the largest cluster is.
 
 All pairs are aligned, without a k-mer filter, so none is missed; the cost grows with the square of the residues. Pairs
 already joined through others are skipped. A cluster is named after its longest protein (ties: first accession).
+
+All this is the tool "builtin". The tool "mmseqs" finds the pairs by MMseqs2 instead (``sequences.mmseqs``), for large
+samples; "auto" takes it where it is installed, else "builtin". Which one it was stands in the metadata of the table.
 """
 
 import argparse
@@ -33,7 +36,7 @@ import numpy as np
 import parasail
 
 from plm_depth.progress import Progress, clock, start_log
-from plm_depth.sequences import SourceError
+from plm_depth.sequences import SourceError, mmseqs
 from plm_depth.tables import CLUSTERS, SEQUENCES, TableError, read_table, write_table
 
 GAP_OPEN, GAP_EXTEND = 11, 1  # cost of the first residue of a gap, and of each further one
@@ -41,6 +44,7 @@ GAP_OPEN, GAP_EXTEND = 11, 1  # cost of the first residue of a gap, and of each 
 LAMBDA, KAPPA = 0.267, 0.041
 MAX_EVALUE = 1e-3
 MAX_PAIRS = 50_000_000  # 10,000 proteins
+TOOLS = ("auto", "mmseqs", "builtin")
 CELLS_PER_SECOND = 2e9  # of the alignment matrix, one core with AVX2; for the estimate in the log only
 
 
@@ -175,43 +179,74 @@ def _check(sequence_ids: Sequence[str], identity: float, coverage: float, max_ev
         raise SourceError(f"accession {twice} comes twice; expected every accession once")
 
 
+def named(sequence_ids: Sequence[str], sequences: Sequence[str], member_of: Sequence[int]) -> list[str]:
+    """Return the clusters of ``clusters_of`` from an index of any member for each protein."""
+    order = sorted(range(len(sequence_ids)), key=lambda i: (-len(sequences[i]), sequence_ids[i]))
+    names: dict[int, str] = {}
+    for i in order:
+        names.setdefault(member_of[i], sequence_ids[i])
+    return [names[member] for member in member_of]
+
+
+def read_samples(paths: Sequence[str | Path]) -> tuple[list[str], list[str]]:
+    """Return accessions and residues of one or several SEQUENCES tables, in their order."""
+    sequence_ids, sequences = [], []
+    for path in paths:
+        table = read_table(path, SEQUENCES)
+        sequence_ids += table.column("sequence_id").to_pylist()
+        sequences += table.column("sequence").to_pylist()
+    return sequence_ids, sequences
+
+
 def cluster(
     *,
-    sample: str | Path,
+    sample: str | Path | Sequence[str | Path],
     identity: float,
     coverage: float,
     max_evalue: float,
     max_pairs: int,
+    tool: str = "builtin",
+    threads: int = 1,
     output: str | Path,
     log: logging.Logger,
 ) -> int:
-    """Write the cluster of each protein of a sample (CLUSTERS, in rank order); return the number of clusters."""
-    table = read_table(sample, SEQUENCES)
-    sequence_ids, sequences = table.column("sequence_id").to_pylist(), table.column("sequence").to_pylist()
-    try:
-        names = clusters_of(
-            sequence_ids,
-            sequences,
-            identity=identity,
-            coverage=coverage,
-            max_evalue=max_evalue,
-            max_pairs=max_pairs,
-            log=log,
-        )
-    except SourceError as error:
-        raise SourceError(f"{sample}: {error}") from error
+    """Write the cluster of each protein of one or several samples (CLUSTERS, in their order); return their number.
+
+    Args:
+        tool: "builtin", "mmseqs", or "auto": the latter where it is installed.
+        threads: of MMseqs2.
+    """
+    samples = [sample] if isinstance(sample, str | Path) else list(sample)
+    sequence_ids, sequences = read_samples(samples)
+    chosen = tool if tool != "auto" else "mmseqs" if mmseqs.is_installed() else "builtin"
     settings = {"identity": identity, "coverage": coverage, "max_evalue": max_evalue}
-    write_table({"sequence_id": sequence_ids, "cluster_id": names}, CLUSTERS, output, **settings)
+    try:
+        if chosen == "builtin":
+            if tool == "auto":
+                log.info("MMseqs2 is not installed: all pairs are aligned here (tool builtin)")
+            names = clusters_of(sequence_ids, sequences, max_pairs=max_pairs, log=log, **settings)
+        else:
+            _check(sequence_ids, identity, coverage, max_evalue)
+            folder = Path(output).parent
+            folder.mkdir(parents=True, exist_ok=True)
+            members = mmseqs.cluster_members(sequences, threads=threads, folder=folder, log=log, **settings)
+            names = named(sequence_ids, sequences, members)
+    except SourceError as error:
+        raise SourceError(f"{', '.join(map(str, samples))}: {error}") from error
+    used = chosen if chosen == "builtin" else f"{chosen} {mmseqs.version()}"
+    write_table({"sequence_id": sequence_ids, "cluster_id": names}, CLUSTERS, output, tool=used, **settings)
     return len(set(names))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m plm_depth.sequences.cluster", description=__doc__.split("\n")[0])
-    parser.add_argument("--sample", required=True, help="the sample (SEQUENCES)")
+    parser.add_argument("--sample", nargs="+", required=True, help="the sample, or several (SEQUENCES)")
     parser.add_argument("--identity", type=float, default=0.3, help="least share of identical columns")
     parser.add_argument("--coverage", type=float, default=0.5, help="least share of the shorter protein aligned")
     parser.add_argument("--max-evalue", type=float, default=MAX_EVALUE, help="largest E-value of similar proteins")
-    parser.add_argument("--max-pairs", type=int, default=MAX_PAIRS, help="refuse larger samples")
+    parser.add_argument("--max-pairs", type=int, default=MAX_PAIRS, help="refuse larger samples (tool builtin)")
+    parser.add_argument("--tool", choices=TOOLS, default="builtin", help="what finds the pairs")
+    parser.add_argument("--threads", type=int, default=1, help="of MMseqs2")
     parser.add_argument("--output", required=True, help="cluster of each protein (CLUSTERS)")
     options = vars(parser.parse_args(argv))
     log = start_log("cluster")
