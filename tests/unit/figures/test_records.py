@@ -23,6 +23,6 @@ def test_the_records_say_what_became_of_all_and_how_they_were_clustered(tmp_path
 def test_a_damaged_table_ends_in_one_message(tmp_path):
     words = options(tmp_path)
     (tmp_path / "c").write_bytes(b"PAR1 cut")
-    with pytest.raises(SystemExit, match="figures.records: .*c: not a readable Parquet file"):
+    with pytest.raises(SystemExit, match=r"figures.records: .*c: not a readable Parquet file"):
         main(words)
     assert not (tmp_path / "out.html").exists()
