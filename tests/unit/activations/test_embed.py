@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 import torch
 
@@ -127,6 +128,17 @@ def test_the_room_bounds_a_batch_whatever_the_token_budget(tmp_path, monkeypatch
     assert shapes == [2] * 5
 
 
+@pytest.mark.parametrize(("every", "layers"), [(2, [0, 2, 4, 6]), (4, [0, 4, 6]), (9, [0, 6])])
+def test_some_layers_are_those_of_all_and_the_last_is_among_them(every, layers, tmp_path):
+    adapter = toy()
+    whole = run(adapter, tmp_path / "whole")
+    some = run(adapter, tmp_path / "some", every=every)
+    assert VectorTable(tmp_path / "some", STREAM_KEYS).layers == layers
+    assert whole.keys() == some.keys() and all((whole[key][layers] == some[key]).all() for key in whole)
+    with pytest.raises(ExtractionError, match="--every 0"):
+        run(adapter, tmp_path / "none", every=0)
+
+
 def test_a_model_of_pieces_has_its_means_only_and_says_so(tmp_path, caplog):
     adapter = registry.build("protgpt2", {"n_blocks": 2, "d_model": 32, "n_heads": 4})
     with caplog.at_level(logging.WARNING):
@@ -219,6 +231,19 @@ def test_the_command_takes_views_residues_and_pooling(stage, tmp_path):
     keys = VectorTable(tmp_path / "stream", STREAM_KEYS).keys()
     assert keys.num_rows == 2 * sum(min(2, len(sequence)) for _, sequence in PROTEINS)
     assert sorted(set(keys.column("noise_t").to_pylist())) == pytest.approx([0, 0.3])
+
+
+def test_each_file_can_have_its_own_answer_to_how_many_residues(stage, tmp_path):
+    (tmp_path / "more.fasta").write_text(">q\nMKVLA\n")
+    files = f"{stage['--sequences']} {tmp_path / 'more.fasta'}"
+    options = stage | {"--output": tmp_path / "stream"}
+    words = [str(part) for name, value in options.items() if name != "--sequences" for part in (name, value)]
+    embed.main([*words, "--sequences", *files.split(), "--residues", "none", "all"])
+    keys = VectorTable(tmp_path / "stream", STREAM_KEYS).keys()
+    assert sorted(keys.filter(pc.equal(keys["sequence_id"], "q"))["position"].to_pylist()) == [-1, 0, 1, 2, 3, 4]
+    assert keys.num_rows == len(PROTEINS) + 6
+    with pytest.raises(SystemExit, match="--residues: 3 answers for 2 files; expected 1 or 2"):
+        embed.main([*words, "--sequences", *files.split(), "--residues", "none", "all", "1"])
 
 
 def test_proteins_of_a_fasta_file_come_in_its_order_and_bad_records_are_named(tmp_path):

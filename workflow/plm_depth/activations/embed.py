@@ -1,7 +1,7 @@
 """The residual stream of proteins at every layer, as features: its mean over the residues, and of single residues.
 
-    python -m plm_depth.activations.embed --card P --sequences P --nulls JSON --inputs JSON --residues all --seed N
-        [--conditions JSON --backbone P] --output stream.parquet
+    python -m plm_depth.activations.embed --card P --sequences P... --nulls JSON --inputs JSON --residues all...
+        --seed N [--conditions JSON --backbone P] --output stream.parquet
 
 For probes and for whoever wants embeddings of every layer: the states of ``activations.extract`` (same batches, same
 walk, so that equal settings give equal numbers) without moments and without read-outs, of as many residues as are
@@ -11,7 +11,8 @@ autoregressive model.
 Rows (``tables.STREAM_KEYS``) come as in the stream of ``activations.extract``: the proteins in the order of their
 batches (longest first), each whole: position -1, its mean over all residues (with ``--pooled mean``), then residues by
 ascending position: ``--residues all`` every residue, N that many drawn among its canonical residues (the anchors of
-``extract`` under the same seed), ``none`` none. A model whose tokens hold several residues has its means only, logged.
+``extract`` under the same seed), ``none`` none; one answer for all files of proteins, or one for each. A model whose
+tokens hold several residues has its means only, logged. ``--every N`` keeps the layers 0, N, 2 N, ... and the last one.
 
 Memory does not grow with the proteins: numbers are reduced to the stored dtype on the device, and a batch holds at most
 ROOM bytes of them whatever the token budget.
@@ -80,15 +81,23 @@ def embedded_item(
 
 
 @torch.inference_mode()
-def states(adapter: Adapter, items: Sequence[Item], *, mean: bool = True, dtype: str = "float16") -> np.ndarray:
+def states(
+    adapter: Adapter,
+    items: Sequence[Item],
+    *,
+    layers: Sequence[int] | None = None,
+    mean: bool = True,
+    dtype: str = "float16",
+) -> np.ndarray:
     """Return the stream of one batch at every layer, from one walk over the blocks.
 
     Args:
         items: proteins with anchors.
+        layers: which layers, ascending; all by default.
         mean: whether each protein's mean over its residues comes before its anchors.
         dtype: of the result: "float16" or "float32".
     Returns:
-        (n_blocks + 1, n_rows, d_model): the proteins one after another, the rows of each as ``extract.stream_keys``.
+        (n_layers, n_rows, d_model): the proteins one after another, the rows of each as ``extract.stream_keys``.
     Raises:
         ExtractionError: a number that is not finite, or that the dtype cannot hold; names protein and layer.
     """
@@ -102,34 +111,37 @@ def states(adapter: Adapter, items: Sequence[Item], *, mean: bool = True, dtype:
     with adapter.precision():
         stream, context = adapter.embed(batch)
     stream = stream.to(torch.float64 if stream.dtype == torch.float64 else torch.float32)
-    layers = adapter.n_blocks + 1
+    layers = list(range(adapter.n_blocks + 1)) if layers is None else list(layers)
     host = {"pin_memory": device.type == "cuda"}
-    out = torch.empty((layers, len(rows), adapter.d_model), dtype=kept, **host)
-    largest = torch.empty((layers, len(rows)), dtype=stream.dtype, **host)
-    for layer in range(layers):
+    out = torch.empty((len(layers), len(rows), adapter.d_model), dtype=kept, **host)
+    largest = torch.empty((len(layers), len(rows)), dtype=stream.dtype, **host)
+    for layer in range(layers[-1] + 1):
         if layer:
             with adapter.precision():
                 stream = adapter.add(stream, widened(adapter.updates(layer, stream, context), stream.dtype))
-        wanted = pooled(stream, pooling)
-        out[layer].copy_(wanted.to(kept), non_blocking=True)
-        largest[layer].copy_(wanted.abs().amax(-1), non_blocking=True)
+        if layer in layers:
+            place, wanted = layers.index(layer), pooled(stream, pooling)
+            out[place].copy_(wanted.to(kept), non_blocking=True)
+            largest[place].copy_(wanted.abs().amax(-1), non_blocking=True)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    _check_range(largest.numpy(), [item.sequence_id for item in items], [len(a) + mean for a in anchors], dtype)
+    _check_range(largest.numpy(), [item.sequence_id for item in items], [len(a) + mean for a in anchors], layers, dtype)
     return out.numpy()
 
 
-def _check_range(largest: np.ndarray, sequence_ids: Sequence[str], n_rows: Sequence[int], dtype: str) -> None:
+def _check_range(
+    largest: np.ndarray, sequence_ids: Sequence[str], n_rows: Sequence[int], layers: Sequence[int], dtype: str
+) -> None:
     """Refuse rows whose largest number (n_layers, n_rows) is NaN, infinite or beyond the dtype."""
     limit = float(np.finfo(dtype).max)
     if (bad := ~(largest <= limit)).any():
-        layer, row = np.argwhere(bad)[0]
-        owner, value = np.repeat(sequence_ids, n_rows)[row], largest[layer, row]
+        place, row = np.argwhere(bad)[0]
+        owner, value = np.repeat(sequence_ids, n_rows)[row], largest[place, row]
         what = f"reaches {value:.3g}" if np.isfinite(value) else "is NaN or infinite"
         mend = "use --dtype float32" if np.isfinite(value) else "check the checkpoint's digests or use a wider dtype"
         raise ExtractionError(
-            f"the stream of protein {owner} {what} at layer {layer}; expected finite numbers up to {limit:.6g}, the "
-            f"largest {dtype}: {mend}; nothing was written"
+            f"the stream of protein {owner} {what} at layer {layers[place]}; expected finite numbers up to "
+            f"{limit:.6g}, the largest {dtype}: {mend}; nothing was written"
         )
 
 
@@ -142,8 +154,9 @@ def embed(
     nulls: Sequence[Null],
     views: Sequence[View],
     seed: int,
-    n_residues: int | None = None,
+    n_residues: int | Mapping[str, int | None] | None = None,
     mean: bool = True,
+    every: int = 1,
     token_budget: int = 4096,
     dtype: str = "float16",
     conditions: Sequence[str] = ("seq",),
@@ -155,8 +168,9 @@ def embed(
     Args:
         nulls: trained, randinit, shuffle_w. (Of permuted residues no label is known.)
         seed: of masks and drawn residues.
-        n_residues: residues kept per protein; None keeps all.
+        n_residues: residues kept per protein; None keeps all. Or the same by sequence_id.
         mean: whether the mean over all residues is kept.
+        every: which layers are kept: 0, every, 2 every, ... and the last.
         token_budget: largest rows x padded length of a batch; changes speed and memory only.
         dtype: of the stored numbers, "float16" or "float32".
         conditions, structures: as in ``extract.extract``.
@@ -168,16 +182,20 @@ def embed(
         raise NullError(
             "shuffle_seq: expected trained, randinit or shuffle_w; residues that change places have no labels"
         )
-    if not adapter.tokens_are_residues and n_residues != 0:
+    if not isinstance(n_residues, Mapping):
+        n_residues = dict.fromkeys((sequence_id for sequence_id, _ in sequences), n_residues)
+    if not adapter.tokens_are_residues and any(n != 0 for n in n_residues.values()):
         log.warning(f"{model_id}: a token of {adapter.family} holds several residues: means over proteins only")
-        n_residues = 0
-    if not mean and n_residues == 0:
+        n_residues = dict.fromkeys(n_residues, 0)
+    if not mean and all(n == 0 for n in n_residues.values()):
         raise ExtractionError("nothing is kept: neither means nor residues; use --pooled mean or --residues")
     structures = {} if set(conditions) <= {"seq"} else with_structures(adapter, sequences, structures or {})
     about = constants_of(adapter, model_id=model_id, seed=seed) | {"version": EMBED_VERSION}
     if structures:
         about["struct_at_mask"] = STRUCT_AT_MASK
-    layers = range(adapter.n_blocks + 1)
+    if every < 1:
+        raise ExtractionError(f"--every {every}: expected at least 1")
+    layers = sorted({*range(0, adapter.n_blocks + 1, every), adapter.n_blocks})
     fitting = max(1, ROOM // (len(layers) * adapter.d_model * np.dtype(dtype).itemsize))
     progress = Progress(log, total=len(nulls) * len(conditions) * len(views) * len(sequences), unit="proteins")
 
@@ -185,7 +203,7 @@ def embed(
         sequence_id, sequence = sequences[index]
         structure = structures.get(sequence_id) if condition != "seq" else None
         shown = {"seed": seed, "condition": condition, "structure": structure}
-        return embedded_item(adapter, sequence_id, sequence, view, n_residues=n_residues, **shown)
+        return embedded_item(adapter, sequence_id, sequence, view, n_residues=n_residues[sequence_id], **shown)
 
     plans = {}
     for condition in conditions:
@@ -199,7 +217,7 @@ def embed(
                         items = [item(index, view, condition) for index in batch]
                         for part, vectors in run_halving(
                             items,
-                            lambda part: states(adapter, part, mean=mean, dtype=dtype),
+                            lambda part: states(adapter, part, layers=layers, mean=mean, dtype=dtype),
                             log=log,
                             name=lambda one: f"protein {one.sequence_id}",
                         ):
@@ -244,6 +262,25 @@ def read_proteins(path: str | Path) -> list[tuple[str, str]]:
     return proteins
 
 
+def read_files(
+    paths: Sequence[str | Path], residues: Sequence[int | None]
+) -> tuple[list[tuple[str, str]], dict[str, int | None]]:
+    """Return the proteins of all files, and of each how many residues are kept.
+
+    Raises:
+        ExtractionError: neither one answer for all files nor one for each.
+        TableError, SourceError: as ``read_proteins``.
+    """
+    if len(residues) not in (1, len(paths)):
+        raise ExtractionError(f"--residues: {len(residues)} answers for {len(paths)} files; expected 1 or {len(paths)}")
+    sequences, n_residues = [], {}
+    for path, n in zip(paths, list(residues) * (len(paths) if len(residues) == 1 else 1), strict=True):
+        proteins = read_proteins(path)
+        sequences += proteins
+        n_residues |= dict.fromkeys((sequence_id for sequence_id, _ in proteins), n)
+    return sequences, n_residues
+
+
 def residues_option(text: str) -> int | None:
     """Return how many residues a protein keeps: a number, 0 for "none", None for "all"."""
     if text in ("all", "none"):
@@ -257,14 +294,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage from the command line; see the module."""
     parser = argparse.ArgumentParser(prog="python -m plm_depth.activations.embed", description=__doc__.split("\n")[0])
     parser.add_argument("--card", type=Path, required=True, help="card of the checkpoint (models.describe)")
-    parser.add_argument("--sequences", type=Path, required=True, help="SEQUENCES table or FASTA file")
+    parser.add_argument("--sequences", type=Path, nargs="+", required=True, help="SEQUENCES tables or FASTA files")
     parser.add_argument(
         "--nulls", default='[{"null_model": "trained", "seed": -1}]', help="JSON list of {null_model, seed}"
     )
     parser.add_argument("--inputs", default=CLEAN_INPUTS, help="JSON: as the inputs section of the config")
     parser.add_argument("--conditions", default='["seq"]', help="JSON list: seq, seq_struct, struct")
     parser.add_argument("--backbone", type=Path, help="BACKBONE table, for the conditions with structure")
-    parser.add_argument("--residues", type=residues_option, default=None, help="all, none, or how many per protein")
+    parser.add_argument(
+        "--residues",
+        type=residues_option,
+        nargs="+",
+        default=[None],
+        help="all, none, or how many per protein; once, or for each file",
+    )
+    parser.add_argument("--every", type=int, default=1, help="keep every so many layers, and the last")
     parser.add_argument("--pooled", choices=("mean", "none"), default="mean", help="mean over residues, or not")
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the stored numbers")
     parser.add_argument("--seed", type=int, default=0, help="of masks and drawn residues")
@@ -278,7 +322,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     try:
         nulls = parse_nulls(options.nulls)
-        sequences = read_proteins(options.sequences)
+        sequences, n_residues = read_files(options.sequences, options.residues)
         device = resolve_device(options.device)
         full_precision(options.threads)
         card = read_card(options.card)
@@ -300,8 +344,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             nulls=nulls,
             views=views_for(adapter, options.inputs, log),
             seed=options.seed,
-            n_residues=options.residues,
+            n_residues=n_residues,
             mean=options.pooled == "mean",
+            every=options.every,
             token_budget=options.token_budget,
             dtype=options.dtype,
             conditions=conditions,
