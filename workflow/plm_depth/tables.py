@@ -222,6 +222,24 @@ SKIP = _schema(
     n_nan=(_i64, "undefined values left out"),
     below_floor=(_f64, "share of proteins whose mean is below three times the noise floor"),
 )
+GEOM = _schema(
+    "geometry of the stream (metrics F): one statistic of one layer or of two, of one model or of two",
+    **COMMON,
+    model_j=(_cat, "model of layer_j; model_id unless two models are compared"),
+    layer_i=(_i16, "layer, 0..n_blocks; -1 where a statistic is over all layers"),
+    layer_j=(_i16, "other layer, of model_j; -1 where a statistic is of one layer"),
+    quantity=(_cat, "see plm_depth.metrics.geometry and geometry_pairs"),
+    space=(_cat, "raw: the stream; zscore: each coordinate standardised; fnorm: after the final norm"),
+    points=(_cat, "residue: anchor residues; pooled: means over the residues of a protein"),
+    share=(_f64, "share of the points that was taken: 1, or 1/2 and 1/4 where a statistic depends on their number"),
+    k=(_i16, "neighbours, 0 where there are none"),
+    value=(_f64, "the statistic"),
+    se=(_f64, "its standard error, by a jackknife over groups of similarity clusters; NaN if there is none"),
+    n_points=(_i32, "points behind the value"),
+    n_nan=(_i32, "points left out: without a direction, coinciding with another, or without k nearest neighbours"),
+    n_seq=(_i32, "proteins of the points"),
+    n_cluster=(_i32, "similarity clusters of the points"),
+)
 VERDICT = _schema(
     "one statistic of one claim, beside its margin and its null, and what follows",
     claim=(_cat, "K1 to K5"),
