@@ -43,6 +43,21 @@ def test_the_shipped_mini_config_is_accepted_and_resolved(good):
     assert len(resolved.structures) == 14
 
 
+def test_maps_are_fitted_between_the_shallowest_and_the_deepest_model_of_each_family(good):
+    resolved = study(good)
+    families = ("esm2", "progen2", "dplm")
+    assert resolved.geometry_pairs("mini") == [(f"{f}_toy_4", f"{f}_toy_8") for f in families]
+    good["geometry"]["models"] = ["esm2_toy_4", "esm2_toy_8", "dplm_toy_8"]
+    resolved = study(good)
+    assert resolved.models_in("geometry", "mini") == good["geometry"]["models"]
+    assert resolved.geometry_pairs("mini") == [("esm2_toy_4", "esm2_toy_8")]
+    good["datasets"][0]["models"] = ["esm2_toy_8", "dplm_toy_4"]
+    resolved = study(good)
+    assert resolved.models_in("geometry", "mini") == ["esm2_toy_8"] and resolved.geometry_pairs("mini") == []
+    del good["geometry"]
+    assert study(good).models_in("geometry", "mini") == [] and study(good).geometry_pairs("mini") == []
+
+
 def test_without_a_section_there_are_no_structures(good):
     del good["structures"]
     assert study(good).structures == []
@@ -128,6 +143,18 @@ CASES = [
     ("inputs.ar.directions", ["ltr"], "inputs.ar.directions[0]: 'ltr' is not allowed; choose from n2c, c2n"),
     ("nulls.0.null_model", "random", "nulls[0].null_model: 'random' is not allowed; choose from randinit"),
     ("nulls.1.seed", 0, "nulls: randinit with seed 0 stands twice"),
+    ("geometry.points", ["atom"], "geometry.points[0]: 'atom' is not allowed; choose from residue, pooled"),
+    ("geometry.neighbours", 5, "geometry.neighbours: unknown key"),
+    ("geometry.models", ["esm2_toy_5"], "geometry.models: no model 'esm2_toy_5' in this study"),
+    ("geometry.labels", "nowhere.tsv", "geometry.labels: no file nowhere.tsv"),
+    ("geometry.pairs", [["esm2_toy_4", "esm2_toy_4"]], "geometry.pairs: 'esm2_toy_4' is paired with itself"),
+    (
+        "geometry",
+        {"models": ["dplm_toy_4"], "pairs": [["dplm_toy_4", "esm2_toy_8"]]},
+        "geometry.pairs: 'esm2_toy_8' is",
+    ),
+    ("inputs.mlm.clean", False, "would be looked at with clean inputs, but inputs.mlm.clean is false"),
+    ("cache.anchors", 0, "geometry.points: residue needs anchors, but cache.anchors is 0"),
     ("figures", ["contribution"], "figures: no figure 'contribution'; did you mean 'contributions'?"),
     ("compute.device", "gpu", "compute.device: 'gpu' is not allowed; choose from auto, cpu, cuda"),
     ("compute.batchsize", 4, "compute.batchsize: unknown key; known keys: device, token_budget"),

@@ -40,6 +40,14 @@ EFFECT_DEFAULTS: dict[str, object] = {
         "ablations": ["zero"],
     },
 }
+GEOMETRY_DEFAULTS: dict[str, object] = {
+    "points": ["residue", "pooled"],
+    "spaces": ["raw", "zscore"],
+    "max_points": 4096,
+    "spectrum_points": 2048,
+    "k": 10,
+    "groups": 20,
+}
 DATASET_DEFAULTS = {"part": "all", "reserve": 16384, "shard_size": 256, "min_length": 50, "max_length": 512}
 TRAINING_DEFAULTS = {"min_length": 30, "max_length": 400, "held_out": 0.3}
 
@@ -271,6 +279,8 @@ class Study:
             for key in ("inputs", "skips"):
                 effects[key] = {**EFFECT_DEFAULTS[key], **config["effects"].get(key, {})}
             self.config["effects"] = effects
+        if "geometry" in config:
+            self.config["geometry"] = {**GEOMETRY_DEFAULTS, **config["geometry"]}
         figures = list(figures)
         self.config.setdefault("figures", figures)
         self.config["inputs"] = {"conditions": ["seq"], **self.config["inputs"]}
@@ -395,6 +405,7 @@ class Study:
             except SourceError as error:
                 lines += str(error).splitlines()
         lines += self._check_conditions()
+        lines += self._check_geometry()
         seen = set()
         for null in self.config["nulls"]:
             key = (null["null_model"], null["seed"])
@@ -434,6 +445,59 @@ class Study:
                 self.left_out.append(f"model {name}: measured under condition seq only, its family reads {what}")
         return lines
 
+    def _check_geometry(self) -> list[str]:
+        """Return what is wrong with the section ``geometry``, and fill in its pairs of models."""
+        section = self.config.get("geometry")
+        if section is None:
+            return []
+        lines = [
+            f"geometry.{key}: no model {name!r} in this study; its models: {_list(self.models)}"
+            for key, names in (
+                ("models", section.get("models", [])),
+                ("pairs", [name for pair in section.get("pairs", []) for name in pair]),
+            )
+            for name in dict.fromkeys(names)
+            if name not in self.models
+        ]
+        if lines:
+            return lines
+        measured = [name for name in self.models if name in section.get("models", self.models)]
+        for objective in ("mlm", "diffusion"):
+            concerned = [name for name in measured if self.models[name]["objective"] == objective]
+            if concerned and not self.config["inputs"][objective]["clean"]:
+                lines.append(
+                    f"geometry: {_list(concerned)} would be looked at with clean inputs, but inputs.{objective}.clean "
+                    "is false; set it to true, or name other models in geometry.models"
+                )
+        anchors = self.config["cache"]["anchors"]
+        if "residue" in section["points"] and not anchors:
+            lines.append(
+                "geometry.points: residue needs anchors, but cache.anchors is 0; raise it, or use pooled alone"
+            )
+        if "labels" in section and not (self.root / section["labels"]).is_file():
+            lines.append(f"geometry.labels: no file {section['labels']}")
+        for one, other in section.get("pairs", []):
+            if one == other:
+                lines.append(f"geometry.pairs: {one!r} is paired with itself; give a shallow and a deep model")
+            for name in {one, other} - set(measured):
+                lines.append(f"geometry.pairs: {name!r} is not among geometry.models")
+        if "pairs" not in section:
+            section["pairs"] = self._extremes_of_families(measured)
+        return lines
+
+    def _extremes_of_families(self, names: Iterable[str]) -> list[list[str]]:
+        """Return the shallowest and the deepest model of each family whose models differ in a depth that is known."""
+        families: dict[str, list[tuple[int, str]]] = {}
+        for name in names:
+            model = self.models[name]
+            n_blocks = model.get("n_blocks") or model.get("recipe", {}).get("n_blocks")
+            if n_blocks:
+                families.setdefault(model["family"], []).append((n_blocks, name))
+        extremes = [
+            (min(members, key=lambda m: m[0]), max(members, key=lambda m: m[0])) for members in families.values()
+        ]
+        return [[shallow[1], deep[1]] for shallow, deep in extremes if shallow[0] < deep[0]]
+
     def _can_be_shown(self, family: str) -> bool:
         """Return whether a table of backbones holds a part of a structure that this family reads."""
         return bool(set(self._reads.get(family, ())) & set(BACKBONE_TELLS))
@@ -470,6 +534,19 @@ class Study:
         """Return the models that are measured on a data set, in the order of the config."""
         chosen = self.datasets[dataset].get("models", self.models)
         return [model for model in self.models if model in chosen]
+
+    def models_in(self, section: str, dataset: str) -> list[str]:
+        """Return the models of a data set that a section of the config is about; none without the section."""
+        if self.config.get(section) is None:
+            return []
+        chosen = self.config[section].get("models", self.models)
+        return [model for model in self.models_of(dataset) if model in chosen]
+
+    def geometry_pairs(self, dataset: str) -> list[tuple[str, str]]:
+        """Return the (shallow, deep) models of a data set between which maps are fitted; none without the section."""
+        models = self.models_in("geometry", dataset)
+        pairs = self.config["geometry"]["pairs"] if models else []
+        return [(one, other) for one, other in pairs if one in models and other in models]
 
     def effects_size(self, dataset: str) -> int:
         """Return on how many proteins of a data set skip effects are measured: a smaller data set is measured whole."""

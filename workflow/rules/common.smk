@@ -42,12 +42,15 @@ for line in study.left_out:
 RESULTS = f"results/{study.config['study']}"
 SEED = study.config["seed"]
 EFFECTS = study.config.get("effects")
+GEOMETRY = study.config.get("geometry")
 # Figures that need a section of the config, and the tables that a figure reads beside profiles and summaries.
 SECTION_OF_FIGURE = {
     "skip_matrices": "effects",
     "output_change": "effects",
     "block_influence": "effects",
     "verdicts": "effects",
+    "layer_similarity": "geometry",
+    "stream_geometry": "geometry",
 }
 MORE_TABLES_OF_FIGURE = {
     "training_loss": ["losses"],
@@ -55,6 +58,8 @@ MORE_TABLES_OF_FIGURE = {
     "output_change": ["skips"],
     "block_influence": ["skips"],
     "verdicts": ["skips", "verdicts"],
+    "layer_similarity": ["geometries"],
+    "stream_geometry": ["geometries"],
 }
 VARIANTS = ["trained", "null"] if study.config["nulls"] else ["trained"]
 COMPUTE = study.config["compute"]
@@ -226,6 +231,20 @@ def per_variant(table):
     return paths
 
 
+def geometry_settings():
+    """Return what the clouds of one model are measured with."""
+    keys = ("points", "spaces", "max_points", "spectrum_points", "k", "groups")
+    return {key: GEOMETRY[key] for key in keys}
+
+
+def geometry_mb(model):
+    """Return the memory of one model's clouds: all layers, as stored and in one space, and as much again to work."""
+    entry = study.models[model]
+    sizes = entry.get("recipe", entry)
+    layers, width = sizes.get("n_blocks", 48) + 1, sizes.get("d_model", 2560)
+    return 1000 + int(4 * 4 * layers * width * GEOMETRY["max_points"] / 1e6)
+
+
 def effect_ranks(wildcards):
     """Return the first rank of an effect shard and the one after its last."""
     first = int(wildcards.shard) * EFFECTS["shard_size"]
@@ -306,6 +325,9 @@ def tables_of_figure(figure):
         "summaries": "summary/{dataset}/{model}.parquet",
         "skips": "skip/{dataset}/{model}.parquet",
     }
+    per_section = {
+        "geometries": ("geometry", "geometry/{dataset}/{model}.parquet"),
+    }
     per_dataset = {"verdicts": "verdicts/{dataset}.parquet"}
     wanted = ["profiles", "summaries", *MORE_TABLES_OF_FIGURE.get(figure, [])]
 
@@ -319,6 +341,14 @@ def tables_of_figure(figure):
             **{
                 kind: expand(path, model=models, allow_missing=True)
                 for kind, path in per_model.items()
+            },
+            **{
+                kind: expand(
+                    path,
+                    model=study.models_in(section, wildcards.dataset),
+                    allow_missing=True,
+                )
+                for kind, (section, path) in per_section.items()
             },
         }
         return {
@@ -343,6 +373,11 @@ def figures_of_the_study():
             or set(TRAINED_HERE) & set(study.models_of(dataset))
         ),
         *expand(f"{RESULTS}/figures/{{dataset}}/records.html", dataset=study.datasets),
+        *(
+            f"{RESULTS}/geometry/{dataset}/{model}.parquet"
+            for dataset in study.datasets
+            for model in study.models_in("geometry", dataset)
+        ),
         *(
             f"{RESULTS}/skip/{dataset}/{model}.parquet"
             for dataset in (study.datasets if EFFECTS else [])

@@ -68,6 +68,8 @@ def test_effects_above_one_have_the_colour_of_one():
         ("ar", float("nan"), "autoregressive, N to C"),
         ("mlm", 0.15000000596, "masked, 15 % hidden"),
         ("diffusion", -1.0, "diffusion, mean over noise"),
+        ("mlm", 0.0, "masked model, nothing hidden"),
+        ("diffusion", 0.0, "diffusion model, nothing hidden"),
     ],
 )
 def test_panel_headings_name_objective_and_input(objective, noise_t, words):

@@ -1,7 +1,7 @@
 """The door of every figure: options, tables read and checked, the picture and its numbers written together.
 
     python -m plm_depth.figures.<figure> --profiles P... --summaries P... --losses P... --skips P... --verdicts P...
-        --models JSON --svg P --csv P --html P
+        --geometries P... --models JSON --svg P --csv P --html P
 
 Every figure takes all options and reads only what it needs.
 """
@@ -22,12 +22,19 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from plm_depth.figures.number_table import as_csv, as_html
-from plm_depth.figures.select import FigureError, Model, Study, models_of, primary_rows, with_depths
+from plm_depth.figures.select import FigureError, Model, Study, clean_rows, models_of, primary_rows, with_depths
 from plm_depth.figures.style import RC
 from plm_depth.progress import start_log
-from plm_depth.tables import LOSS, PROFILE, SKIP, SUMMARY, VERDICT, TableError, read_table, replacing
+from plm_depth.tables import GEOM, LOSS, PROFILE, SKIP, SUMMARY, VERDICT, TableError, read_table, replacing
 
-TABLES = {"profiles": PROFILE, "summaries": SUMMARY, "losses": LOSS, "skips": SKIP, "verdicts": VERDICT}
+TABLES = {
+    "profiles": PROFILE,
+    "summaries": SUMMARY,
+    "losses": LOSS,
+    "skips": SKIP,
+    "verdicts": VERDICT,
+    "geometries": GEOM,
+}
 
 
 @dataclass(frozen=True)
@@ -115,6 +122,8 @@ def _read(path: Path, schema: pa.Schema, models: Sequence[Model]) -> pl.DataFram
             raise FigureError(
                 f"{path}: rows of {sorted(unknown)}, which --models does not list; list them or leave it out"
             )
+    if schema is GEOM:
+        return clean_rows(table)
     return primary_rows(table) if "null_model" in table.columns else table
 
 

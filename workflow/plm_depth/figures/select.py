@@ -64,6 +64,20 @@ EFFECT_NUMBERS = {
     **{column: NUMBERS[column] for column in tuple(NUMBERS)[tuple(NUMBERS).index("relative_depth") :]},
     "below_floor": pl.Float64,  # share of proteins below three noise floors
 }
+# The columns of the numbers of the stream's geometry, in this order.
+GEOMETRY_NUMBERS = {
+    **{column: NUMBERS[column] for column in tuple(NUMBERS)[: tuple(NUMBERS).index("quantity")]},
+    "quantity": pl.String,  # with the kind of points, as ``geometry_name`` puts it
+    "points": pl.String,  # residue or pooled
+    "space": pl.String,  # raw, zscore or fnorm
+    "aggregate": pl.String,
+    "layer": pl.Int64,
+    "other_layer": pl.Int64,  # null in statistics of one layer
+    **{column: NUMBERS[column] for column in tuple(NUMBERS)[tuple(NUMBERS).index("relative_depth") :]},
+    "n_points": pl.Int64,  # points behind the value
+    "n_nan": pl.Int64,  # points without a value, or coinciding with another
+}
+JACKKNIFE_WIDTH = 1.96  # standard errors on each side of a 95 % interval
 PRIMARY_POSITIONS = {"ar": "prefix", "mlm": "other", "diffusion": "other"}
 HALVES = ("EE", "EL", "LL")  # skip effects that belong to no single block
 
@@ -96,6 +110,7 @@ class Study:
         losses: LOSS rows.
         skips: SKIP rows at primary inputs.
         verdicts: VERDICT rows.
+        geometries: GEOM rows at clean or autoregressive inputs.
     """
 
     models: Sequence[Model]
@@ -104,6 +119,7 @@ class Study:
     losses: pl.DataFrame = field(default_factory=pl.DataFrame)
     skips: pl.DataFrame = field(default_factory=pl.DataFrame)
     verdicts: pl.DataFrame = field(default_factory=pl.DataFrame)
+    geometries: pl.DataFrame = field(default_factory=pl.DataFrame)
 
 
 def models_of(rows: object) -> list[Model]:
@@ -206,6 +222,16 @@ def primary_rows(table: pl.DataFrame) -> pl.DataFrame:
             | ((pl.col("table") == "lens") & (pl.col("pos_class") == "logit") & (pl.col("vocab") == "aa20"))
         )
     return kept.drop("primary_noise")
+
+
+def clean_rows(table: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows of GEOM that figures show: nothing hidden, or reading from N to C; trained and untrained."""
+    return table.filter(
+        pl.col("null_model").is_in([TRAINED, UNTRAINED])
+        & (pl.col("condition") == "seq")
+        & (pl.col("readout") != "struct")
+        & ((pl.col("direction") == "n2c") | (pl.col("noise_t") == 0))
+    )
 
 
 def profile_numbers(
@@ -352,6 +378,89 @@ def effect_numbers(study: Study, *, effects: Sequence[Effect]) -> pl.DataFrame:
         _named(_networks(rows, keys, shares=["below_floor"]), study.models)
         .sort("place", "order", "network", "source", "target", maintain_order=True)
         .select(pl.col(column).cast(kind) for column, kind in EFFECT_NUMBERS.items())
+    )
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """One quantity of the geometry tables that a figure shows.
+
+    Attributes:
+        quantity: as in the tables.
+        points: residue or pooled.
+        other: of two layers: "all" pairs, the "next" layer, or the "last" one; of one layer: None.
+        space: in which the cloud is looked at.
+    """
+
+    quantity: str
+    points: str = "residue"
+    other: str | None = None
+    space: str = "raw"
+
+
+def geometry_name(wanted: Geometry) -> str:
+    """Return the name under which a quantity stands in a figure's numbers."""
+    relation = {"next": ", next layer", "last": ", last layer"}.get(wanted.other, "")
+    return f"{wanted.quantity}: {wanted.points}{relation}"
+
+
+def geometry_numbers(study: Study, *, wanted: Sequence[Geometry]) -> pl.DataFrame:
+    """Return geometry of every model that has a table of it (``GEOMETRY_NUMBERS``), trained first, then untrained.
+
+    A layer stands at relative depth k / n, a layer and the next one in between. Intervals of trained networks are 1.96
+    jackknife errors on each side. Kinds of points and spaces that were not measured are left out.
+
+    Raises:
+        FigureError: nothing of what is wanted was measured, or a row stands twice.
+    """
+    table = study.geometries
+    layer, other = pl.col("layer_i").cast(pl.Float64), pl.col("layer_j").cast(pl.Float64)
+    n = pl.col("n_blocks").cast(pl.Float64)
+    relations = {
+        None: (pl.col("layer_j") == -1, layer / n),
+        "all": (pl.col("layer_j") >= 0, pl.lit(math.nan)),
+        "next": (pl.col("layer_j") == pl.col("layer_i") + 1, (layer + other) / (2 * n)),
+        "last": (pl.col("layer_j") == pl.col("n_blocks"), layer / n),
+    }
+    parts = []
+    for place, one in enumerate(wanted):
+        is_related, depth = relations[one.other]
+        rows = table.filter(
+            (pl.col("quantity") == one.quantity)
+            & (pl.col("points") == one.points)
+            & (pl.col("space") == one.space)
+            & is_related
+        )
+        # Of several sizes of a cloud the largest is shown.
+        largest = rows.group_by("model_id").agg(largest=pl.col("share").max())
+        rows = rows.join(largest, on="model_id").filter(pl.col("share") == pl.col("largest"))
+        parts.append(
+            rows.with_columns(
+                quantity=pl.lit(geometry_name(one)), relative_depth=depth, aggregate=pl.lit("mean"), order=pl.lit(place)
+            )
+        )
+    found = pl.concat(parts)
+    if found.is_empty():
+        raise FigureError(
+            f"--geometries: no row of {', '.join(map(geometry_name, wanted))} at clean or autoregressive inputs; "
+            "measure them (geometry in the config) or leave this figure out"
+        )
+    keys = ["model_id", "direction", "noise_t", "quantity", "points", "space", "aggregate", "layer", "other_layer",
+            "relative_depth", "order"]  # fmt: skip
+    found = found.with_columns(
+        layer=pl.col("layer_i").cast(pl.Int64),
+        other_layer=pl.when(pl.col("layer_j") >= 0).then(pl.col("layer_j").cast(pl.Int64)),
+        ci_lo=pl.col("value") - JACKKNIFE_WIDTH * pl.col("se"),
+        ci_hi=pl.col("value") + JACKKNIFE_WIDTH * pl.col("se"),
+        n_boot=pl.lit(0),
+    )
+    if found.select("null_model", "null_seed", *keys).is_duplicated().any():
+        raise FigureError("--geometries: a row stands twice; give one table a model")
+    return (
+        _named(_networks(found, keys, shares=["n_points", "n_nan"]), study.models)
+        .with_columns(pl.col("interval").replace({"bootstrap": "jackknife"}))
+        .sort("place", "order", "network", "layer", "other_layer", maintain_order=True)
+        .select(pl.col(column).cast(kind) for column, kind in GEOMETRY_NUMBERS.items())
     )
 
 

@@ -105,6 +105,8 @@ def objective_words(objective: str, noise_t: float) -> str:
     """Return how an objective and its primary input are called in a panel's heading."""
     if objective == "ar":
         return "autoregressive, N to C"
+    if noise_t == 0:
+        return f"{'masked' if objective == 'mlm' else objective} model, nothing hidden"
     if objective == "mlm":
         return f"masked, {100 * noise_t:.3g} % hidden"
     return "diffusion, mean over noise"

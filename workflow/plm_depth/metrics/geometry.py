@@ -288,8 +288,8 @@ def geometry(
             log.warning(f"{what}: {len(anchors)} {anchors.points} points, fewer than {SMALLEST}; left out")
             continue
         log.info(
-            f"{what}: {len(anchors)} of {anchors.n_available} {anchors.points} points, {anchors.n_sequences} proteins in "
-            f"{anchors.n_clusters} clusters"
+            f"{what}: {len(anchors)} of {anchors.n_available} {anchors.points} points, {anchors.n_sequences} proteins "
+            f"in {anchors.n_clusters} clusters"
         )
         if len(anchors) <= settings.k:
             log.warning(f"{len(anchors)} points have no {settings.k} nearest others: overlap is undefined")

@@ -1,0 +1,169 @@
+"""Figures of the stream's geometry: the numbers are the tables', the pictures are the numbers."""
+
+import csv
+import math
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import polars as pl
+import pytest
+
+from plm_depth.figures import door, layer_similarity, select, stream_geometry
+from plm_depth.figures.select import FigureError, Geometry, geometry_name, geometry_numbers
+from plm_depth.figures.style import RC
+from plm_depth.tables import GEOM, read_table
+from unit.figures import invented
+from unit.figures.invented_geometry import write_geometry
+from unit.figures.test_figures import check_texts, words_of
+
+MODELS = (invented.MINI[0], invented.MINI[3], invented.MINI[4])  # masked with 4 blocks, autoregressive 8, diffusion 4
+STAGES = [layer_similarity.STAGE, stream_geometry.STAGE]
+
+
+def read(models, folder: Path, **options) -> select.Study:
+    paths = [write_geometry(model, folder / f"{model.model}.parquet", **options) for model in models]
+    return door.read_study(invented.models_json(models, folder / "models.json"), {"geometries": paths})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("geometry")
+
+
+@pytest.fixture(scope="module")
+def study(folder) -> select.Study:
+    """The geometry of three models, as the door reads it."""
+    return read(MODELS, folder)
+
+
+def picture(stage, study):
+    numbers = stage.numbers(study)
+    with matplotlib.rc_context(RC):
+        return numbers, stage.draw(numbers, study.models)
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_the_csv_is_exactly_the_rows_of_the_tables(stage, study, folder, tmp_path):
+    """Read with another library and another path of code: no figure makes a new number."""
+    tables = sorted(folder.glob("*.parquet"))
+    files = {kind: tmp_path / f"figure.{kind}" for kind in ("svg", "csv", "html")}
+    options = ["--models", str(folder / "models.json"), "--geometries", *map(str, tables)]
+    door.run(stage, [*options, *(word for kind, path in files.items() for word in (f"--{kind}", str(path)))])
+    expected: dict[tuple, list] = {}
+    for table in tables:
+        for row in read_table(table, GEOM).to_pylist():
+            n = row["n_blocks"]
+            is_shown = row["space"] == "raw" and row["direction"] != "c2n" and row["share"] == 1.0
+            shown_as = {
+                "layer_similarity": {"angular": "", "cka": ""} if row["points"] == "residue" else {},
+                "stream_geometry": {"two_nn_mle": ""}
+                | ({"effective_rank": "", "anisotropy": ""} if row["points"] == "residue" else {}),
+            }[stage.name]
+            names = [row["quantity"] + ": " + row["points"]] if row["quantity"] in shown_as else []
+            if stage.name == "stream_geometry" and row["quantity"] == "overlap" and row["points"] == "residue":
+                names += ["overlap: residue, next layer"] if row["layer_j"] == row["layer_i"] + 1 else []
+                names += ["overlap: residue, last layer"] if row["layer_j"] == n else []
+            for name in names if is_shown else []:
+                other = "" if row["layer_j"] < 0 else str(row["layer_j"])
+                key = (row["model_id"], row["null_model"], name, str(row["layer_i"]), other)
+                expected.setdefault(key, []).append((row["value"], row["se"], row["n_points"], row["n_nan"]))
+    with files["csv"].open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(expected) > 100
+    for row in rows:
+        null = {"trained": "trained", "untrained": "randinit"}[row["network"]]
+        found = np.array(expected[row["model"], null, row["quantity"], row["layer"], row["other_layer"]])
+        value, error = found[:, 0], found[:, 1]
+        if null == "trained":
+            want = [value[0], value[0] - 1.96 * error[0], value[0] + 1.96 * error[0]]
+            assert row["interval"] == "jackknife"
+        else:
+            want = [value.mean(), value.min(), value.max()]
+            assert len(value) == 3 == int(row["n_seeds"])
+        got = [float(row[name]) for name in ("value", "lo", "hi")]
+        np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-9)
+        assert [int(row["n_points"]), int(row["n_nan"])] == found[0, 2:].tolist()
+
+
+def test_layers_stand_at_their_depth_and_pairs_of_neighbours_between_them(study):
+    wanted = [Geometry("anisotropy"), Geometry("overlap", other="next"), Geometry("overlap", other="last")]
+    numbers = geometry_numbers(study, wanted=wanted)
+    own = numbers.filter((pl.col("model") == "progen2_l8") & (pl.col("network") == "trained"))
+    depths = [own.filter(pl.col("quantity") == geometry_name(one))["relative_depth"].to_list() for one in wanted]
+    assert depths[0] == [k / 8 for k in range(9)]
+    assert depths[1] == [(k + 0.5) / 8 for k in range(8)]
+    assert depths[2] == [k / 8 for k in range(8)]
+
+
+def test_the_matrix_has_trained_values_above_the_diagonal_and_untrained_ones_below(study):
+    numbers = layer_similarity.numbers(study)
+    own = numbers.filter((pl.col("model") == "esm2_l4") & (pl.col("quantity") == "cka: residue"))
+    matrix = layer_similarity.matrix_of(own, 4)
+    for i in range(5):
+        for j in range(5):
+            network = "trained" if i <= j else "untrained"
+            cell = (
+                (pl.col("network") == network) & (pl.col("layer") == min(i, j)) & (pl.col("other_layer") == max(i, j))
+            )
+            assert matrix[i, j] == own.filter(cell)["value"][0]
+
+
+def test_lines_leave_out_values_that_rest_on_fewer_than_half_of_the_points_and_say_so(study):
+    numbers, figure = picture(stream_geometry.STAGE, study)
+    few = numbers.filter(pl.col("n_points") < pl.col("n_nan"))
+    # Three models, trained and untrained, one dimension and two overlaps at layer 0.
+    assert few.height == 18 and set(few["layer"]) == {0}
+    assert "18 values rest on fewer than half of the points" in words_of(figure)
+    first, *_ = figure.axes  # rows of the first family, masked with 4 blocks
+    for axes, depth in ((first, 0.25), (figure.axes[4], 0.375)):
+        lines = [line for line in axes.get_lines() if len(line.get_xdata()) > 1]
+        assert [float(line.get_xdata()[0]) for line in lines] == [depth, depth]
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+@pytest.mark.parametrize("models", [MODELS, invented.MINI[:1], invented.LARGE[:9]], ids=["three", "one", "nine"])
+def test_no_text_is_cut_off_or_runs_into_another(stage, models, tmp_path):
+    _, figure = picture(stage, read(models, tmp_path))
+    check_texts(figure)
+
+
+def test_figures_say_what_stands_behind_them(study):
+    for stage in STAGES:
+        words = words_of(picture(stage, study)[1])
+        assert "n = 40 proteins in 38 similarity clusters" in words
+        assert "1.96 jackknife errors over groups of clusters" in words
+        assert "mean and range of seeds (n = 3)" in words
+        assert "Toy models: no evidence about real ones." in words
+    assert "masked model, nothing hidden" in words and "diffusion model, nothing hidden" in words
+
+
+def test_where_only_proteins_were_measured_they_are_shown(tmp_path):
+    study = read(MODELS[:1], tmp_path, points=("pooled",))
+    numbers, figure = picture(layer_similarity.STAGE, study)
+    assert set(numbers["points"]) == {"pooled"}
+    assert "40 means over proteins a model" in words_of(figure)
+    numbers, _ = picture(stream_geometry.STAGE, study)
+    assert set(numbers["quantity"]) == {"two_nn_mle: pooled"}
+
+
+def test_models_without_geometry_are_left_out_of_the_picture(tmp_path):
+    paths = [write_geometry(MODELS[1], tmp_path / "one.parquet")]
+    study = door.read_study(invented.models_json(MODELS, tmp_path / "models.json"), {"geometries": paths})
+    for stage in STAGES:
+        numbers, figure = picture(stage, study)
+        assert set(numbers["model"]) == {MODELS[1].model}
+        assert "toy ESM-2" not in words_of(figure)
+
+
+def test_without_any_row_a_figure_ends_in_one_message(study):
+    with pytest.raises(FigureError, match="no row of bend: residue at clean"):
+        geometry_numbers(study, wanted=[Geometry("bend")])
+
+
+def test_values_beyond_a_colour_scale_and_undefined_ones_are_counted(study):
+    is_it = (pl.col("quantity") == "angular") & (pl.col("layer_i") == 0) & (pl.col("layer_j") == 4)
+    for value, words in ((0.8, "lie beyond a colour scale"), (math.nan, "are undefined and white")):
+        table = study.geometries.with_columns(value=pl.when(is_it).then(value).otherwise(pl.col("value")))
+        changed = select.replace(study, geometries=table)
+        assert words in words_of(picture(layer_similarity.STAGE, changed)[1])
