@@ -31,7 +31,7 @@ HEAD = 0.55  # inches above all panels: the colour scales
 
 
 def numbers(study: Study) -> pl.DataFrame:
-    """Return angular distance and CKA of every two layers, of residues, or of proteins where only they were measured."""
+    """Return angular distance and CKA of every two layers: of residues, else of proteins."""
     kinds = set() if study.geometries.is_empty() else set(study.geometries["points"])
     points = "residue" if "residue" in kinds else "pooled"
     wanted = [Geometry(one.quantity, points, one.other) for one in (ANGLE, CKA)]
