@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
+OPTIONS ?=
 CORES ?= all
 READY = $(VENV)/.ready
 # A bare environment must do: call everything by its path.
@@ -13,6 +14,7 @@ help:
 	@echo "make study   set up and run the embedded mini study; report in results/mini/report.zip"
 	@echo "make test    set up, check format, lint and import contracts, and run all tests"
 	@echo "make check   only the format, lint and import checks"
+	@echo "make resume  go on after a killed run: cancel what is left of it on a cluster, unlock, start its command again"
 	@echo "make clean   remove what the mini study made (the environment stays)"
 
 setup: $(READY)
@@ -28,6 +30,10 @@ study: setup
 	$(RUN) snakemake --cores $(CORES) --configfile config/mini.yaml
 	$(RUN) snakemake --configfile config/mini.yaml --report results/mini/report.zip
 	@echo "The report is in results/mini/report.zip: unpack it and open report.html."
+
+# OPTIONS: of Snakemake, where they are to be others than the last run's; or --host-is-gone (docs/clusters.md).
+resume: setup
+	@$(RUN) PYTHONPATH=workflow python -m plm_depth resume $(OPTIONS)
 
 test: setup check
 	$(RUN) python -m pytest

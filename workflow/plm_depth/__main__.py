@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from plm_depth import __version__
+from plm_depth import __version__, digest
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,12 +26,32 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("expected", metavar="EXPECTED", type=Path, help="folder of the expected numbers")
     verify.add_argument("--layout", help="on-disk layout of the checkpoint, if the folder holds several")
     verify.add_argument("--device", default="cpu", help="where to run (default: %(default)s)")
+
+    digest_parser = commands.add_parser(
+        "digest",
+        help="print digests of what tables hold, to compare two runs",
+        description="Print one line a Parquet table: digest of its rows, whatever their order and shards, rows, name.",
+    )
+    digest.add_options(digest_parser)
+
+    commands.add_parser(
+        "resume",
+        add_help=False,
+        help="go on after a run was lost: cancel what is left of it on a cluster, unlock, start again",
+    )
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    options = parser().parse_args(argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["resume"]:  # passes options of Snakemake on, which are not known here
+        from plm_depth import resume
+
+        return resume.main(arguments[1:])
+    options = parser().parse_args(arguments)
+    if options.command == "digest":
+        return digest.run(options.paths, keys=options.keys)
     from plm_depth.models.verify import run
 
     return run(options.family, options.checkpoint, options.expected, layout=options.layout, device=options.device)

@@ -25,7 +25,14 @@ DEFAULTS: dict[str, object] = {
     "bootstrap": {"resamples": 2000},
     "summary": {"kl_fraction": [0.5, 0.1], "overlap": 0.3},
     "verdicts": {},
-    "compute": {"device": "auto", "token_budget": 16384, "threads": 1, "memory_gb": 4, "preflight": "block"},
+    "compute": {
+        "device": "auto",
+        "token_budget": 16384,
+        "threads": 1,
+        "memory_gb": 4,
+        "tflops": None,
+        "preflight": "block",
+    },
 }
 EFFECT_DEFAULTS: dict[str, object] = {
     "size": 128,

@@ -6,6 +6,10 @@ Needs   cards/{model}.json from checkpoints.smk, datasets/{dataset}/shards/{shar
 Gives   results/{study}/activations/{dataset}/{model}/{variant}/{shard}/{moments,lens,stream}.parquet, to metrics.smk
 """
 
+PASSES = (
+    f"{RESULTS}/activations/{{dataset}}/{{model}}/{{variant}}/{{shard}}/moments.parquet"
+)
+
 
 rule extract_activations:
     """One pass per (model, data set, shard): the trained model, or all null models of it in one job.
@@ -18,7 +22,7 @@ rule extract_activations:
         sequences=f"{RESULTS}/datasets/{{dataset}}/shards/{{shard}}.parquet",
         backbone=backbone_of,
     output:
-        moments=f"{RESULTS}/activations/{{dataset}}/{{model}}/{{variant}}/{{shard}}/moments.parquet",
+        moments=PASSES,
         lens=f"{RESULTS}/activations/{{dataset}}/{{model}}/{{variant}}/{{shard}}/lens.parquet",
         stream=f"{RESULTS}/activations/{{dataset}}/{{model}}/{{variant}}/{{shard}}/stream.parquet",
     log:
@@ -30,8 +34,8 @@ rule extract_activations:
     threads: COMPUTE["threads"]
     resources:
         gpu=gpus(),
-        mem_mb=lambda wc: memory_mb(wc.model),
-        runtime=240,
+        mem_mb=memory_for(PASSES),
+        runtime=minutes_for(PASSES),
         device=COMPUTE["device"],
         token_budget=COMPUTE["token_budget"],
     params:

@@ -24,8 +24,8 @@ rule train_checkpoint:
     threads: COMPUTE["threads"]
     resources:
         gpu=gpus(),
-        mem_mb=COMPUTE["memory_gb"] * 1000,
-        runtime=240,
+        mem_mb=memory_for(f"{RESULTS}/checkpoints/{{model}}"),
+        runtime=minutes_for(f"{RESULTS}/checkpoints/{{model}}"),
         device=COMPUTE["device"],
     params:
         recipe=lambda wc: as_json(recipe_of(wc.model)),
@@ -67,8 +67,8 @@ rule describe_checkpoint:
     conda:
         "../../envs/main.yaml"
     resources:
-        mem_mb=lambda wc: memory_mb(wc.model),
-        runtime=60,
+        mem_mb=memory_for(f"{RESULTS}/cards/{{model}}.json"),
+        runtime=minutes_for(f"{RESULTS}/cards/{{model}}.json"),
     params:
         family=lambda wc: study.models[wc.model]["family"],
         dtype=lambda wc: study.models[wc.model]["dtype"],

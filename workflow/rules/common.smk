@@ -11,12 +11,14 @@ sys.path.insert(0, str(WORKFLOW))
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-from plm_depth import preflight, runtime
+from plm_depth import preflight, runtime, sizing
 from plm_depth.activations import EFFECTS_VERSION
 from plm_depth.activations import VERSION as EXTRACTION
 from plm_depth.code_digest import code_of
 from plm_depth.config import FROM_STRUCTURES, ConfigError, Study
 from plm_depth.models.registry import FAMILIES
+from plm_depth.prices import prices
+from plm_depth.sizing import growing
 from plm_depth.training import VERSION as TRAINING
 
 runtime.export(str(WORKFLOW))
@@ -182,13 +184,43 @@ def gpus():
     return 0 if COMPUTE["device"] == "cpu" else 1
 
 
-def memory_mb(model):
-    """Return the memory a pass asks for: the weights one and a half times (loading), and the configured room to work."""
-    entry = study.models[model]
-    bytes_each = 4 if entry["dtype"] == "float32" else 2
-    return COMPUTE["memory_gb"] * 1000 + int(
-        1.5 * bytes_each * entry.get("n_parameters", 0) / 1e6
-    )
+PRICES = {}
+
+
+def price_of(output):
+    """Return the price of the job that makes an output, None for a model whose size is unknown."""
+    if not PRICES:
+        PRICES.update((price.output, price) for price in prices(study))
+    return PRICES.get(output)
+
+
+def memory_for(output):
+    """Return a resource: the memory that a job with a model asks for, by the pattern of the output that has its price."""
+
+    def mem_mb(wildcards, attempt):
+        price = price_of(output.format(**wildcards))
+        return sizing.memory_mb(price, room_gb=COMPUTE["memory_gb"], attempt=attempt)
+
+    return mem_mb
+
+
+def memory_mb(model, attempt=1):
+    """Return the memory that a job asks for which loads a model and has no price of its own."""
+    price = price_of(f"{RESULTS}/cards/{model}.json")
+    return sizing.memory_mb(price, room_gb=COMPUTE["memory_gb"], attempt=attempt)
+
+
+def minutes_for(output):
+    """Return a resource: the minutes that a job with a model asks for, as in `memory_for`."""
+
+    def runtime(wildcards, attempt):
+        price = price_of(output.format(**wildcards))
+        on = {key: COMPUTE[key] for key in ("device", "threads", "tflops")}
+        return sizing.minutes(
+            price, room_gb=COMPUTE["memory_gb"], attempt=attempt, **on
+        )
+
+    return runtime
 
 
 def models_for_figures(dataset):

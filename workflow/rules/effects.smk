@@ -21,14 +21,17 @@ rule cut_effect_shard:
     conda:
         "../../envs/main.yaml"
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=growing(1000),
+        runtime=growing(10),
     params:
         ranks=effect_ranks,
         code=code_of("sequences.shard"),
     shell:
         "python -m plm_depth.sequences.shard --sample {input:q} --first {params.ranks[0]} --last {params.ranks[1]}"
         " --output {output:q} > {log:q} 2>&1"
+
+
+SWEEPS = f"{RESULTS}/effects/{{dataset}}/{{model}}/{{variant}}/{{shard}}/skip.parquet"
 
 
 rule measure_effects:
@@ -39,7 +42,7 @@ rule measure_effects:
         # Means and donors come from the first of the reserve, so that they do not depend on shards.
         reference=f"{RESULTS}/datasets/{{dataset}}/candidates.parquet",
     output:
-        skip=f"{RESULTS}/effects/{{dataset}}/{{model}}/{{variant}}/{{shard}}/skip.parquet",
+        skip=SWEEPS,
         change=f"{RESULTS}/effects/{{dataset}}/{{model}}/{{variant}}/{{shard}}/output_change.parquet",
     log:
         f"logs/{RESULTS}/measure_effects/{{dataset}}/{{model}}/{{variant}}/{{shard}}.log",
@@ -50,8 +53,8 @@ rule measure_effects:
     threads: COMPUTE["threads"]
     resources:
         gpu=gpus(),
-        mem_mb=lambda wc: memory_mb(wc.model),
-        runtime=480,
+        mem_mb=memory_for(SWEEPS),
+        runtime=minutes_for(SWEEPS),
         device=COMPUTE["device"],
         token_budget=COMPUTE["token_budget"],
     params:
@@ -81,8 +84,8 @@ rule reduce_effects:
     conda:
         "../../envs/main.yaml"
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=growing(4000),
+        runtime=growing(60),
     params:
         grid=as_json(effect_grid()),
         resamples=study.config["bootstrap"]["resamples"],
@@ -111,8 +114,8 @@ rule judge_claims:
     conda:
         "../../envs/main.yaml"
     resources:
-        mem_mb=8000,
-        runtime=120,
+        mem_mb=growing(8000),
+        runtime=growing(120),
     params:
         grid=as_json(study.config["inputs"]["diffusion"]["noise"]),
         effect_grid=as_json(effect_grid()),

@@ -18,11 +18,9 @@ rule list_models:
         f"logs/{RESULTS}/list_models/{{dataset}}.log",
     benchmark:
         f"logs/benchmarks/{RESULTS}/list_models/{{dataset}}.jsonl"
+    localrule: True
     conda:
         "../../envs/main.yaml"
-    resources:
-        mem_mb=1000,
-        runtime=5,
     params:
         models=lambda wc: as_json(models_for_figures(wc.dataset)),
         code=code_of("models.listing"),
@@ -47,11 +45,9 @@ rule tabulate_records:
         f"logs/{RESULTS}/tabulate_records/{{dataset}}.log",
     benchmark:
         f"logs/benchmarks/{RESULTS}/tabulate_records/{{dataset}}.jsonl"
+    localrule: True
     conda:
         "../../envs/main.yaml"
-    resources:
-        mem_mb=1000,
-        runtime=5,
     params:
         size=lambda wc: study.datasets[wc.dataset]["size"],
         code=code_of("figures.records"),
@@ -90,8 +86,8 @@ for FIGURE in drawn_figures():
         conda:
             "../../envs/main.yaml"
         resources:
-            mem_mb=2000,
-            runtime=20,
+            mem_mb=growing(2000),
+            runtime=growing(20),
         params:
             figure=FIGURE,
             tables=lambda wc, input: options_of(

@@ -20,8 +20,8 @@ rule measure_contributions:
     conda:
         "../../envs/main.yaml"
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=growing(4000),
+        runtime=growing(60),
     params:
         code=code_of("metrics.contributions"),
     shell:
@@ -40,8 +40,8 @@ rule measure_lens:
     conda:
         "../../envs/main.yaml"
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=growing(4000),
+        runtime=growing(60),
     params:
         code=code_of("metrics.lens"),
     shell:
@@ -62,8 +62,8 @@ rule profile_layers:
     conda:
         "../../envs/main.yaml"
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=growing(4000),
+        runtime=growing(60),
     params:
         grid=as_json(study.config["inputs"]["diffusion"]["noise"]),
         resamples=study.config["bootstrap"]["resamples"],
@@ -89,8 +89,8 @@ rule summarise_depth:
     conda:
         "../../envs/main.yaml"
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=growing(4000),
+        runtime=growing(60),
     params:
         grid=as_json(study.config["inputs"]["diffusion"]["noise"]),
         thresholds=as_json(study.config["summary"]),

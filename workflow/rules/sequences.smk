@@ -38,8 +38,8 @@ rule sample_pool:
     conda:
         "../../envs/main.yaml"
     resources:
-        mem_mb=2000,
-        runtime=240,
+        mem_mb=growing(2000),
+        runtime=growing(240),
     params:
         size=lambda wc: study.training["size"],
         shortest=lambda wc: study.training["min_length"],
@@ -65,8 +65,8 @@ rule cluster_pool:
     conda:
         "../../envs/main.yaml"
     resources:
-        mem_mb=2000,
-        runtime=120,
+        mem_mb=growing(2000),
+        runtime=growing(120),
     params:
         identity=study.config["clusters"]["identity"],
         coverage=study.config["clusters"]["coverage"],
@@ -92,8 +92,8 @@ rule split_pool:
     conda:
         "../../envs/main.yaml"
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=growing(1000),
+        runtime=growing(10),
     params:
         share=lambda wc: study.training["held_out"],
         seed=SEED,
@@ -118,8 +118,8 @@ rule draw_candidates:
     conda:
         "../../envs/main.yaml"
     resources:
-        mem_mb=2000,
-        runtime=240,
+        mem_mb=growing(2000),
+        runtime=growing(240),
     params:
         size=lambda wc: study.datasets[wc.dataset]["reserve"],
         shortest=lambda wc: study.datasets[wc.dataset]["min_length"],
@@ -145,8 +145,8 @@ rule cut_sample:
     conda:
         "../../envs/main.yaml"
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=growing(1000),
+        runtime=growing(10),
     params:
         size=lambda wc: study.datasets[wc.dataset]["size"],
         code=code_of("sequences.shard"),
@@ -167,8 +167,8 @@ rule cluster_dataset:
     conda:
         "../../envs/main.yaml"
     resources:
-        mem_mb=2000,
-        runtime=120,
+        mem_mb=growing(2000),
+        runtime=growing(120),
     params:
         identity=study.config["clusters"]["identity"],
         coverage=study.config["clusters"]["coverage"],
@@ -192,8 +192,8 @@ rule cut_shard:
     conda:
         "../../envs/main.yaml"
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=growing(1000),
+        runtime=growing(10),
     params:
         ranks=lambda wc: study.ranks(wc.dataset, int(wc.shard)),
         code=code_of("sequences.shard"),

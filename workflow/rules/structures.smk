@@ -41,8 +41,8 @@ rule tabulate_structures:
     conda:
         "../../envs/main.yaml"
     resources:
-        mem_mb=2000,
-        runtime=120,
+        mem_mb=growing(2000),
+        runtime=growing(120),
     params:
         files=[entry.path for entry in study.structures],
         chains=as_json(

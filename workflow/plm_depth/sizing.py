@@ -1,0 +1,75 @@
+"""What jobs ask of a cluster: memory and minutes, from their prices, more with every attempt.
+
+Requests, not promises: a job that is killed for want of either is started again with twice as much (the profile's
+``retries``). Nothing here reads data, so that a dry run knows every number.
+"""
+
+import math
+from collections.abc import Callable
+
+from plm_depth.prices import Price
+
+# Operations a second (10^12) that a pass is taken to reach where the config does not say (compute.tflops), for float32
+# weights: a third of what the preflight assumes, so that an older GPU is asked for long enough.
+GPU_TFLOPS = 8.0
+CPU_TFLOPS_PER_THREAD = 0.01
+HALF_PRECISION = 5.0  # times as fast, on a GPU
+SAFETY = 2.0  # minutes asked for, over minutes expected
+LOADING = 20e6  # bytes a second of weights: read once from a shared disk, drawn or permuted once for each null model
+SHORTEST = 30  # minutes: queues care about hours, a slow disk at the start about minutes
+UNPRICED = 240  # minutes of a job whose model has no known size
+
+
+def growing(amount: int) -> Callable[..., int]:
+    """Return a resource of a rule: ``amount`` at the first attempt and twice as much at each further one."""
+    return lambda wildcards, attempt: amount * 2 ** (attempt - 1)
+
+
+def memory_mb(price: Price | None, *, room_gb: float, attempt: int = 1) -> int:
+    """Return the megabytes to ask for: those of the price, whose room to work doubles with attempts.
+
+    Args:
+        price: None where the size of the model is unknown: then it is the room alone.
+        room_gb: what a pass needs beside the weights (compute.memory_gb).
+        attempt: 1 for the first.
+    """
+    return math.ceil((_weights(price, room_gb) + room_gb * 1e9 * 2 ** (attempt - 1)) / 1e6)
+
+
+def minutes(
+    price: Price | None,
+    *,
+    room_gb: float,
+    device: str,
+    threads: int,
+    tflops: float | None = None,
+    attempt: int = 1,
+) -> int:
+    """Return the minutes to ask for, in tens, doubling with attempts.
+
+    Args:
+        price: of the job; None where the size of the model is unknown.
+        room_gb: as in ``memory_mb``.
+        device: of the config; all but ``cpu`` is taken to be a GPU.
+        threads: of a pass on a CPU.
+        tflops: 10^12 operations a second of float32 weights, where the config states it.
+        attempt: 1 for the first.
+    """
+    if price is None:
+        return UNPRICED * 2 ** (attempt - 1)
+    if tflops is None:
+        tflops = CPU_TFLOPS_PER_THREAD * threads if device == "cpu" else GPU_TFLOPS
+    if device != "cpu" and price.itemsize == 2:
+        tflops *= HALF_PRECISION
+    seconds = price.cost.flops / (tflops * 1e12) + _weights(price, room_gb) / LOADING
+    return math.ceil((SHORTEST + SAFETY * seconds / 60) / 10) * 10 * 2 ** (attempt - 1)
+
+
+def _weights(price: Price | None, room_gb: float) -> float:
+    """Return the bytes of a price that are not room to work."""
+    return max(0.0, price.memory_bytes - room_gb * 1e9) if price else 0.0
+
+
+def shard_size_of(shard_tokens: int, *, min_length: int, max_length: int) -> int:
+    """Return how many proteins have about ``shard_tokens`` residues, at least one; the data are not looked at."""
+    return max(1, round(2 * shard_tokens / (min_length + max_length)))
