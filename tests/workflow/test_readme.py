@@ -27,6 +27,7 @@ def test_no_command_of_the_readme_is_unknown_here():
         ".venv/bin/snakemake --cores all",
         ".venv/bin/snakemake --cores all -n",
         ".venv/bin/snakemake --cores 1 prefetch",
+        ".venv/bin/snakemake --cores 1 preflight",
         "PYTHONPATH=workflow .venv/bin/python -m plm_depth verify esm2 tests/fixtures/esm2/hub tests/fixtures/esm2",
     }
     assert set(commands()) == here | RUN_BY_CI
