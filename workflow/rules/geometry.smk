@@ -27,8 +27,8 @@ rule measure_geometry:
         "../../envs/main.yaml"
     threads: COMPUTE["threads"]
     resources:
-        mem_mb=lambda wc: geometry_mb(wc.model),
-        runtime=720,
+        mem_mb=lambda wc, attempt: geometry_mb(wc.model) * 2 ** (attempt - 1),
+        runtime=growing(720),
     params:
         settings=as_json(geometry_settings()),
         labels=lambda wc, input: ["--labels", input.labels] if input.labels else [],
