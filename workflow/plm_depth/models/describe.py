@@ -147,15 +147,17 @@ def load_from_card(path: Path | str, device: str = "cpu", *, digests: bool = Fal
 
     Args:
         path: the card.
-        device: see ``registry.load``.
+        device: see ``registry.load``; a GPU is claimed for this process (``plm_depth.models.devices``).
         digests: whether to compare the SHA-256 of every file, not only its size.
     Raises:
         CheckpointError: the card is none, or the checkpoint changed, or it does not load.
     """
     from plm_depth.models import registry
+    from plm_depth.models.devices import claimed
 
     card = read_card(path)
     check_files(card, digests=digests)
+    device = claimed(device, log=log)
     return registry.load(card["family"], Path(card["folder"]), dtype=card["dtype"], device=device)
 
 

@@ -22,6 +22,7 @@ from torch.nn import functional
 from plm_depth import __version__
 from plm_depth.models import registry
 from plm_depth.models.base import Adapter, Batch, CheckpointError, SequenceError
+from plm_depth.models.devices import claimed
 from plm_depth.progress import Progress, start_log
 from plm_depth.randomness import key_of
 from plm_depth.tables import LOSS, TableError, replacing_folder, write_table
@@ -429,7 +430,7 @@ def run(
     log = start_log(STAGE)
     wanted = read_recipe(recipe)
     train_proteins, valid_proteins = read_fasta(train_fasta), read_fasta(valid_fasta)
-    where = device_of(device)
+    where = torch.device(claimed(str(device_of(device)), log=log))
     log.info(f"{wanted.model}: {wanted.steps} steps on {where}, {torch.get_num_threads()} threads")
     result = train(wanted, train_proteins, valid_proteins, device=where, log=log)
     result.adapter.module.cpu()
