@@ -53,6 +53,7 @@ SECTION_OF_FIGURE = {
     "verdicts": "effects",
     "layer_similarity": "geometry",
     "stream_geometry": "geometry",
+    "layer_maps": "geometry",
 }
 MORE_TABLES_OF_FIGURE = {
     "training_loss": ["losses"],
@@ -62,6 +63,7 @@ MORE_TABLES_OF_FIGURE = {
     "verdicts": ["skips", "verdicts"],
     "layer_similarity": ["geometries"],
     "stream_geometry": ["geometries"],
+    "layer_maps": ["pairs"],
 }
 VARIANTS = ["trained", "null"] if study.config["nulls"] else ["trained"]
 COMPUTE = study.config["compute"]
@@ -263,18 +265,34 @@ def per_variant(table):
     return paths
 
 
+def stream_of(model):
+    """Return an input function: the stream tables of all shards and variants of a model, named or by its wildcard."""
+
+    def paths(wildcards):
+        named = {"dataset": wildcards.dataset, "model": getattr(wildcards, model)}
+        return [
+            path
+            for variant in VARIANTS
+            for path in per_shard("stream")(SimpleNamespace(**named, variant=variant))
+        ]
+
+    return paths
+
+
 def geometry_settings():
     """Return what the clouds of one model are measured with."""
     keys = ("points", "spaces", "max_points", "spectrum_points", "k", "groups")
     return {key: GEOMETRY[key] for key in keys}
 
 
-def geometry_mb(model):
-    """Return the memory of one model's clouds: all layers, as stored and in one space, and as much again to work."""
-    entry = study.models[model]
-    sizes = entry.get("recipe", entry)
-    layers, width = sizes.get("n_blocks", 48) + 1, sizes.get("d_model", 2560)
-    return 1000 + int(4 * 4 * layers * width * GEOMETRY["max_points"] / 1e6)
+def geometry_mb(*models):
+    """Return the memory of the clouds of models: all layers, as stored and in one space, and as much again to work."""
+    numbers = 0
+    for model in models:
+        entry = study.models[model]
+        sizes = entry.get("recipe", entry)
+        numbers += (sizes.get("n_blocks", 48) + 1) * sizes.get("d_model", 2560)
+    return 1000 + int(4 * 4 * numbers * GEOMETRY["max_points"] / 1e6)
 
 
 def effect_ranks(wildcards):
@@ -366,6 +384,10 @@ def tables_of_figure(figure):
     def tables(wildcards):
         models = study.models_of(wildcards.dataset)
         paths = {
+            "pairs": [
+                f"geometry_pairs/{{dataset}}/{one}/{other}.parquet"
+                for one, other in study.geometry_pairs(wildcards.dataset)
+            ],
             "losses": [
                 f"losses/{model}.parquet" for model in models if model in TRAINED_HERE
             ],
@@ -394,6 +416,16 @@ def tables_of_figure(figure):
     return tables
 
 
+def has_tables(figure, dataset):
+    """Return whether a data set has any table that a figure is drawn from."""
+    if figure == "training_loss":
+        return bool(set(TRAINED_HERE) & set(study.models_of(dataset)))
+    if figure == "layer_maps":
+        return bool(study.geometry_pairs(dataset))
+    section = SECTION_OF_FIGURE.get(figure)
+    return section is None or bool(study.models_in(section, dataset))
+
+
 def figures_of_the_study():
     """Return every figure that this study has the tables for, and the tables of the report."""
     return [
@@ -401,14 +433,18 @@ def figures_of_the_study():
             f"{RESULTS}/figures/{dataset}/{figure}.svg"
             for dataset in study.datasets
             for figure in drawn_figures()
-            if figure != "training_loss"
-            or set(TRAINED_HERE) & set(study.models_of(dataset))
+            if has_tables(figure, dataset)
         ),
         *expand(f"{RESULTS}/figures/{{dataset}}/records.html", dataset=study.datasets),
         *(
             f"{RESULTS}/geometry/{dataset}/{model}.parquet"
             for dataset in study.datasets
             for model in study.models_in("geometry", dataset)
+        ),
+        *(
+            f"{RESULTS}/geometry_pairs/{dataset}/{one}/{other}.parquet"
+            for dataset in study.datasets
+            for one, other in study.geometry_pairs(dataset)
         ),
         *(
             f"{RESULTS}/skip/{dataset}/{model}.parquet"

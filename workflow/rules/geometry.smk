@@ -2,19 +2,14 @@
 Geometry of the stream, where the config has a section `geometry`: CPU only, from the vectors that the passes kept.
 
 Needs   activations of every shard from activations.smk, datasets/{dataset}/clusters.parquet from sequences.smk
-Gives   results/{study}/geometry/{dataset}/{model}.parquet    distances, similarity, dimension and neighbours by layer
+Gives   results/{study}/geometry/{dataset}/{model}.parquet            distances, similarity, dimension, neighbours by layer
+        results/{study}/geometry_pairs/{dataset}/{model}/{deep}.parquet       two models of a family, layer against layer
 """
 
 
 rule measure_geometry:
     input:
-        stream=lambda wc: [
-            path
-            for variant in VARIANTS
-            for path in per_shard("stream")(
-                SimpleNamespace(dataset=wc.dataset, model=wc.model, variant=variant)
-            )
-        ],
+        stream=stream_of("model"),
         clusters=f"{RESULTS}/datasets/{{dataset}}/clusters.parquet",
         labels=GEOMETRY.get("labels", []),
     output:
@@ -37,3 +32,32 @@ rule measure_geometry:
     shell:
         "python -m plm_depth.metrics.geometry --stream {input.stream:q} --clusters {input.clusters:q} {params.labels:q}"
         " --settings {params.settings:q} --seed {params.seed} --output {output:q} > {log:q} 2>&1"
+
+
+rule compare_layers:
+    input:
+        shallow=stream_of("model"),
+        deep=stream_of("deep"),
+        clusters=f"{RESULTS}/datasets/{{dataset}}/clusters.parquet",
+    output:
+        f"{RESULTS}/geometry_pairs/{{dataset}}/{{model}}/{{deep}}.parquet",
+    log:
+        f"logs/{RESULTS}/compare_layers/{{dataset}}/{{model}}/{{deep}}.log",
+    benchmark:
+        f"logs/benchmarks/{RESULTS}/compare_layers/{{dataset}}/{{model}}/{{deep}}.jsonl"
+    wildcard_constraints:
+        deep="|".join(study.models),
+    conda:
+        "../../envs/main.yaml"
+    threads: COMPUTE["threads"]
+    resources:
+        mem_mb=lambda wc: geometry_mb(wc.model, wc.deep),
+        runtime=720,
+    params:
+        settings=as_json(geometry_settings()),
+        seed=SEED,
+        code=code_of("metrics.geometry_pairs"),
+    shell:
+        "python -m plm_depth.metrics.geometry_pairs --shallow {input.shallow:q} --deep {input.deep:q}"
+        " --clusters {input.clusters:q} --settings {params.settings:q} --seed {params.seed} --output {output:q}"
+        " > {log:q} 2>&1"

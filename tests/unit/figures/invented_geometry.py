@@ -63,3 +63,35 @@ def write_geometry(
                 add("overlap", layer, other, level(0.7), k=10, coincide=first)
     write_table({name: [row[name] for row in rows] for name in GEOM.names}, GEOM, path)
     return path
+
+
+def write_pair(
+    shallow: Invented,
+    deep: Invented,
+    path: Path,
+    *,
+    nulls: Sequence[tuple[str, int]] = NULLS[:4],
+    steepness: float = 1.0,
+) -> Path:
+    """Write a GEOM table of two models whose best sources lie near the diagonal, steeper for a larger steepness."""
+    rows, n, m = [], shallow.n_blocks, deep.n_blocks
+    kinds = itertools.product(nulls, VIEWS[shallow.objective], ("residue", "pooled"), ("raw", "zscore"))
+    for (null, seed), (direction, noise), kind, space in kinds:
+        fixed = {
+            "model_id": shallow.model, "family": shallow.family, "objective": shallow.objective, "n_blocks": n,
+            "d_model": shallow.d_model, "dtype": "float32", "null_model": null, "null_seed": seed, "condition": "seq",
+            "readout": "seq", "direction": direction, "noise_t": noise, "mask_draw": -1, "model_j": deep.model,
+            "points": kind, "space": space, "n_seq": 40, "n_cluster": 38, "share": 1.0, "k": 0, "n_nan": 0,
+        }  # fmt: skip
+        rng = generator(0, "pair", *fixed.values())
+        for i, j in itertools.product(range(n + 1), range(m + 1)):
+            off = abs(i / n - steepness * j / m)
+            rows.append({**fixed, "quantity": "map_error", "layer_i": i, "layer_j": j, "se": 0.02, "n_points": 64,
+                         "value": 0.3 + off + rng.uniform(0, 0.02)})  # fmt: skip
+            rows.append({**fixed, "quantity": "cka", "layer_i": i, "layer_j": j, "se": 0.02, "n_points": 320,
+                         "value": 0.9 - 0.5 * off})  # fmt: skip
+        for quantity, value, se in (("map_diagonal", 0.12, 0.03), ("map_diagonal_random", 0.39, np.nan)):
+            rows.append({**fixed, "quantity": quantity, "layer_i": -1, "layer_j": -1, "se": se, "n_points": 64,
+                         "value": value})  # fmt: skip
+    write_table({name: [row[name] for row in rows] for name in GEOM.names}, GEOM, path)
+    return path

@@ -9,12 +9,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from plm_depth.figures import door, layer_similarity, select, stream_geometry
+from plm_depth.figures import door, layer_maps, layer_similarity, select, stream_geometry
 from plm_depth.figures.select import FigureError, Geometry, geometry_name, geometry_numbers
 from plm_depth.figures.style import RC
 from plm_depth.tables import GEOM, read_table
 from unit.figures import invented
-from unit.figures.invented_geometry import write_geometry
+from unit.figures.invented_geometry import write_geometry, write_pair
 from unit.figures.test_figures import check_texts, words_of
 
 MODELS = (invented.MINI[0], invented.MINI[3], invented.MINI[4])  # masked with 4 blocks, autoregressive 8, diffusion 4
@@ -77,7 +77,7 @@ def test_the_csv_is_exactly_the_rows_of_the_tables(stage, study, folder, tmp_pat
         value, error = found[:, 0], found[:, 1]
         if null == "trained":
             want = [value[0], value[0] - 1.96 * error[0], value[0] + 1.96 * error[0]]
-            assert row["interval"] == "jackknife"
+            assert row["interval"] == "standard error"
         else:
             want = [value.mean(), value.min(), value.max()]
             assert len(value) == 3 == int(row["n_seeds"])
@@ -132,7 +132,7 @@ def test_figures_say_what_stands_behind_them(study):
     for stage in STAGES:
         words = words_of(picture(stage, study)[1])
         assert "n = 40 proteins in 38 similarity clusters" in words
-        assert "1.96 jackknife errors over groups of clusters" in words
+        assert "1.96 standard errors over similarity clusters" in words
         assert "mean and range of seeds (n = 3)" in words
         assert "Toy models: no evidence about real ones." in words
     assert "masked model, nothing hidden" in words and "diffusion model, nothing hidden" in words
@@ -167,3 +167,53 @@ def test_values_beyond_a_colour_scale_and_undefined_ones_are_counted(study):
         table = study.geometries.with_columns(value=pl.when(is_it).then(value).otherwise(pl.col("value")))
         changed = select.replace(study, geometries=table)
         assert words in words_of(picture(layer_similarity.STAGE, changed)[1])
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Two models
+
+
+def read_pairs(pairs, models, folder: Path, **options) -> select.Study:
+    paths = [write_pair(one, other, folder / f"{one.model}.{other.model}.parquet", **options) for one, other in pairs]
+    return door.read_study(invented.models_json(models, folder / "models.json"), {"pairs": paths})
+
+
+def test_maps_are_drawn_as_they_stand_in_the_table_with_the_best_source_of_each_layer(tmp_path):
+    esm, _, short, deep, *_ = invented.MINI
+    study = read_pairs([(short, deep)], [esm, short, deep], tmp_path)
+    numbers, figure = picture(layer_maps.STAGE, study)
+    assert set(numbers["model"]) == {short.model} and set(numbers["other_model"]) == {deep.model}
+    own = numbers.filter((pl.col("network") == "trained") & pl.col("layer").is_not_null())
+    matrix = layer_maps.matrix_of(own, 4, 8)
+    table = pl.read_parquet(tmp_path / f"{short.model}.{deep.model}.parquet").filter(
+        (pl.col("null_model") == "trained") & (pl.col("direction") == "n2c") & (pl.col("points") == "residue")
+        & (pl.col("space") == "raw") & (pl.col("quantity") == "map_error")
+    )  # fmt: skip
+    for i, j, value in table.select("layer_i", "layer_j", "value").iter_rows():
+        assert matrix[i, j] == value
+    _, trained, _ = figure.axes
+    (image,) = trained.get_images()
+    np.testing.assert_allclose(image.get_array(), matrix)
+    _, best = trained.get_lines()
+    assert best.get_xdata().tolist() == list(range(9))
+    assert best.get_ydata().tolist() == [matrix[:, j].argmin() for j in range(9)]
+    words = words_of(figure)
+    assert "off diagonal 0.12 [0.06, 0.18] at random 0.39" in words
+    assert "Errors on 64 residues of clusters that no map was fitted on." in words
+    assert "Not measured untrained" not in words
+
+
+def test_errors_beyond_the_scale_of_maps_are_counted_and_missing_networks_named(tmp_path):
+    esm, esm_deep, *_ = invented.MINI
+    study = read_pairs([(esm, esm_deep)], invented.MINI, tmp_path, nulls=[("trained", -1)], steepness=-1.0)
+    words = words_of(picture(layer_maps.STAGE, study)[1])
+    assert "errors are larger than 1 and shown as 1" in words
+    assert "not measured" in words and "No untrained network was measured." in words
+
+
+@pytest.mark.parametrize("n_pairs", [1, 3, 5])
+def test_no_text_of_the_maps_is_cut_off_or_runs_into_another(n_pairs, tmp_path):
+    large = invented.LARGE
+    pairs = [(large[0], large[1]), (large[6], large[7]), (large[10], large[12]), (large[14], large[15]),
+             (large[17], large[18])]  # fmt: skip
+    check_texts(picture(layer_maps.STAGE, read_pairs(pairs[:n_pairs], large, tmp_path))[1])

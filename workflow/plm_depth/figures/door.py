@@ -1,7 +1,7 @@
 """The door of every figure: options, tables read and checked, the picture and its numbers written together.
 
     python -m plm_depth.figures.<figure> --profiles P... --summaries P... --losses P... --skips P... --verdicts P...
-        --geometries P... --models JSON --svg P --csv P --html P
+        --geometries P... --pairs P... --models JSON --svg P --csv P --html P
 
 Every figure takes all options and reads only what it needs.
 """
@@ -34,6 +34,7 @@ TABLES = {
     "skips": SKIP,
     "verdicts": VERDICT,
     "geometries": GEOM,
+    "pairs": GEOM,
 }
 
 

@@ -46,7 +46,7 @@ NUMBERS = {
     "value": pl.Float64,
     "lo": pl.Float64,
     "hi": pl.Float64,
-    "interval": pl.String,  # what lo and hi are: bootstrap, seeds or none
+    "interval": pl.String,  # what lo and hi are: bootstrap, standard error (1.96 on each side), seeds or none
     "n_seq": pl.Int64,
     "n_cluster": pl.Int64,
     "n_boot": pl.Int64,
@@ -71,13 +71,14 @@ GEOMETRY_NUMBERS = {
     "points": pl.String,  # residue or pooled
     "space": pl.String,  # raw, zscore or fnorm
     "aggregate": pl.String,
-    "layer": pl.Int64,
+    "other_model": pl.String,  # model of other_layer
+    "layer": pl.Int64,  # null in statistics of all layers
     "other_layer": pl.Int64,  # null in statistics of one layer
     **{column: NUMBERS[column] for column in tuple(NUMBERS)[tuple(NUMBERS).index("relative_depth") :]},
     "n_points": pl.Int64,  # points behind the value
     "n_nan": pl.Int64,  # points without a value, or coinciding with another
 }
-JACKKNIFE_WIDTH = 1.96  # standard errors on each side of a 95 % interval
+HALF_WIDTH = 1.96  # standard errors on each side of a 95 % interval
 PRIMARY_POSITIONS = {"ar": "prefix", "mlm": "other", "diffusion": "other"}
 HALVES = ("EE", "EL", "LL")  # skip effects that belong to no single block
 
@@ -110,7 +111,8 @@ class Study:
         losses: LOSS rows.
         skips: SKIP rows at primary inputs.
         verdicts: VERDICT rows.
-        geometries: GEOM rows at clean or autoregressive inputs.
+        geometries: GEOM rows of one model each, at clean or autoregressive inputs.
+        pairs: GEOM rows of two models each, at the same inputs.
     """
 
     models: Sequence[Model]
@@ -120,6 +122,7 @@ class Study:
     skips: pl.DataFrame = field(default_factory=pl.DataFrame)
     verdicts: pl.DataFrame = field(default_factory=pl.DataFrame)
     geometries: pl.DataFrame = field(default_factory=pl.DataFrame)
+    pairs: pl.DataFrame = field(default_factory=pl.DataFrame)
 
 
 def models_of(rows: object) -> list[Model]:
@@ -388,7 +391,7 @@ class Geometry:
     Attributes:
         quantity: as in the tables.
         points: residue or pooled.
-        other: of two layers: "all" pairs, the "next" layer, or the "last" one; of one layer: None.
+        other: of two layers: "all" pairs, the "next" layer, or the "last" one; of one layer: None; of "no" layer.
         space: in which the cloud is looked at.
     """
 
@@ -404,19 +407,23 @@ def geometry_name(wanted: Geometry) -> str:
     return f"{wanted.quantity}: {wanted.points}{relation}"
 
 
-def geometry_numbers(study: Study, *, wanted: Sequence[Geometry]) -> pl.DataFrame:
+def geometry_numbers(study: Study, *, wanted: Sequence[Geometry], kind: str = "geometries") -> pl.DataFrame:
     """Return geometry of every model that has a table of it (``GEOMETRY_NUMBERS``), trained first, then untrained.
 
+    Args:
+        kind: "geometries", or "pairs" for the tables of two models.
+
     A layer stands at relative depth k / n, a layer and the next one in between. Intervals of trained networks are 1.96
-    jackknife errors on each side. Kinds of points and spaces that were not measured are left out.
+    standard errors on each side. Kinds of points and spaces that were not measured are left out.
 
     Raises:
         FigureError: nothing of what is wanted was measured, or a row stands twice.
     """
-    table = study.geometries
+    table = getattr(study, kind)
     layer, other = pl.col("layer_i").cast(pl.Float64), pl.col("layer_j").cast(pl.Float64)
     n = pl.col("n_blocks").cast(pl.Float64)
     relations = {
+        "no": (pl.col("layer_i") == -1, pl.lit(math.nan)),
         None: (pl.col("layer_j") == -1, layer / n),
         "all": (pl.col("layer_j") >= 0, pl.lit(math.nan)),
         "next": (pl.col("layer_j") == pl.col("layer_i") + 1, (layer + other) / (2 * n)),
@@ -442,25 +449,26 @@ def geometry_numbers(study: Study, *, wanted: Sequence[Geometry]) -> pl.DataFram
     found = pl.concat(parts)
     if found.is_empty():
         raise FigureError(
-            f"--geometries: no row of {', '.join(map(geometry_name, wanted))} at clean or autoregressive inputs; "
+            f"--{kind}: no row of {', '.join(map(geometry_name, wanted))} at clean or autoregressive inputs; "
             "measure them (geometry in the config) or leave this figure out"
         )
-    keys = ["model_id", "direction", "noise_t", "quantity", "points", "space", "aggregate", "layer", "other_layer",
-            "relative_depth", "order"]  # fmt: skip
+    keys = ["model_id", "other_model", "direction", "noise_t", "quantity", "points", "space", "aggregate", "layer",
+            "other_layer", "relative_depth", "order"]  # fmt: skip
     found = found.with_columns(
-        layer=pl.col("layer_i").cast(pl.Int64),
+        other_model=pl.col("model_j"),
+        layer=pl.when(pl.col("layer_i") >= 0).then(pl.col("layer_i").cast(pl.Int64)),
         other_layer=pl.when(pl.col("layer_j") >= 0).then(pl.col("layer_j").cast(pl.Int64)),
-        ci_lo=pl.col("value") - JACKKNIFE_WIDTH * pl.col("se"),
-        ci_hi=pl.col("value") + JACKKNIFE_WIDTH * pl.col("se"),
+        ci_lo=pl.col("value") - HALF_WIDTH * pl.col("se"),
+        ci_hi=pl.col("value") + HALF_WIDTH * pl.col("se"),
         n_boot=pl.lit(0),
     )
     if found.select("null_model", "null_seed", *keys).is_duplicated().any():
-        raise FigureError("--geometries: a row stands twice; give one table a model")
+        raise FigureError(f"--{kind}: a row stands twice; give one table a model or pair")
     return (
         _named(_networks(found, keys, shares=["n_points", "n_nan"]), study.models)
-        .with_columns(pl.col("interval").replace({"bootstrap": "jackknife"}))
-        .sort("place", "order", "network", "layer", "other_layer", maintain_order=True)
-        .select(pl.col(column).cast(kind) for column, kind in GEOMETRY_NUMBERS.items())
+        .with_columns(pl.col("interval").replace({"bootstrap": "standard error"}))
+        .sort("place", "other_model", "order", "network", "layer", "other_layer", maintain_order=True)
+        .select(pl.col(column).cast(dtype) for column, dtype in GEOMETRY_NUMBERS.items())
     )
 
 

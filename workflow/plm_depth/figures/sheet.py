@@ -136,8 +136,8 @@ def count_notes(numbers: pl.DataFrame, models: Sequence[Model]) -> list[str]:
     resamples = trained.filter(pl.col("interval") == "bootstrap")["n_boot"]
     if len(resamples):
         notes.append(f"Intervals: 95 %, bootstrap over clusters, {span(resamples)} resamples.")
-    if "jackknife" in trained["interval"]:
-        notes.append("Intervals: 95 %, 1.96 jackknife errors over groups of clusters.")
+    if "standard error" in trained["interval"]:
+        notes.append("Intervals: 95 %, 1.96 standard errors over similarity clusters.")
     if untrained.is_empty():
         return [*notes, "No untrained network was measured."]
     notes.append(

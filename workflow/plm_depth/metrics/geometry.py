@@ -85,6 +85,9 @@ class Settings:
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
 
 
+DEFAULT = Settings()
+
+
 class Rows:
     """Rows of the GEOM table, collected one statistic at a time."""
 
@@ -260,7 +263,7 @@ def geometry(
     clusters: str | Path,
     output: str | Path,
     *,
-    settings: Settings = Settings(),
+    settings: Settings = DEFAULT,
     labels: str | Path | None = None,
     seed: int = 1,
 ) -> int:
