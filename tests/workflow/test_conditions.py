@@ -63,10 +63,14 @@ def test_conditions_go_from_the_structures_to_the_summary_side_by_side(tmp_path)
 
     verdicts = table(folder, "verdicts/folds.parquet", VERDICT).filter(claim="K5")
     assert set(verdicts["scope"]) == {"saprot_tiny"} and set(verdicts["verdict"]) == {"inconclusive"}
-    assert verdicts.filter(role="claim")["n_seq"].to_list() == [0], "skip effects are measured without structure only"
+    assert verdicts.filter(role="claim")["n_seq"].to_list() == [3], "skip effects are measured with structure too"
     shifts = verdicts.filter(pl.col("statistic").str.starts_with("shift of"))
-    assert shifts["statistic"].to_list() == ["shift of depth score rel_u", "shift of KL depth"]
-    assert shifts["n_seq"].to_list() == [3, 3] and shifts["value"].is_finite().any()
+    assert shifts["statistic"].to_list() == [
+        "shift of depth score rel_u",
+        "shift of KL depth",
+        "shift of depth score influence",
+    ]
+    assert shifts["n_seq"].to_list() == [3, 3, 3] and shifts["value"].is_finite().any()
     assert "K5: holds with the structure as input" in (folder / figures[1]).read_text()
 
     # A study without conditions plans the passes of the models that can be shown structures, and no others.

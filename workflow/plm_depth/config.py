@@ -56,7 +56,7 @@ GEOMETRY_DEFAULTS: dict[str, object] = {
     "groups": 20,
 }
 DATASET_DEFAULTS = {"part": "all", "reserve": 16384, "shard_size": 256, "min_length": 50, "max_length": 512}
-TRAINING_DEFAULTS = {"min_length": 30, "max_length": 400, "held_out": 0.3}
+TRAINING_DEFAULTS = {"min_length": 30, "max_length": 400, "held_out": 0.3, "structures": False}
 
 
 class ConfigError(ValueError):
@@ -343,6 +343,8 @@ class Study:
             if dataset["part"] == "held_out":
                 if not self.training:
                     lines.append(f"datasets.{name}.part: 'held_out' needs a training section, and there is none")
+                elif dataset["source"] == FROM_STRUCTURES and self.training["structures"]:
+                    pass  # the pool holds them
                 elif self.training["source"] != dataset["source"]:
                     lines.append(
                         f"datasets.{name}.part: 'held_out' is a part of training.source "
@@ -406,6 +408,15 @@ class Study:
                 close = difflib.get_close_matches(figure, figures, n=1)
                 hint = f"did you mean {close[0]!r}?" if close else f"there are: {_list(figures)}"
                 lines.append(f"figures: no figure {figure!r}; {hint}")
+        if self.training and self.training["structures"] and "structures" not in self.config:
+            lines.append("training.structures: needs a section structures, and there is none")
+        for family, path in self.config.get("structures", {}).get("codes", {}).items():
+            where = f"structures.codes.{family}"
+            if "codes" not in self._reads.get(family, ()):
+                able = [name for name, parts in self._reads.items() if "codes" in parts]
+                lines.append(f"{where}: no family that reads codes; they are: {_list(able) or 'none'}")
+            if not (self.root / path).is_file():
+                lines.append(f"{where}: no file {path}; expected a table of structure_id and codes")
         if "structures" in self.config:
             try:
                 self.structures = entries_of(self.config["structures"], self.root)
@@ -433,8 +444,8 @@ class Study:
         what = f"inputs.conditions: {_list(with_structure)}"
         if not any(dataset["source"] == FROM_STRUCTURES for dataset in self.datasets.values()):
             lines.append(f"{what}: no data set has structures; one with source {FROM_STRUCTURES!r} is needed")
-        if not any(self._can_be_shown(model["family"]) for model in self.models.values()):
-            able = [family for family in self._reads if self._can_be_shown(family)]
+        if not any(self.can_be_shown(model["family"]) for model in self.models.values()):
+            able = [family for family in self._reads if self.can_be_shown(family)]
             lines.append(
                 f"{what}: no model of this study can be shown a structure of a table of backbones; families that can: "
                 f"{_list(able) or 'none'}"
@@ -445,10 +456,14 @@ class Study:
             for name, dataset in self.datasets.items()
             if dataset["source"] != FROM_STRUCTURES
         ]
+        with_structures = [d for d in self.datasets.values() if d["source"] == FROM_STRUCTURES]
+        shown = {name for d in with_structures for name in d.get("models", self.models)}
         for name, model in self.models.items():
+            if name not in shown:
+                continue
             reads = self._reads.get(model["family"], ())
-            if not self._can_be_shown(model["family"]):
-                what = f"{' or '.join(reads)}, which no table of backbones has" if reads else "no structure"
+            if not self.can_be_shown(model["family"]):
+                what = f"{' or '.join(reads)}, of which this study has none" if reads else "no structure"
                 self.left_out.append(f"model {name}: measured under condition seq only, its family reads {what}")
         return lines
 
@@ -505,14 +520,16 @@ class Study:
         ]
         return [[shallow[1], deep[1]] for shallow, deep in extremes if shallow[0] < deep[0]]
 
-    def _can_be_shown(self, family: str) -> bool:
-        """Return whether a table of backbones holds a part of a structure that this family reads."""
-        return bool(set(self._reads.get(family, ())) & set(BACKBONE_TELLS))
+    def can_be_shown(self, family: str) -> bool:
+        """Return whether this study's tables hold a part of a structure that a family reads."""
+        has_codes = family in self.config.get("structures", {}).get("codes", {})
+        at_hand = {*BACKBONE_TELLS, "codes"} if has_codes else {*BACKBONE_TELLS}
+        return bool(set(self._reads.get(family, ())) & at_hand)
 
     def conditions_of(self, dataset: str, model: str) -> list[str]:
         """Return the conditions under which a model is measured on a data set, in a fixed order."""
         has_structures = self.datasets[dataset]["source"] == FROM_STRUCTURES
-        has_structures = has_structures and self._can_be_shown(self.models[model]["family"])
+        has_structures = has_structures and self.can_be_shown(self.models[model]["family"])
         asked = self.config["inputs"]["conditions"]
         return [condition for condition in CONDITIONS if condition in asked and (condition == "seq" or has_structures)]
 

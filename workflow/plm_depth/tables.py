@@ -260,6 +260,13 @@ VERDICT = _schema(
     n_cluster=(_i32, "similarity clusters"),
 )
 
+CODES = _schema(
+    "precomputed structure codes of one structure, by the tokenizer of one family",
+    structure_id=(_text, "as in STRUCTURES"),
+    family=(_cat, "the family whose tokenizer gave the codes; no other family is shown them"),
+    codes=(pa.list_(_i32), "a code a residue of the sequence, -1 where unknown"),
+)
+
 # Structures, reduced to the backbone and to what is read off it.
 _xyz = pa.list_(pa.float32(), 3)
 STRUCTURES = _schema(

@@ -20,7 +20,7 @@ rule extract_activations:
         card=f"{RESULTS}/cards/{{model}}.json",
         folder=checkpoint_folder,
         sequences=f"{RESULTS}/datasets/{{dataset}}/shards/{{shard}}.parquet",
-        backbone=backbone_of,
+        structures=structures_of,
     output:
         moments=PASSES,
         lens=f"{RESULTS}/activations/{{dataset}}/{{model}}/{{variant}}/{{shard}}/lens.parquet",

@@ -10,6 +10,7 @@ rule train_checkpoint:
     input:
         train=f"{RESULTS}/training/train.fasta",
         valid=f"{RESULTS}/training/held_out.fasta",
+        structures=lambda wc: list(training_structures(wc).values()),
     output:
         folder=directory(f"{RESULTS}/checkpoints/{{model}}"),
         loss=f"{RESULTS}/losses/{{model}}.parquet",
@@ -29,10 +30,11 @@ rule train_checkpoint:
         device=COMPUTE["device"],
     params:
         recipe=lambda wc: as_json(recipe_of(wc.model)),
+        structures=lambda wc: options_of_paths(training_structures(wc)),
         version=TRAINING,
     shell:
         "python -m plm_depth.training.train --recipe {params.recipe:q} --train {input.train:q} --valid {input.valid:q}"
-        " --checkpoint {output.folder:q} --loss {output.loss:q} --device {resources.device} --threads {threads}"
+        " {params.structures:q} --checkpoint {output.folder:q} --loss {output.loss:q} --device {resources.device} --threads {threads}"
         " > {log:q} 2>&1"
 
 

@@ -96,7 +96,9 @@ def source_file(name):
 def dataset_fasta(wildcards):
     dataset = study.datasets[wildcards.dataset]
     if dataset["part"] == "held_out":
-        return f"{RESULTS}/training/held_out.fasta"
+        of_structures = dataset["source"] == FROM_STRUCTURES
+        name = "held_out_structures" if of_structures else "held_out"
+        return f"{RESULTS}/training/{name}.fasta"
     if dataset["source"] == FROM_STRUCTURES:
         return f"{RESULTS}/structures/sequences.fasta"
     return source_file(dataset["source"])
@@ -170,8 +172,19 @@ def has_structures(wildcards):
     return study.conditions_of(wildcards.dataset, wildcards.model) != ["seq"]
 
 
-def backbone_of(wildcards):
-    return f"{RESULTS}/structures/backbone.parquet" if has_structures(wildcards) else []
+def structure_tables(family):
+    """Return the tables that tell a family of structures, by the option that takes them."""
+    tables = {"backbone": f"{RESULTS}/structures/backbone.parquet"}
+    if family in study.config.get("structures", {}).get("codes", {}):
+        tables["codes"] = f"{RESULTS}/structures/codes.parquet"
+    return tables
+
+
+def structures_of(wildcards):
+    """Return the tables behind the conditions with structure; none where there are no such conditions."""
+    if not has_structures(wildcards):
+        return []
+    return list(structure_tables(study.models[wildcards.model]["family"]).values())
 
 
 def options_of_conditions(wildcards):
@@ -179,7 +192,21 @@ def options_of_conditions(wildcards):
     if not has_structures(wildcards):
         return []
     conditions = study.conditions_of(wildcards.dataset, wildcards.model)
-    return ["--conditions", as_json(conditions), "--backbone", backbone_of(wildcards)]
+    tables = structure_tables(study.models[wildcards.model]["family"])
+    return ["--conditions", as_json(conditions), *options_of_paths(tables)]
+
+
+def options_of_paths(paths):
+    """Return the options of a stage that takes one path an option."""
+    return [word for option, path in paths.items() for word in (f"--{option}", path)]
+
+
+def training_structures(wildcards):
+    """Return the tables of structures that a model to be trained is shown, by option."""
+    family = study.models[wildcards.model]["family"]
+    if not (study.training["structures"] and study.can_be_shown(family)):
+        return {}
+    return structure_tables(family)
 
 
 def gpus():

@@ -41,6 +41,7 @@ rule measure_effects:
         sequences=f"{RESULTS}/datasets/{{dataset}}/effect_shards/{{shard}}.parquet",
         # Means and donors come from the first of the reserve, so that they do not depend on shards.
         reference=f"{RESULTS}/datasets/{{dataset}}/candidates.parquet",
+        structures=structures_of,
     output:
         skip=SWEEPS,
         change=f"{RESULTS}/effects/{{dataset}}/{{model}}/{{variant}}/{{shard}}/output_change.parquet",
@@ -61,11 +62,13 @@ rule measure_effects:
         nulls=lambda wc: as_json(effect_nulls_of(wc)),
         inputs=lambda wc: as_json(effect_inputs_of(wc.model)),
         skips=as_json(EFFECTS["skips"]),
+        conditions=options_of_conditions,
         seed=SEED,
         version=EFFECTS_VERSION,
     shell:
         "python -m plm_depth.activations.effects --card {input.card:q} --sequences {input.sequences:q}"
         " --reference {input.reference:q} --nulls {params.nulls:q} --inputs {params.inputs:q} --skips {params.skips:q}"
+        " {params.conditions:q}"
         " --seed {params.seed} --token-budget {resources.token_budget} --device {resources.device}"
         " --threads {threads} --skip {output.skip:q} --output-change {output.change:q} > {log:q} 2>&1"
 

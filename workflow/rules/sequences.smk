@@ -28,6 +28,11 @@ rule download_source:
 rule sample_pool:
     input:
         lambda wc: source_file(study.training["source"]),
+        (
+            [f"{RESULTS}/structures/sequences.fasta"]
+            if study.training and study.training["structures"]
+            else []
+        ),
     output:
         sample=f"{RESULTS}/training/pool.parquet",
         left_out=f"{RESULTS}/training/left_out.parquet",
@@ -101,6 +106,29 @@ rule split_pool:
     shell:
         "python -m plm_depth.sequences.split --sample {input.sample:q} --clusters {input.clusters:q}"
         " --held-out {params.share} --seed {params.seed} --train {output.train:q} --valid {output.held_out:q}"
+        " > {log:q} 2>&1"
+
+
+rule hold_out_structures:
+    """Of the structures, those whose proteins are held out."""
+    input:
+        fasta=f"{RESULTS}/structures/sequences.fasta",
+        among=rules.split_pool.output.held_out,
+    output:
+        f"{RESULTS}/training/held_out_structures.fasta",
+    log:
+        f"logs/{RESULTS}/hold_out_structures.log",
+    benchmark:
+        f"logs/benchmarks/{RESULTS}/hold_out_structures.jsonl"
+    conda:
+        "../../envs/main.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        code=code_of("sequences.among"),
+    shell:
+        "python -m plm_depth.sequences.among --fasta {input.fasta:q} --among {input.among:q} --output {output:q}"
         " > {log:q} 2>&1"
 
 

@@ -58,3 +58,29 @@ rule tabulate_structures:
         "python -m plm_depth.sequences.structures --files {params.files:q} --chains {params.chains:q}"
         " --source {params.source} --confidence {params.confidence} --structures {output.structures:q}"
         " --backbone {output.backbone:q} --fasta {output.fasta:q} > {log:q} 2>&1"
+
+
+rule tabulate_codes:
+    """Codes of the structure tokenizers of the families that read them, as the config names them."""
+    input:
+        structures=rules.tabulate_structures.output.structures,
+        codes=list(STRUCTURE.get("codes", {}).values()),
+    output:
+        f"{RESULTS}/structures/codes.parquet",
+    log:
+        f"logs/{RESULTS}/tabulate_codes.log",
+    benchmark:
+        f"logs/benchmarks/{RESULTS}/tabulate_codes.jsonl"
+    conda:
+        "../../envs/main.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        codes=[
+            f"{family}={path}" for family, path in STRUCTURE.get("codes", {}).items()
+        ],
+        code=code_of("sequences.codes"),
+    shell:
+        "python -m plm_depth.sequences.codes --codes {params.codes:q} --structures {input.structures:q}"
+        " --output {output:q} > {log:q} 2>&1"

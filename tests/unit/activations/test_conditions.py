@@ -9,22 +9,25 @@ import polars as pl
 import pytest
 import torch
 
-from plm_depth.activations import extract
+from plm_depth.activations import effects, extract
 from plm_depth.activations.extract import ExtractionError, Files, conditions_for, item_of, measure
 from plm_depth.activations.nulls import Null, shuffle_sequence, shuffled_order
-from plm_depth.activations.structures import in_order
 from plm_depth.conditions import CONDITIONS
 from plm_depth.models import registry
 from plm_depth.models.base import SequenceError, Structure
 from plm_depth.models.describe import describe
+from plm_depth.models.structures import in_order
 from plm_depth.randomness import generator
 from plm_depth.tables import (
     AMINO_ACIDS,
     LENS_KEYS,
     MOMENT_KEYS,
     SEQUENCES,
+    SKIP_OUT_SEQ,
+    SKIP_SEQ,
     STREAM_KEYS,
     VectorTable,
+    read_table,
     write_table,
     write_text,
 )
@@ -312,3 +315,80 @@ def test_without_a_table_of_backbones_the_stage_measures_the_sequence_alone(stag
     _, options = stage
     files = call({k: v for k, v in options.items() if k != "--backbone"}, tmp_path)
     assert set(rows_of(files.moments, MOMENT_KEYS)[0]["condition"]) == {"seq"}
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Skip effects
+
+
+def effects_in(folder, adapter, conditions, **options):
+    skip, change = folder / "skip.parquet", folder / "change.parquet"
+    effects.measure(
+        adapter,
+        PROTEINS,
+        skip=skip,
+        output_change=change,
+        model_id="toy",
+        nulls=options.pop("nulls", [TRAINED]),
+        views=[MASKED],
+        skips=effects.Skips(parts=("layer",), pos_sets=("all", "other"), local=False, draws=1),
+        seed=0,
+        conditions=conditions,
+        structures=options.pop("structures", STRUCTURES),
+        log=LOG,
+    )
+    return {
+        name: pl.from_arrow(read_table(path, schema)).with_columns(pl.col(pl.Categorical).cast(pl.String))
+        for name, path, schema in (("skip", skip, SKIP_SEQ), ("change", change, SKIP_OUT_SEQ))
+    }
+
+
+def test_skip_effects_under_a_condition_are_those_of_the_protein_shown_so(adapter, tmp_path):
+    tables = effects_in(tmp_path, adapter, ["seq", "seq_struct"])
+    for name, columns in (("skip", ["sum", "num"]), ("change", ["sum"])):
+        by_condition = dict(tables[name].partition_by("condition", as_dict=True))
+        assert set(by_condition) == {("seq",), ("seq_struct",)}
+        alone, both = (by_condition[key].sort("sequence_id", maintain_order=True) for key in by_condition)
+        assert alone.height == both.height
+        for column in columns:
+            assert alone[column].to_list() != both[column].to_list(), "the structure must matter"
+    # By hand: silence block 1 at all residues of one protein that is shown with its structure.
+    sequence_id, sequence = PROTEINS[0]
+    masked = mask_of(MASKED, len(sequence), 0, sequence_id)
+    shown = {"structure": STRUCTURES[sequence_id], "condition": "seq_struct", "struct_at_mask": "keep"}
+    tokens = adapter.encode(sequence, masked=masked, **shown)
+    updates = {}
+    for silenced in (False, True):
+        stream, context = adapter.embed(adapter.collate([tokens]))
+        for block in (1, 2):
+            update = adapter.updates(block, stream, context)
+            updates[silenced, block] = update.total[0, tokens.residue_tokens]
+            after = adapter.add(stream, update)
+            if silenced and block == 1:
+                after[0, tokens.residue_tokens] = stream[0, tokens.residue_tokens]
+            stream = after
+    clean, altered = updates[False, 2], updates[True, 2]
+    expected = ((clean - altered).norm(dim=-1) / clean.norm(dim=-1)).sum().item()
+    row = tables["skip"].filter(
+        (pl.col("condition") == "seq_struct") & (pl.col("sequence_id") == sequence_id) & (pl.col("src") == 1)
+        & (pl.col("pos_set") == "all")
+    )  # fmt: skip
+    assert row["sum"][0][1] == pytest.approx(expected, rel=1e-4)
+
+
+def test_skip_effects_need_the_structure_of_every_protein(adapter, tmp_path):
+    with pytest.raises(ExtractionError, match="1 of 3 proteins have no structure: P1"):
+        effects_in(tmp_path, adapter, ["seq_struct"], structures={k: v for k, v in STRUCTURES.items() if k != "P1"})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_batch_may_hold_proteins_with_and_without_structures(adapter):
+    (one, first), (_, second), _ = PROTEINS
+    tokens = [
+        adapter.encode(first, structure=STRUCTURES[one], condition="seq_struct"),
+        adapter.encode(second),
+    ]
+    together = adapter.library_logits(adapter.collate(tokens))
+    for row, mine in enumerate(tokens):
+        alone = adapter.library_logits(adapter.collate([mine]))
+        torch.testing.assert_close(together[row, : mine.n_tokens], alone[0], rtol=0, atol=1e-4)

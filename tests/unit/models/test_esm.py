@@ -133,11 +133,12 @@ def test_what_each_condition_shows(joint):
 
     assert shown() == ["M#", "E#", "V#", "A#"]
     assert [joint.alphabet.tokens[i] for i in joint.encode("MXBUZO#").ids[1:-1]] == ["M#", *["##"] * 6]
-    assert shown(masked=masked) == ["M#", "<mask>", "V#", "A#"]
+    assert shown(masked=masked) == ["M#", "##", "V#", "A#"]
+    assert shown(masked=masked, struct_at_mask="hide") == ["M#", "<mask>", "V#", "A#"]
     both = {"structure": structure, "condition": "seq_struct"}
     assert shown(**both) == ["Mp", "Ev", "V#", "Ad"]
-    assert shown(**both, masked=masked) == ["Mp", "<mask>", "V#", "Ad"]
-    assert shown(**both, masked=masked, struct_at_mask="keep") == ["Mp", "#v", "V#", "Ad"]
+    assert shown(**both, masked=masked) == ["Mp", "#v", "V#", "Ad"]
+    assert shown(**both, masked=masked, struct_at_mask="hide") == ["Mp", "<mask>", "V#", "Ad"]
     assert shown(structure=structure, condition="struct") == ["#p", "#v", "##", "#d"]
 
 

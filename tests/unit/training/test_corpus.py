@@ -89,15 +89,15 @@ def test_the_background_is_minus_the_log_of_the_counts_plus_one():
 def test_a_crop_is_a_piece_of_the_asked_length_keyed_by_protein_and_epoch():
     protein = Protein("P1", "".join(AMINO_ACIDS[i % 20] for i in range(300)))
     pieces = [crop_of(protein, 100, 7, epoch) for epoch in range(50)]
-    assert all(len(piece) == 100 and piece in protein.sequence for piece in pieces)
+    assert all(len(piece.sequence) == 100 and piece.sequence in protein.sequence for piece in pieces)
     assert len(set(pieces)) > 10
     assert pieces[3] == crop_of(protein, 100, 7, 3)
-    assert crop_of(protein, 300, 7, 0) == crop_of(protein, 999, 7, 0) == protein.sequence
+    assert crop_of(protein, 300, 7, 0) == crop_of(protein, 999, 7, 0) == protein
 
 
 def test_crops_reach_both_ends():
     protein = Protein("P1", "ACDEF")
-    assert {crop_of(protein, 3, 0, epoch) for epoch in range(60)} == {"ACD", "CDE", "DEF"}
+    assert {crop_of(protein, 3, 0, epoch).sequence for epoch in range(60)} == {"ACD", "CDE", "DEF"}
 
 
 @given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=80), seed=st.none() | st.integers(0, 9))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from plm_depth.models import registry
+from plm_depth.models.base import Structure
 from plm_depth.randomness import generator
 from plm_depth.tables import AMINO_ACIDS
 from plm_depth.training.objectives import (
@@ -213,3 +214,52 @@ def test_reads_of_several_examples_are_laid_flat_in_row_order(causal_model):
     assert flat.reads.tolist() == [0, 1, 2, 0, 1, 2, 3]
     np.testing.assert_array_equal(flat.targets, np.concatenate([e.targets for e in examples]))
     np.testing.assert_array_equal(flat.true_aa, np.concatenate([e.true_aa for e in examples]))
+
+
+# ------------------------------------------------------------------------------------------------------ structures
+
+
+@pytest.fixture(scope="module", params=["saprot", "esm3", "dplm2"])
+def shown_structures(request):
+    return registry.build(request.param, SIZES_ESM)
+
+
+def structure_of(n_residues):
+    random = generator(0, "structure")
+    return Structure(
+        three_di="".join(random.choice(list("pynwrq"), n_residues)),
+        codes=random.integers(0, 20, n_residues),
+        coordinates=random.normal(size=(n_residues, 3, 3)).astype(np.float32),
+    )
+
+
+def is_shown(adapter, example):
+    plain = adapter.encode(SEQUENCE, masked=example.tokens.masked)
+    same = np.array_equal(plain.ids, example.tokens.ids) and set(plain.extra) == set(example.tokens.extra)
+    return not same
+
+
+def test_a_protein_with_a_structure_is_shown_with_it_in_half_of_the_epochs(shown_structures):
+    adapter, structure = shown_structures, structure_of(len(SEQUENCE))
+    shown = [
+        is_shown(adapter, drawn(adapter, epoch, objective="diffusion", structure=structure)) for epoch in range(60)
+    ]
+    assert 18 <= sum(shown) <= 42
+    assert not any(is_shown(adapter, drawn(adapter, epoch, objective="diffusion")) for epoch in range(5))
+
+
+def test_the_residues_that_are_scored_do_not_depend_on_what_is_shown(shown_structures):
+    adapter, structure = shown_structures, structure_of(len(SEQUENCE))
+    for epoch in range(8):
+        alone, both = (
+            drawn(adapter, epoch, objective="mlm"),
+            drawn(adapter, epoch, objective="mlm", structure=structure),
+        )
+        for name in ("targets", "weights", "true_aa"):
+            np.testing.assert_array_equal(getattr(alone, name), getattr(both, name))
+        np.testing.assert_array_equal(alone.tokens.masked, both.tokens.masked)
+        read = both.reads - adapter.read_offset
+        np.testing.assert_array_equal(np.searchsorted(both.tokens.residue_tokens, read),
+                                      np.searchsorted(alone.tokens.residue_tokens, alone.reads))  # fmt: skip
+        # What is asked for is the amino acid, whatever the token that shows it.
+        assert set(both.targets) <= set(adapter.residue_ids)

@@ -1,7 +1,7 @@
 """Skip effects of a shard: what silencing each block does to every later block and to the output (metrics B1-B3, B6).
 
     python -m plm_depth.activations.effects --card P --sequences P --nulls JSON --inputs JSON --skips JSON --seed N
-        --skip P --output-change P
+        [--conditions JSON --backbone P --codes P] --skip P --output-change P
 
 ``--skips`` is a JSON object: ``parts`` (layer, attn, mlp, geom), ``pos_sets`` (all, prefix, other, ctx2mask, tokens),
 ``local`` (also the direct effects), ``draws`` of random sets, ``ablations`` (zero, mean, resample), and optionally
@@ -18,6 +18,7 @@ apart, and is kept in the tables' metadata (``noise_floor``, JSON); what is belo
 """
 
 import argparse
+import itertools
 import json
 import logging
 import time
@@ -34,11 +35,15 @@ from plm_depth.activations import EFFECTS_VERSION
 from plm_depth.activations.batches import MAX_PADDING, BatchError
 from plm_depth.activations.extract import (
     ExtractionError,
+    add_structure_options,
     check_sequences,
     full_precision,
     read_shard,
     resolve_device,
+    shown_by,
+    tokens_of,
     views_for,
+    with_structures,
 )
 from plm_depth.activations.interventions import (
     PARTS,
@@ -54,9 +59,9 @@ from plm_depth.activations.interventions import (
     Zero,
     position_sets,
 )
-from plm_depth.activations.nulls import Null, NullError, applied, parse_nulls, shuffle_sequence
+from plm_depth.activations.nulls import Null, NullError, applied, as_seen, parse_nulls
 from plm_depth.activations.sweep import OUTPUTS, VOCABULARIES, Outcome, Work, sweep
-from plm_depth.models.base import Adapter, CheckpointError, SequenceError, Tokens
+from plm_depth.models.base import Adapter, CheckpointError, SequenceError, Structure, Tokens
 from plm_depth.models.branches import Branches
 from plm_depth.progress import Progress, start_log
 from plm_depth.randomness import generator
@@ -222,6 +227,8 @@ def proteins_of(
     seed: int,
     blocks: Mapping[str, Sequence[int]],
     donors: Donors | None = None,
+    condition: str = "seq",
+    structure: Structure | None = None,
 ) -> list[Protein]:
     """Return a protein as one view shows it, with the lanes of every sweep, once for every layout.
 
@@ -229,14 +236,12 @@ def proteins_of(
         seed: of masks, position sets and donors.
         blocks: the blocks that have each part, ascending.
         donors: updates of reference proteins, for the ablations mean and resample.
+        condition, structure: what the model is shown; see ``conditions.CONDITIONS``.
     Raises:
         SequenceError: the model cannot read this protein; names it.
     """
-    masked = mask_of(view, len(sequence), seed, sequence_id)
-    try:
-        tokens = adapter.encode(sequence, masked=masked if masked.any() else None, direction=view.direction)
-    except SequenceError as error:
-        raise SequenceError(f"protein {sequence_id}: {error}") from error
+    shown = {"condition": condition, "structure": structure}
+    tokens, _ = tokens_of(adapter, sequence_id, sequence, view, seed=seed, **shown)
     found = position_sets(
         skips.pos_sets, sequence, tokens, seed=seed, sequence_id=sequence_id, draws=skips.draws, parity=skips.parity
     )
@@ -324,6 +329,8 @@ def donors_of(
     blocks: Mapping[str, Sequence[int]],
     *,
     seed: int,
+    condition: str = "seq",
+    structures: Mapping[str, Structure] | None = None,
 ) -> Donors:
     """Return means and donor pools of the updates of reference proteins under one view, one protein at a time.
 
@@ -335,11 +342,11 @@ def donors_of(
     owner: list[str] = []
     n_residues = 0
     for sequence_id, sequence in sequences:
-        masked = mask_of(view, len(sequence), seed, sequence_id)
+        shown = {"condition": condition, "structure": (structures or {}).get(sequence_id)}
         try:
-            tokens = adapter.encode(sequence, masked=masked if masked.any() else None, direction=view.direction)
+            tokens, _ = tokens_of(adapter, sequence_id, sequence, view, seed=seed, **shown)
         except SequenceError as error:
-            raise SequenceError(f"protein {sequence_id} of --reference: {error}") from error
+            raise SequenceError(f"--reference: {error}") from error
         residues = tokens.residue_tokens[[letter in AMINO_ACIDS for letter in sequence]]
         random = generator(seed, "donors", sequence_id)
         chosen = random.choice(residues, size=min(DONORS, len(residues)), replace=False)
@@ -601,6 +608,8 @@ def measure(
     seed: int,
     reference: Sequence[tuple[str, str]] = (),
     token_budget: int = 4096,
+    conditions: Sequence[str] = ("seq",),
+    structures: Mapping[str, Structure] | None = None,
     log: logging.Logger,
 ) -> dict[str, int]:
     """Sweep every (sequence_id, sequence) under every null model and view, and write the two tables.
@@ -609,6 +618,7 @@ def measure(
         seed: of masks, position sets, donors.
         reference: proteins behind the means and donors of the ablations mean and resample.
         token_budget: largest rows x tokens carried through a block at once; changes speed and memory only.
+        conditions, structures: as in ``extract.extract``; of the reference proteins too, where they are used.
     Returns:
         Rows written, by table.
     Raises:
@@ -620,11 +630,17 @@ def measure(
             f"--skips: the ablations {', '.join(skips.ablations)} need --reference, a SEQUENCES table of proteins "
             "whose updates stand in (the sample, so that all shards share it)"
         )
+    if set(conditions) - {"seq"}:
+        proteins = dict([*sequences, *(reference if set(skips.ablations) - {"zero"} else [])])
+        structures = with_structures(adapter, list(proteins.items()), structures or {})
+    else:
+        structures = {}
     # On a CPU padding costs more than short batches; on a GPU full batches are worth some.
     max_padding = 0.0 if adapter.device.type == "cpu" else MAX_PADDING
     blocks = blocks_with(adapter, skips.parts, log)
     about = {"seed": str(seed), "version": str(EFFECTS_VERSION), "skips": json.dumps(skips.__dict__)}
-    progress = Progress(log, total=len(nulls) * len(views) * len(sequences), unit="proteins")
+    shown = list(itertools.product(conditions, views))
+    progress = Progress(log, total=len(nulls) * len(shown) * len(sequences), unit="proteins")
     started, missing = time.monotonic(), 0
     floors: dict[str, Floor] = {}
     with (
@@ -644,16 +660,33 @@ def measure(
                 )
                 floors[str(null)] = floor
                 log.info(f"{null}: {floor.describe()}")
-                for view in views:
+                for condition, view in shown:
+                    in_view = {"seed": seed, "blocks": blocks, "condition": condition}
+
+                    def seen(
+                        sequence_id: str, sequence: str, condition: str = condition, null: Null = null
+                    ) -> tuple[str, Structure | None]:
+                        structure = None if condition == "seq" else structures[sequence_id]
+                        return as_seen(null, sequence_id, sequence, structure)
+
                     donors = None
                     if set(skips.ablations) - {"zero"}:
-                        others = [(i, shuffled(s, i, null)) for i, s in reference]
-                        donors = donors_of(adapter, others, view, skips.parts, blocks, seed=seed)
+                        others = {i: seen(i, s) for i, s in reference}
+                        donors = donors_of(
+                            adapter,
+                            [(i, s) for i, (s, _) in others.items()],
+                            view,
+                            skips.parts,
+                            structures={i: structure for i, (_, structure) in others.items()},
+                            **in_view,
+                        )
+                    ordered = sorted(sequences, key=lambda pair: -len(pair[1]))
+                    pairs = ((i, *seen(i, s)) for i, s in ordered)
                     prepared = (
                         protein
-                        for i, s in sorted(sequences, key=lambda pair: -len(pair[1]))
+                        for i, s, structure in pairs
                         for protein in proteins_of(
-                            adapter, i, shuffled(s, i, null), view, skips, seed=seed, blocks=blocks, donors=donors
+                            adapter, i, s, view, skips, donors=donors, structure=structure, **in_view
                         )
                     )
                     for proteins in in_portions(prepared):
@@ -665,7 +698,7 @@ def measure(
                         ):
                             protein = proteins[index]
                             check_finite(outcome, f"{model_id} ({null})", protein.sequence_id)
-                            keys = keys_of(adapter, protein, null, view, model_id)
+                            keys = keys_of(adapter, protein, null, view, model_id, condition)
                             if protein.sweeps:
                                 effect_table.append(keys | effect_rows(protein, outcome, floor, parity=skips.parity))
                                 output_table.append(keys | output_rows(protein, outcome, floor))
@@ -693,11 +726,6 @@ def in_portions(proteins: Iterable[Protein]) -> Iterator[list[Protein]]:
         yield portion
 
 
-def shuffled(sequence: str, sequence_id: str, null: Null) -> str:
-    """Return the residues as a null model sees them."""
-    return shuffle_sequence(sequence, null.seed, sequence_id) if null.null_model == "shuffle_seq" else sequence
-
-
 def expected_sets(skips: Skips, view: View) -> int:
     """Return how many position sets a long enough protein has under a view."""
     return sum(
@@ -711,7 +739,9 @@ def n_sets(protein: Protein) -> int:
     return len({(swept.positions.name, swept.positions.draw) for swept in protein.sweeps})
 
 
-def keys_of(adapter: Adapter, protein: Protein, null: Null, view: View, model_id: str) -> dict[str, object]:
+def keys_of(
+    adapter: Adapter, protein: Protein, null: Null, view: View, model_id: str, condition: str = "seq"
+) -> dict[str, object]:
     """Return the COMMON and PER_SEQUENCE columns of one protein."""
     return {
         "model_id": model_id,
@@ -722,7 +752,7 @@ def keys_of(adapter: Adapter, protein: Protein, null: Null, view: View, model_id
         "dtype": adapter.dtype,
         "null_model": null.null_model,
         "null_seed": null.seed,
-        "condition": "seq",
+        "condition": condition,
         "readout": "seq",
         "direction": view.direction,
         "noise_t": view.noise_t,
@@ -758,6 +788,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sequences", type=Path, required=True, help="shard (SEQUENCES table)")
     parser.add_argument("--nulls", required=True, help="JSON list of {null_model, seed}")
     parser.add_argument("--inputs", required=True, help="JSON: the inputs section of the config")
+    add_structure_options(parser)
     parser.add_argument("--skips", required=True, help="JSON: what is silenced; see the module")
     parser.add_argument("--reference", type=Path, help="SEQUENCES table behind the ablations mean and resample")
     parser.add_argument("--seed", type=int, required=True, help="of masks, position sets and donors")
@@ -779,6 +810,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         card = read_card(options.card)
         adapter = load_from_card(options.card, device)
         log.info(f"{card['model_id']} ({adapter.family}, {adapter.n_blocks} blocks) on {device}, {card['dtype']}")
+        needed = dict([*sequences, *(reference if set(skips.ablations) - {"zero"} else [])])
+        conditions, structures = shown_by(options, adapter, list(needed.items()), log)
         measure(
             adapter,
             sequences,
@@ -791,6 +824,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             seed=options.seed,
             reference=reference,
             token_budget=options.token_budget,
+            conditions=conditions,
+            structures=structures,
             log=log,
         )
     except (

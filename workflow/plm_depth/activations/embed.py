@@ -35,8 +35,8 @@ from plm_depth.activations.extract import (
     STRUCT_AT_MASK,
     ExtractionError,
     Item,
+    add_structure_options,
     check_sequences,
-    conditions_for,
     constants_of,
     full_precision,
     item_of,
@@ -45,14 +45,13 @@ from plm_depth.activations.extract import (
     pooling_of,
     read_shard,
     resolve_device,
+    shown_by,
     stream_keys,
     views_for,
     widened,
     with_structures,
 )
 from plm_depth.activations.nulls import Null, NullError, applied, parse_nulls
-from plm_depth.activations.structures import read_structures
-from plm_depth.conditions import BACKBONE_TELLS
 from plm_depth.models.base import Adapter, CheckpointError, SequenceError, Structure
 from plm_depth.progress import Progress, start_log
 from plm_depth.sequences import SourceError
@@ -299,8 +298,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--nulls", default='[{"null_model": "trained", "seed": -1}]', help="JSON list of {null_model, seed}"
     )
     parser.add_argument("--inputs", default=CLEAN_INPUTS, help="JSON: as the inputs section of the config")
-    parser.add_argument("--conditions", default='["seq"]', help="JSON list: seq, seq_struct, struct")
-    parser.add_argument("--backbone", type=Path, help="BACKBONE table, for the conditions with structure")
+    add_structure_options(parser)
     parser.add_argument(
         "--residues",
         type=residues_option,
@@ -330,11 +328,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             adapter = load_from_card(options.card, device)
         except ValueError as error:
             raise ExtractionError(f"{options.card}: {error}") from error
-        tells = BACKBONE_TELLS if options.backbone else ()
-        conditions = conditions_for(adapter, options.conditions, tells=tells, log=log)
-        structures = None
-        if set(conditions) - {"seq"}:
-            structures = read_structures(options.backbone, sequences, log=log)
+        conditions, structures = shown_by(options, adapter, sequences, log)
         log.info(f"{card['model_id']} ({adapter.family}, {adapter.n_blocks} blocks) on {device}, {card['dtype']}")
         embed(
             adapter,

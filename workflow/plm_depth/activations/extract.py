@@ -44,10 +44,10 @@ from torch import Tensor
 
 from plm_depth.activations import VERSION
 from plm_depth.activations.batches import BatchError, is_out_of_memory, plan, run_halving
-from plm_depth.activations.nulls import Null, NullError, applied, parse_nulls, shuffle_sequence, shuffled_order
-from plm_depth.activations.structures import in_order, read_structures
+from plm_depth.activations.nulls import Null, NullError, applied, as_seen, parse_nulls
 from plm_depth.conditions import BACKBONE_TELLS, CONDITIONS
 from plm_depth.models.base import Adapter, CheckpointError, SequenceError, Structure, Tokens, Updates
+from plm_depth.models.structures import read_codes, read_structures
 from plm_depth.progress import Progress, start_log
 from plm_depth.randomness import generator
 from plm_depth.tables import (
@@ -124,14 +124,9 @@ def item_of(
     Raises:
         SequenceError: the model cannot read this protein; names it.
     """
-    masked = mask_of(view, len(sequence), seed, sequence_id)
-    shown: dict[str, object] = {}
-    if condition != "seq":
-        shown = {"condition": condition, "structure": structure, "struct_at_mask": STRUCT_AT_MASK}
-    try:
-        tokens = adapter.encode(sequence, masked=masked if masked.any() else None, direction=view.direction, **shown)
-    except SequenceError as error:
-        raise SequenceError(f"protein {sequence_id}: {error}") from error
+    tokens, masked = tokens_of(
+        adapter, sequence_id, sequence, view, seed=seed, condition=condition, structure=structure
+    )
     positions = token_positions(tokens)
     order = np.argsort(positions, kind="stable")
     canonical = np.array([letter in _INDEX_OF for letter in sequence])
@@ -147,6 +142,32 @@ def item_of(
     if view.reads == "masked":
         reads = reads[masked[reads]]  # "struct" hides more residues than the view does
     return Item(sequence_id, sequence, tokens, order, positions[order], classes[order], reads, anchors)
+
+
+def tokens_of(
+    adapter: Adapter,
+    sequence_id: str,
+    sequence: str,
+    view: View,
+    *,
+    seed: int,
+    condition: str = "seq",
+    structure: Structure | None = None,
+) -> tuple[Tokens, np.ndarray]:
+    """Return a protein as a model reads it under a view and a condition, and the residues that the view hides.
+
+    Raises:
+        SequenceError: the model cannot read this protein; names it.
+    """
+    masked = mask_of(view, len(sequence), seed, sequence_id)
+    shown: dict[str, object] = {}
+    if condition != "seq":
+        shown = {"condition": condition, "structure": structure, "struct_at_mask": STRUCT_AT_MASK}
+    try:
+        tokens = adapter.encode(sequence, masked=masked if masked.any() else None, direction=view.direction, **shown)
+    except SequenceError as error:
+        raise SequenceError(f"protein {sequence_id}: {error}") from error
+    return tokens, masked
 
 
 def token_positions(tokens: Tokens) -> np.ndarray:
@@ -476,10 +497,7 @@ def _measured(
             for index in batch:
                 sequence_id, sequence = sequences[index]
                 structure = None if condition == "seq" else structures[sequence_id]
-                if null.null_model == "shuffle_seq":
-                    if structure is not None:
-                        structure = in_order(structure, shuffled_order(len(sequence), null.seed, sequence_id))
-                    sequence = shuffle_sequence(sequence, null.seed, sequence_id)
+                sequence, structure = as_seen(null, sequence_id, sequence, structure)
                 wanted = n_anchors if keeps_stream else None
                 shown = {"condition": condition, "structure": structure}
                 items.append(item_of(adapter, sequence_id, sequence, view, seed=seed, n_anchors=wanted, **shown))
@@ -733,6 +751,31 @@ def conditions_for(
     return kept
 
 
+def add_structure_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options about structures, which all stages that run a model share; ``shown_by`` reads them."""
+    parser.add_argument("--conditions", default='["seq"]', help="JSON list: seq, seq_struct, struct")
+    parser.add_argument("--backbone", type=Path, help="BACKBONE table, for the conditions with structure")
+    parser.add_argument("--codes", type=Path, help="CODES table: precomputed structure codes")
+
+
+def shown_by(
+    options: argparse.Namespace, adapter: Adapter, sequences: Sequence[tuple[str, str]], log: logging.Logger
+) -> tuple[list[str], dict[str, Structure]]:
+    """Return the conditions that the options of ``add_structure_options`` ask for, and the structures they need.
+
+    Raises:
+        ExtractionError, TableError: see ``conditions_for`` and ``read_structures``.
+    """
+    tells = tuple(BACKBONE_TELLS) if options.backbone else ()
+    codes = read_codes(options.codes, adapter.family, log=log) if options.codes else {}
+    if codes:
+        tells += ("codes",)
+    conditions = conditions_for(adapter, options.conditions, tells=tells, log=log)
+    if not set(conditions) - {"seq"}:
+        return conditions, {}
+    return conditions, read_structures(options.backbone, sequences, codes=codes, log=log)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage from the command line; see the module."""
     parser = argparse.ArgumentParser(prog="python -m plm_depth.activations.extract", description=__doc__.split("\n")[0])
@@ -740,8 +783,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sequences", type=Path, required=True, help="shard (SEQUENCES table)")
     parser.add_argument("--nulls", required=True, help="JSON list of {null_model, seed}")
     parser.add_argument("--inputs", required=True, help="JSON: the inputs section of the config")
-    parser.add_argument("--conditions", default='["seq"]', help="JSON list: seq, seq_struct, struct")
-    parser.add_argument("--backbone", type=Path, help="BACKBONE table, for the conditions with structure")
+    add_structure_options(parser)
     parser.add_argument("--anchors", type=int, default=8, help="anchor residues per protein in the stream table")
     parser.add_argument("--seed", type=int, required=True, help="of masks and anchors")
     parser.add_argument("--token-budget", type=int, default=4096, help="largest rows x padded length of a batch")
@@ -767,11 +809,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             adapter = load_from_card(options.card, device)
         except ValueError as error:
             raise ExtractionError(f"{options.card}: {error}") from error
-        tells = BACKBONE_TELLS if options.backbone else ()
-        conditions = conditions_for(adapter, options.conditions, tells=tells, log=log)
-        structures = None
-        if set(conditions) - {"seq"}:
-            structures = read_structures(options.backbone, sequences, log=log)
+        conditions, structures = shown_by(options, adapter, sequences, log)
         log.info(f"{card['model_id']} ({adapter.family}, {adapter.n_blocks} blocks) on {device}, {card['dtype']}")
         extract(
             adapter,

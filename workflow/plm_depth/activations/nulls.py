@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from plm_depth.models.base import Adapter
+from plm_depth.models.base import Adapter, Structure
+from plm_depth.models.structures import in_order
 from plm_depth.randomness import generator
 
 KINDS = ("trained", "randinit", "shuffle_w", "shuffle_seq")
@@ -83,6 +84,17 @@ def applied(adapter: Adapter, null: Null) -> Iterator[Adapter]:
         yield adapter
     finally:
         _restore(adapter.module, kept)
+
+
+def as_seen(
+    null: Null, sequence_id: str, sequence: str, structure: Structure | None = None
+) -> tuple[str, Structure | None]:
+    """Return residues and structure of a protein as a null model is shown them: permuted alike for "shuffle_seq"."""
+    if null.null_model != "shuffle_seq":
+        return sequence, structure
+    if structure is not None:
+        structure = in_order(structure, shuffled_order(len(sequence), null.seed, sequence_id))
+    return shuffle_sequence(sequence, null.seed, sequence_id), structure
 
 
 def shuffle_sequence(sequence: str, seed: int, sequence_id: str) -> str:

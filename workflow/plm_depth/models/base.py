@@ -149,6 +149,8 @@ class Adapter(ABC):
         head: name of the part of the module that turns the stream after the final norm into logits.
         reads_all_blocks: regular expressions (whole names) of parameters that read all blocks at once; no logit depends
             on them, and a model cut after a block has none to put there.
+        extra_absent: by name, the value at every token of a protein that has no such input beside one that has it;
+            further inputs that are not named here are there for every protein or for none.
 
     Instance attributes:
         module: the library's module, in evaluation mode.
@@ -175,6 +177,7 @@ class Adapter(ABC):
     extra_padding: Mapping[str, float] = {}
     head: str = "lm_head"
     reads_all_blocks: tuple[str, ...] = ()
+    extra_absent: Mapping[str, float] = {}
 
     module: torch.nn.Module
     dtype: str = "float32"
@@ -340,8 +343,13 @@ class Adapter(ABC):
             ids[row, : t.n_tokens] = t.ids
             valid[row, : t.n_tokens] = True
         extra = {}
-        for name in tokens[0].extra:
-            values = [t.extra[name] for t in tokens]
+        for name, like in {name: value for t in tokens for name, value in t.extra.items()}.items():
+            values = [
+                t.extra[name]
+                if name in t.extra
+                else np.full((t.n_tokens, *like.shape[1:]), self.extra_absent[name], like.dtype)
+                for t in tokens
+            ]
             shape = (len(tokens), n_tokens, *values[0].shape[1:])
             padded = np.full(shape, self.extra_padding[name], values[0].dtype)
             for row, value in enumerate(values):

@@ -45,6 +45,11 @@ class Esm3(Adapter):
         "structure_coords": np.nan,
         "per_res_plddt": 0.0,
     }
+    extra_absent: ClassVar[Mapping[str, float]] = {
+        "structure_tokens": -1,  # stands for the mask
+        "structure_coords": np.nan,
+        "per_res_plddt": 0.0,
+    }
 
     def __init__(self, module: network.Esm3Network, dtype: str = "float32"):
         self.module, self.dtype = module.eval(), dtype

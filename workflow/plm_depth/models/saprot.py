@@ -57,7 +57,7 @@ class SaProt(Esm):
         direction: str = "none",
         structure: Structure | None = None,
         condition: str = "seq",
-        struct_at_mask: str = "hide",
+        struct_at_mask: str = "keep",
     ) -> Tokens:
         """Return ``<cls>``, one joint token a residue, ``<eos>``.
 
@@ -67,8 +67,9 @@ class SaProt(Esm):
             direction: "none".
             structure: its ``three_di``, for the conditions with structure.
             condition: "seq" (every state "#"), "seq_struct", or "struct" (every amino acid "#").
-            struct_at_mask: "hide" shows a hidden residue as ``<mask>``, as in training, a zero vector at layer 0;
-                "keep" shows it as ``#`` with its state, as the family's zero-shot code does.
+            struct_at_mask: "keep" shows a hidden residue as ``#`` with its state, as the family's zero-shot code does
+                (``##`` under "seq", so that conditions differ in the states alone); "hide" shows it as ``<mask>``, a
+                zero vector at layer 0.
         Raises:
             SequenceError: see ``Adapter.encode``; a condition without its structure.
         """

@@ -7,6 +7,8 @@ from pathlib import Path
 import dnaio
 import numpy as np
 
+from plm_depth.models.base import Structure
+from plm_depth.models.structures import in_order
 from plm_depth.randomness import generator
 from plm_depth.tables import AMINO_ACIDS
 
@@ -20,10 +22,11 @@ class CorpusError(ValueError):
 
 @dataclass(frozen=True)
 class Protein:
-    """One protein: its accession and its residues."""
+    """One protein: its accession, its residues, and what is known of its structure (None: nothing that is shown)."""
 
     sequence_id: str
     sequence: str
+    structure: Structure | None = None
 
 
 def read_fasta(path: str | Path) -> list[Protein]:
@@ -86,13 +89,16 @@ def background(proteins: Sequence[Protein]) -> np.ndarray:
     return -np.log(counts / counts.sum())
 
 
-def crop_of(protein: Protein, longest: int, *key: object) -> str:
+def crop_of(protein: Protein, longest: int, *key: object) -> Protein:
     """Return the protein, or a piece of ``longest`` residues whose start is drawn from a generator keyed by ``key``."""
     excess = len(protein.sequence) - longest
     if excess <= 0:
-        return protein.sequence
+        return protein
     start = int(generator(*key, "crop", protein.sequence_id).integers(excess + 1))
-    return protein.sequence[start : start + longest]
+    structure = protein.structure
+    if structure is not None:
+        structure = in_order(structure, np.arange(start, start + longest))
+    return Protein(protein.sequence_id, protein.sequence[start : start + longest], structure)
 
 
 def batches_of(lengths: Sequence[int], budget: int, order: np.random.Generator | None = None) -> list[list[int]]:

@@ -6,12 +6,13 @@ objectives; validation shows fixed views, keyed by the protein alone, so that th
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from plm_depth.models.base import Adapter, Tokens
+from plm_depth.models.base import Adapter, Structure, Tokens
 from plm_depth.randomness import generator
+from plm_depth.tables import AMINO_ACIDS
 from plm_depth.training.corpus import indices_of
 from plm_depth.views import View, mask_of
 
@@ -41,9 +42,20 @@ class Example:
 
 
 def training_example(
-    adapter: Adapter, sequence: str, *, objective: str, seed: int, epoch: int, sequence_id: str, mask_rate: float
+    adapter: Adapter,
+    sequence: str,
+    *,
+    objective: str,
+    seed: int,
+    epoch: int,
+    sequence_id: str,
+    mask_rate: float,
+    structure: Structure | None = None,
 ) -> Example:
     """Return the example of a protein in one epoch, drawn from a generator keyed by (seed, epoch, sequence_id).
+
+    A protein with a structure is shown with it in half of the epochs (its own draw), hidden residues included; what is
+    scored is its residues alone.
 
     The objective is the adapter's own, or "mlm" in the first stage of a diffusion model:
 
@@ -57,19 +69,20 @@ def training_example(
     if objective == "ar":
         direction = adapter.directions[rng.integers(len(adapter.directions))]
         return _next_tokens(adapter, sequence, direction)
+    if structure is not None and generator(seed, "condition", epoch, sequence_id).random() < 0.5:
+        structure = None
     n_residues = len(sequence)
     if objective == "diffusion":
         level = int(rng.integers(1, NOISE_LEVELS + 1))
         masked = rng.random(n_residues) < level / NOISE_LEVELS
-        return _hidden(adapter, sequence, masked, weight=diffusion_weight(level))
+        return _hidden(adapter, sequence, masked, structure=structure, weight=diffusion_weight(level))
     hidden, replaced, left = select_residues(n_residues, mask_rate, rng)
     masked = np.zeros(n_residues, bool)
     masked[hidden] = True
     selected = np.sort(np.concatenate([hidden, replaced, left]))
-    example = _hidden(adapter, sequence, masked, selected=selected)
-    ids = example.tokens.ids.copy()
-    ids[example.tokens.residue_tokens[replaced]] = adapter.residue_ids[rng.integers(20, size=len(replaced))]
-    return replace(example, tokens=replace(example.tokens, ids=ids))
+    letters = np.array(list(sequence))
+    letters[replaced] = np.array(list(AMINO_ACIDS))[rng.integers(20, size=len(replaced))]
+    return _hidden(adapter, sequence, masked, shown="".join(letters), structure=structure, selected=selected)
 
 
 def select_residues(
@@ -99,17 +112,32 @@ def validation_views(adapter: Adapter, mask_rate: float) -> list[View]:
     return [View("none", mask_rate, draw) for draw in range(VALIDATION_DRAWS)]
 
 
-def validation_example(adapter: Adapter, sequence: str, view: View, *, sequence_id: str) -> Example:
-    """Return the example of a protein in one view; the same in every run. Hidden residues are always hidden."""
+def validation_example(
+    adapter: Adapter, sequence: str, view: View, *, sequence_id: str, structure: Structure | None = None
+) -> Example:
+    """Return the example of a protein in one view; the same in every run. Hidden residues are always hidden.
+
+    With a structure the protein is shown with it.
+    """
     if adapter.objective == "ar":
         return _next_tokens(adapter, sequence, view.direction)
-    return _hidden(adapter, sequence, mask_of(view, len(sequence), VALIDATION_SEED, sequence_id))
+    masked = mask_of(view, len(sequence), VALIDATION_SEED, sequence_id)
+    return _hidden(adapter, sequence, masked, structure=structure)
 
 
 def _hidden(
-    adapter: Adapter, sequence: str, masked: np.ndarray, *, selected: np.ndarray | None = None, weight: float = 1.0
+    adapter: Adapter,
+    sequence: str,
+    masked: np.ndarray,
+    *,
+    shown: str | None = None,
+    structure: Structure | None = None,
+    selected: np.ndarray | None = None,
+    weight: float = 1.0,
 ) -> Example:
-    tokens = adapter.encode(sequence, masked=masked)
+    """Return the example of a protein shown as ``shown`` (itself by default) with some residues hidden."""
+    condition = {} if structure is None else {"structure": structure, "condition": "seq_struct"}
+    tokens = adapter.encode(sequence if shown is None else shown, masked=masked, **condition)
     clean = adapter.encode(sequence)
     positions = np.flatnonzero(masked) if selected is None else selected
     at = clean.residue_tokens[positions]

@@ -11,7 +11,7 @@ import logging
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from plm_depth import __version__
 from plm_depth.models import registry
 from plm_depth.models.base import Adapter, Batch, CheckpointError, SequenceError
 from plm_depth.models.devices import claimed
+from plm_depth.models.structures import read_codes, read_structures
 from plm_depth.progress import Progress, start_log
 from plm_depth.randomness import key_of
 from plm_depth.tables import LOSS, TableError, replacing_folder, write_table
@@ -87,10 +88,13 @@ class Trained:
     Attributes:
         adapter: the model, in evaluation mode.
         curve: points in order of steps; the first is the untrained model on the validation proteins.
+        with_structure: of the validation proteins with a structure: how many, and their nats per residue when shown
+            alone ("seq") and with it ("seq_struct"); None where there are none.
     """
 
     adapter: Adapter
     curve: list[Point] = field(default_factory=list)
+    with_structure: dict[str, float] | None = None
 
     def last(self, split: str) -> Point:
         """Return the last point of "train" or "valid"."""
@@ -235,10 +239,13 @@ def _train(
     batches = training_batches(n_tokens, recipe.tokens_per_batch, recipe.seed)
     for step in range(recipe.steps):
         epoch, rows = next(batches)
-        pieces = [(proteins[i].sequence_id, crop_of(proteins[i], longest, recipe.seed, epoch)) for i in rows]
+        pieces = [crop_of(proteins[i], longest, recipe.seed, epoch) for i in rows]
         objective = "mlm" if step < recipe.mlm_steps else adapter.objective
         options = {"objective": objective, "seed": recipe.seed, "epoch": epoch, "mask_rate": recipe.mask_rate}
-        examples = [training_example(adapter, piece, sequence_id=name, **options) for name, piece in pieces]
+        examples = [
+            training_example(adapter, p.sequence, sequence_id=p.sequence_id, structure=p.structure, **options)
+            for p in pieces
+        ]
         batch, at = _collated(adapter, examples, device)
         adapter.module.train()
         for group in optimiser.param_groups:
@@ -258,7 +265,7 @@ def _train(
         optimiser.step()
         nats = residue_nats(logits, at, adapter.residue_ids)
         tally.add(float(nats.sum()), float(ignorant[at.true_aa[at.true_aa >= 0]].sum()), len(nats))
-        n_residues += sum(len(piece) for _, piece in pieces)
+        n_residues += sum(len(piece.sequence) for piece in pieces)
         progress.advance()
         if (step + 1) % recipe.validate_every == 0 or step + 1 == recipe.steps:
             if tally.n:
@@ -269,6 +276,16 @@ def _train(
             validate(step + 1)
     progress.finish()
     adapter.module.requires_grad_(False)
+    if structured := [p for p in valid_proteins if p.structure is not None]:
+        about = {"recipe": recipe, "longest": longest, "step": recipe.steps, "n_residues": n_residues}
+        alone, both = (
+            validation_point(adapter, structured, ignorant, with_structure=shown, **about) for shown in (False, True)
+        )
+        result.with_structure = {"n_proteins": len(structured), "seq": alone.nats, "seq_struct": both.nats}
+        log.info(
+            f"held-out proteins with a structure (n = {len(structured)}): {alone.nats:.4f} nats per residue from the "
+            f"sequence alone, {both.nats:.4f} with the structure"
+        )
     return result
 
 
@@ -282,6 +299,7 @@ def validation_point(
     longest: int,
     step: int,
     n_residues: int,
+    with_structure: bool = False,
 ) -> Point:
     """Return the loss on the fixed validation views: the mean over views of the mean over predicted residues.
 
@@ -289,15 +307,25 @@ def validation_point(
         ignorant: (20,) nats that the background composition pays for each amino acid.
         longest: longer proteins are read in one fixed piece of this many residues.
         step, n_residues: where the training stands.
+        with_structure: show every protein with its structure; all must have one.
     Raises:
         TrainingError: the model's loss is not finite, or no residue was predicted.
     """
     adapter.module.eval()
-    pieces = [(p.sequence_id, crop_of(p, longest, VALIDATION_SEED)) for p in proteins]
+    pieces = [crop_of(p, longest, VALIDATION_SEED) for p in proteins]
     tallies = []
     for view in validation_views(adapter, recipe.mask_rate):
         tally = Tally()
-        examples = [validation_example(adapter, piece, view, sequence_id=name) for name, piece in pieces]
+        examples = [
+            validation_example(
+                adapter,
+                piece.sequence,
+                view,
+                sequence_id=piece.sequence_id,
+                structure=piece.structure if with_structure else None,
+            )
+            for piece in pieces
+        ]
         for rows in batches_of([e.tokens.n_tokens for e in examples], recipe.tokens_per_batch):
             batch, at = _collated(adapter, [examples[i] for i in rows], adapter.device)
             with _products(recipe, adapter.device):
@@ -342,10 +370,15 @@ def _token_counts(
                     f"{adapter.family}: in {which} protein {protein.sequence_id!r} a token stands for something else "
                     "than one residue; losses are per residue, so this family cannot be trained here"
                 )
+        if protein.structure is not None:
+            piece = crop_of(protein, longest, "longest")
+            tokens.append(adapter.encode(piece.sequence, structure=piece.structure, condition="seq_struct"))
         counts.append(max(read.n_tokens for read in tokens))
         n_cropped += len(parts) > 1
     n_residues = sum(len(protein.sequence) for protein in proteins)
     text = f"{which}: {len(proteins)} proteins, {n_residues} residues"
+    if n_structures := sum(protein.structure is not None for protein in proteins):
+        text += f"; {n_structures} with a structure"
     if n_cropped:
         text += f"; {n_cropped} of them longer than {longest} residues and read in pieces of that length"
     log.info(text)
@@ -397,6 +430,7 @@ def notes(
             "valid_reference": valid.reference,
             "valid_n": valid.n,
         },
+        **({"with_structure": result.with_structure} if result.with_structure else {}),
         "versions": {"plm_depth": __version__, "torch": torch.__version__, "transformers": version("transformers")},
     }
 
@@ -423,13 +457,51 @@ def device_of(name: str) -> torch.device:
     return device
 
 
+def structured(
+    proteins: Sequence[Protein], family: str, backbone: Path, codes: Path | None, log: logging.Logger
+) -> list[Protein]:
+    """Return proteins with the structures that a family can be shown; the others as they are.
+
+    Raises:
+        TableError: damaged tables.
+        RecipeError: the family cannot be shown structures.
+    """
+    reads = registry.FAMILIES[family].reads_structure
+    if not reads:
+        raise RecipeError(f"--backbone: {family} cannot be shown a structure; leave it out")
+    of_family = read_codes(codes, family, log=log) if codes else {}
+    found = read_structures(backbone, [(p.sequence_id, p.sequence) for p in proteins], codes=of_family, log=log)
+    return [
+        replace(protein, structure=structure)
+        if (structure := found.get(protein.sequence_id)) and any(getattr(structure, part) is not None for part in reads)
+        else protein
+        for protein in proteins
+    ]
+
+
 def run(
-    *, recipe: str, train_fasta: Path, valid_fasta: Path, checkpoint: Path, loss: Path, device: str = "auto"
+    *,
+    recipe: str,
+    train_fasta: Path,
+    valid_fasta: Path,
+    checkpoint: Path,
+    loss: Path,
+    device: str = "auto",
+    backbone: Path | None = None,
+    codes: Path | None = None,
 ) -> Trained:
-    """Train by a recipe (JSON, or its file) and write the checkpoint folder and the loss table, both or neither."""
+    """Train by a recipe (JSON, or its file) and write the checkpoint folder and the loss table, both or neither.
+
+    Args:
+        backbone, codes: BACKBONE and CODES tables; proteins that have a structure there are shown it too.
+    """
     log = start_log(STAGE)
     wanted = read_recipe(recipe)
     train_proteins, valid_proteins = read_fasta(train_fasta), read_fasta(valid_fasta)
+    if backbone is not None:
+        train_proteins, valid_proteins = (
+            structured(proteins, wanted.family, backbone, codes, log) for proteins in (train_proteins, valid_proteins)
+        )
     where = torch.device(claimed(str(device_of(device)), log=log))
     log.info(f"{wanted.model}: {wanted.steps} steps on {where}, {torch.get_num_threads()} threads")
     result = train(wanted, train_proteins, valid_proteins, device=where, log=log)
@@ -448,6 +520,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--recipe", required=True, help="what is trained and how: JSON, or the path of a JSON file")
     parser.add_argument("--train", type=Path, required=True, help="FASTA of the training proteins")
     parser.add_argument("--valid", type=Path, required=True, help="FASTA of the validation proteins")
+    parser.add_argument("--backbone", type=Path, help="BACKBONE table: proteins are shown with their structures too")
+    parser.add_argument("--codes", type=Path, help="CODES table: precomputed structure codes")
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder to write, in the official layout")
     parser.add_argument("--loss", type=Path, required=True, help="Parquet file of the training curve to write")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
@@ -466,6 +540,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             checkpoint=args.checkpoint,
             loss=args.loss,
             device=args.device,
+            backbone=args.backbone,
+            codes=args.codes,
         )
     except torch.OutOfMemoryError as error:
         raise SystemExit(f"{STAGE}: out of memory ({error}); lower tokens_per_batch or crop of the recipe") from error

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from plm_depth.activations.nulls import shuffle_sequence, shuffled_order
-from plm_depth.activations.structures import in_order, read_structures
 from plm_depth.models.base import Structure
 from plm_depth.models.saprot import STATES
+from plm_depth.models.structures import in_order, read_structures
 from plm_depth.sequences.structures import structures
 from plm_depth.tables import BACKBONE, TableError, read_table
 from small_backbone import backbone, write

@@ -9,7 +9,7 @@ is not sure of itself (pLDDT below 70). Coordinates are those of the file, NaN w
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,19 +18,41 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from plm_depth.models.base import Structure
-from plm_depth.tables import BACKBONE, TableError, iterate_table
+from plm_depth.tables import BACKBONE, CODES, TableError, iterate_table, read_table
 
 SURE = 70.0  # least pLDDT at which a 3Di state is shown
 ATOMS = ("n", "ca", "c")
 _COLUMNS = ("sequence_id", "sequence_hash", "position", "aa", "is_resolved", "plddt", *ATOMS, "three_di")
 
 
+def read_codes(path: str | Path, family: str, *, log: logging.Logger | None = None) -> dict[str, np.ndarray]:
+    """Return the structure codes (n_residues,) int64 that a CODES table holds for a family, by structure_id.
+
+    Raises:
+        TableError: a damaged table.
+    """
+    table = read_table(path, CODES)
+    mine = table.filter(pc.equal(table.column("family").cast(pa.string()), family))
+    found = zip(mine.column("structure_id").to_pylist(), mine.column("codes").to_pylist())
+    codes = {structure_id: np.array(values, np.int64) for structure_id, values in found}
+    if log is not None:
+        log.info(f"{path}: codes of {family} for {len(codes)} structures")
+    return codes
+
+
 def read_structures(
-    path: str | Path, proteins: Sequence[tuple[str, str]], *, log: logging.Logger | None = None
+    path: str | Path,
+    proteins: Sequence[tuple[str, str]],
+    *,
+    codes: Mapping[str, np.ndarray] | None = None,
+    log: logging.Logger | None = None,
 ) -> dict[str, Structure]:
     """Return the structure of each (sequence_id, sequence) that has one in a BACKBONE table, by sequence_id.
 
     Only the rows of these proteins are kept in memory.
+
+    Args:
+        codes: of the structures by their name, as ``read_codes`` gives them.
 
     Raises:
         TableError: a damaged table, or a structure whose rows are not its residues 0, 1, ... in this order.
@@ -60,6 +82,8 @@ def read_structures(
             name = sequence_id if sequence_id in mine else next(iter(mine))
             n_several += len(mine) > 1
             found[sequence_id] = structure_of(mine[name], sequence, where=f"{path}: {name}")
+            if codes and name in codes:
+                found[sequence_id] = replace(found[sequence_id], codes=codes[name])
     if log is not None:
         several = f"; of {n_several} with several the one of the same name, else the first" if n_several else ""
         log.info(f"{path}: structures of {len(found)} of {len(proteins)} proteins{several}")
