@@ -3,17 +3,20 @@
 import csv
 import difflib
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import yaml
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, TypeChecker
 from jsonschema.exceptions import ValidationError
+from jsonschema.validators import extend
 
 from plm_depth.conditions import BACKBONE_TELLS, CONDITIONS
 from plm_depth.sequences import SourceError
 from plm_depth.sequences.accessions import Entry, entries_of
 
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")  # as the wildcard filename of the workflow
 FROM_STRUCTURES = "structures"  # as the source of a data set: the sequences of the section of that name
 SCHEMAS = Path(__file__).parent.parent / "schemas"
 
@@ -75,9 +78,31 @@ class ConfigError(ValueError):
 # Schema
 
 
+def _is_number(checker: TypeChecker, value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(checker: TypeChecker, value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _pattern(validator: object, pattern: str, value: object, schema: object) -> Iterable[ValidationError]:
+    # Python's $ matches before a line end at the end, too: such a name would go into paths.
+    if isinstance(value, str) and not (value.isprintable() and re.search(pattern, value)):
+        yield ValidationError(f"{value!r} does not match {pattern!r}")
+
+
+# NaN and infinities are no numbers here, 4.0 is no whole number, and a text of a pattern has one line.
+_Validator = extend(
+    Draft202012Validator,
+    {"pattern": _pattern},
+    type_checker=Draft202012Validator.TYPE_CHECKER.redefine_many({"number": _is_number, "integer": _is_whole}),
+)
+
+
 def problems(instance: object, schema: Mapping[str, object]) -> list[str]:
     """Return one line per violation of a JSON schema: the key's path, the value, what is allowed."""
-    validator = Draft202012Validator(schema)
+    validator = _Validator(schema)
     lines = []
     for error in sorted(validator.iter_errors(instance), key=lambda e: [str(part) for part in e.absolute_path]):
         lines += _lines(error)
@@ -114,10 +139,16 @@ def _lines(error: ValidationError) -> list[str]:
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         return [f"{where}: {error.instance!r} is not allowed; choose from {_list(error.validator_value)}{hint}"]
     if error.validator == "type":
-        kinds = {"array": "a list", "object": "a mapping", "string": "a text", "integer": "a whole number"}
+        kinds = {
+            "array": "a list",
+            "object": "a mapping",
+            "string": "a text",
+            "integer": "a whole number",
+            "boolean": "yes or no",
+        }
         wanted = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
         words = " or ".join(kinds.get(kind, f"a {kind}") for kind in wanted)
-        hint = ""
+        hint = "" if where != "config" else "; expected lines of the form key: value"
         if isinstance(error.instance, str) and {"number", "integer"} & set(wanted):
             hint = "; YAML reads 1e-4 as text, write 1.0e-4"
         return [f"{where}: {error.instance!r} is not {words}{hint}"]
@@ -187,10 +218,12 @@ def read_models(path: str | Path) -> dict[str, dict[str, object]]:
             rows = list(reader)
             header = reader.fieldnames or []
     except FileNotFoundError:
-        raise ConfigError([f"models_sheet: {path} does not exist"]) from None
+        raise ConfigError(
+            [f"models_sheet: {path} does not exist; give the path of a sheet such as config/models.tsv"]
+        ) from None
     except UnicodeDecodeError as error:
-        raise ConfigError([f"{path}: not UTF-8 text ({error})"]) from None
-    lines = [f"{path}: no column {name!r}" for name in schema["required"] if name not in header]
+        raise ConfigError([f"{path}: not UTF-8 text ({error}); save it as such"]) from None
+    lines = [f"{path}: no column {name!r}; add it" for name in schema["required"] if name not in header]
     for name in header:
         if name not in columns:
             close = difflib.get_close_matches(name, list(columns), n=1)
@@ -202,7 +235,7 @@ def read_models(path: str | Path) -> dict[str, dict[str, object]]:
     for number, cells in enumerate(rows, start=1):
         row: dict[str, object] = {}
         if None in cells or None in cells.values():
-            lines.append(f"{path}: row {number} has not {len(header)} cells, as the header has")
+            lines.append(f"{path}: row {number} has not {len(header)} cells, as the header has: correct its tabs")
             continue
         for name, text in cells.items():
             text = text.strip()
@@ -211,9 +244,9 @@ def read_models(path: str | Path) -> dict[str, dict[str, object]]:
         name = str(row.get("model", f"row {number}"))
         lines += [f"{path}, model {name}: {line}" for line in problems(row, schema)]
         if _must_be_accepted(row) and "licence" not in row:
-            lines.append(f"{path}, model {name}: must be accepted first, but the column licence is empty")
+            lines.append(f"{path}, model {name}: must be accepted first, but the column licence is empty: fill it")
         if name in models:
-            lines.append(f"{path}: model {name} stands twice")
+            lines.append(f"{path}: model {name} stands twice; remove one of its rows")
         models[name] = row
     if lines:
         raise ConfigError(lines)
@@ -314,6 +347,7 @@ class Study:
 
     def _check(self, families: Mapping[str, str], figures: list[str]) -> list[str]:
         lines = []
+        fetched: dict[str, str] = {}  # file name in the folder of downloads -> source
         for name, source in self.sources.items():
             url = source["url"]
             if name == FROM_STRUCTURES:
@@ -324,6 +358,16 @@ class Study:
                 lines.append(f"sources.{name}.url: no file {url}; give a path that exists, file:// or https://")
             elif "://" in url and url.split("://")[0] not in ("file", "http", "https"):
                 lines.append(f"sources.{name}.url: {url!r}; expected a path, file://, http:// or https://")
+            elif "://" in url and not _FILE_NAME.fullmatch(Path(url).name):
+                lines.append(
+                    f"sources.{name}.url: {url!r}; expected an address that ends in a file name: letters, digits, '.', "
+                    "'_' and '-'"
+                )
+            elif "://" in url and fetched.setdefault(Path(url).name, name) != name:
+                lines.append(
+                    f"sources.{name}.url: {url!r} and that of {fetched[Path(url).name]} end in the same name; expected "
+                    "another: give one of them by the path of its file"
+                )
         drawn = [(f"datasets.{name}", d) for name, d in self.datasets.items()]
         if self.training:
             drawn.append(("training", self.training))

@@ -525,7 +525,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (PreflightError, ConfigError) as error:
         raise SystemExit(f"preflight: {error}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SystemExit(f"preflight: {options.config}: not a readable YAML file ({error})") from None
+        raise SystemExit(f"preflight: {options.config}: not a readable YAML file ({error}); correct it") from None
 
 
 if __name__ == "__main__":

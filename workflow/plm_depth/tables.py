@@ -517,9 +517,15 @@ def read_table(path: str | Path, schema: pa.Schema) -> pa.Table:
     try:
         table = pq.read_table(path, page_checksum_verification=True)
     except (OSError, pa.ArrowInvalid) as error:
-        raise TableError(f"{path}: not a readable Parquet file ({error}); delete it and run again") from error
+        raise _unreadable(path, error) from error
     _check_columns(path, table.schema, schema)
     return table
+
+
+def _unreadable(path: str | Path, error: Exception) -> TableError:
+    if not Path(path).exists():
+        return TableError(f"{path}: not a readable Parquet file (no such file); run the stage that writes it first")
+    return TableError(f"{path}: not a readable Parquet file ({error}); delete it and run again")
 
 
 def iterate_table(
@@ -541,7 +547,7 @@ def iterate_table(
         for part in range(file.num_row_groups) if parts is None else parts:
             yield file.read_row_group(part, columns=schema.names if columns is None else list(columns))
     except (OSError, pa.ArrowInvalid) as error:
-        raise TableError(f"{path}: not a readable Parquet file ({error}); delete it and run again") from error
+        raise _unreadable(path, error) from error
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -553,7 +559,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     try:
         metadata = pq.read_metadata(path).metadata or {}
     except (OSError, pa.ArrowInvalid) as error:
-        raise TableError(f"{path}: not a readable Parquet file ({error}); delete it and run again") from error
+        raise _unreadable(path, error) from error
     return {k.decode(): v.decode() for k, v in metadata.items() if not k.startswith(b"ARROW:")}
 
 
@@ -563,7 +569,10 @@ def _check_columns(path: str | Path, found: pa.Schema, schema: pa.Schema) -> Non
 
     for field in schema:
         if field.name not in found.names:
-            raise TableError(f"{path}: no column {field.name!r}; it has {found.names}. Written by another version?")
+            raise TableError(
+                f"{path}: no column {field.name!r}; it has {found.names}. Written by another version? Give the table "
+                "of that kind, or run the stage that writes it again"
+            )
         kind = found.field(field.name).type
         if plain(kind) != plain(field.type):
             raise TableError(f"{path}: column {field.name!r} is {kind}, expected {field.type}")
@@ -686,11 +695,11 @@ class VectorTable:
             # Without pre-buffering: one column of a local file comes faster without the extra copy.
             self._file = pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False)
         except (OSError, pa.ArrowInvalid) as error:
-            raise TableError(f"{path}: not a readable Parquet file ({error}); delete it and run again") from error
+            raise _unreadable(path, error) from error
         found = self._file.schema_arrow
         about = (found.metadata or {}).get(b"vectors")
         if about is None:
-            raise TableError(f"{path}: not a vector table")
+            raise TableError(f"{path}: not a vector table; expected one that activations.extract writes")
         _check_columns(path, found, keys)
         about = json.loads(about)
         self.keys_schema = keys

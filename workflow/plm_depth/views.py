@@ -40,12 +40,21 @@ def views_of(objective: str, inputs: Mapping[str, Mapping[str, object]]) -> list
         objective: "ar", "mlm" or "diffusion".
         inputs: the ``inputs`` section of the config: for "ar" ``directions``; for the others ``noise`` (shares in
             (0, 1]), ``draws`` and ``clean``.
+
+    Raises:
+        ValueError: a value that is not possible; it is named.
+        KeyError, TypeError: a key is missing, or something has another shape.
     """
     wanted = inputs[objective]
     if objective == "ar":
         return [View(direction, math.nan, -1) for direction in wanted["directions"]]
+    noise, draws = [float(t) for t in wanted["noise"]], wanted["draws"]
+    if wrong := [t for t in noise if not 0 < t <= 1]:
+        raise ValueError(f"noise {wrong[0]:g}; expected shares above 0 and up to 1")
+    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
+        raise ValueError(f"draws {draws!r}; expected a whole number of at least 1")
     clean = [View("none", 0.0, -1)] if wanted["clean"] else []
-    return clean + [View("none", float(t), draw) for t in wanted["noise"] for draw in range(wanted["draws"])]
+    return clean + [View("none", t, draw) for t in noise for draw in range(draws)]
 
 
 def mask_of(view: View, n_residues: int, seed: int, sequence_id: str) -> np.ndarray:

@@ -31,6 +31,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from plm_depth import json_text
 from plm_depth.activations import EFFECTS_VERSION
 from plm_depth.activations.batches import MAX_PADDING, BatchError
 from plm_depth.activations.extract import (
@@ -116,7 +117,7 @@ def parse_skips(text: str) -> Skips:
     """
     known = [f.name for f in fields(Skips)]
     try:
-        given = json.loads(text)
+        given = json_text.parse(text)
         if not isinstance(given, dict) or not set(given) <= set(known):
             raise ValueError(f"keys {sorted(given) if isinstance(given, dict) else type(given).__name__}")
         lists = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
@@ -125,7 +126,7 @@ def parse_skips(text: str) -> Skips:
                 raise ValueError(f"{name} is not a list")
     except (json.JSONDecodeError, ValueError) as error:
         raise InterventionError(
-            f"--skips: expected a JSON object with keys among {', '.join(known)}, got {text!r} ({error})"
+            f"--skips: expected a JSON object with keys among {', '.join(known)}, got {json_text.shown(text)} ({error})"
         ) from error
     return Skips(**lists)
 

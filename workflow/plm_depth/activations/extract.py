@@ -42,6 +42,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from plm_depth import json_text
 from plm_depth.activations import VERSION
 from plm_depth.activations.batches import BatchError, is_out_of_memory, plan, run_halving
 from plm_depth.activations.nulls import Null, NullError, applied, as_seen, parse_nulls
@@ -688,11 +689,11 @@ def views_for(adapter: Adapter, inputs: str, log: logging.Logger | None = None) 
         ExtractionError: not JSON, no section for the objective, an unknown direction, or no view that is left.
     """
     try:
-        views = views_of(adapter.objective, json.loads(inputs))
+        views = views_of(adapter.objective, json_text.parse(inputs))
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise ExtractionError(
             f"--inputs: expected a JSON object with the inputs of objective {adapter.objective!r} "
-            f"(ar: directions; mlm and diffusion: noise, draws, clean), got {inputs!r} ({error!r})"
+            f"(ar: directions; mlm and diffusion: noise, draws, clean), got {json_text.shown(inputs)} ({error!r})"
         ) from error
     asked = {view.direction for view in views}
     if unknown := asked - {"n2c", "c2n", "none"}:
@@ -722,13 +723,14 @@ def conditions_for(
         ExtractionError: not a JSON list of conditions, one named twice, or none that is left.
     """
     try:
-        asked = json.loads(text)
+        asked = json_text.parse(text)
     except json.JSONDecodeError:
         asked = None
     is_list = isinstance(asked, list) and bool(asked) and all(one in CONDITIONS for one in asked)
     if not is_list or len(set(asked)) < len(asked):
         raise ExtractionError(
-            f"--conditions: expected a JSON list of some of {', '.join(CONDITIONS)}, none twice, got {text!r}"
+            f"--conditions: expected a JSON list of some of {', '.join(CONDITIONS)}, none twice, got "
+            f"{json_text.shown(text)}"
         )
     kept = []
     for condition in (one for one in CONDITIONS if one in asked):

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from plm_depth import json_text
 from plm_depth.models.base import Adapter, Structure
 from plm_depth.models.structures import in_order
 from plm_depth.randomness import generator
@@ -55,10 +56,11 @@ def parse_nulls(text: str) -> list[Null]:
         NullError: not such a list, an empty one, or one that names a null model twice.
     """
     try:
-        nulls = [Null(**entry) for entry in json.loads(text)]
+        nulls = [Null(**entry) for entry in json_text.parse(text)]
     except (json.JSONDecodeError, TypeError) as error:
         raise NullError(
-            f'--nulls: expected a JSON list like [{{"null_model": "randinit", "seed": 0}}], got {text!r} ({error})'
+            '--nulls: expected a JSON list like [{"null_model": "randinit", "seed": 0}], got '
+            f"{json_text.shown(text)} ({error})"
         ) from error
     if not nulls or len(set(nulls)) < len(nulls):
         raise NullError(f"--nulls: expected at least one null model and none twice, got {text!r}")

@@ -9,7 +9,6 @@ Every figure takes all options and reads only what it needs.
 import argparse
 import contextlib
 import io
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import pyarrow as pa
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from plm_depth import json_text
 from plm_depth.figures.number_table import as_csv, as_html
 from plm_depth.figures.select import FigureError, Model, Study, clean_rows, models_of, primary_rows, with_depths
 from plm_depth.figures.style import RC
@@ -99,7 +99,7 @@ def read_study(models: Path, tables: Mapping[str, Sequence[Path]]) -> Study:
         TableError: a table is missing, corrupt or of another schema.
     """
     try:
-        listed = models_of(json.loads(models.read_text(encoding="utf-8")))
+        listed = models_of(json_text.parse(models.read_text(encoding="utf-8")))
     except ValueError as error:  # not JSON, or not UTF-8
         if isinstance(error, FigureError):
             raise

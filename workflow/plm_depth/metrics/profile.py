@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from plm_depth import json_text
 from plm_depth.metrics.bootstrap import Bootstrap, BootstrapError, interval
 from plm_depth.metrics.corpus import DIFFUSION_GRID, Measurements, over_noise, parts_of, read_clusters
 from plm_depth.metrics.groups import codes_of
@@ -144,12 +145,14 @@ def sorted_rows(columns: dict[str, np.ndarray], by: Sequence[str]) -> dict[str, 
 def numbers_option(text: str) -> list[float]:
     """Return a JSON list of numbers from 0 to 1, as an option gives it."""
     try:
-        values = json.loads(text)
+        values = json_text.parse(text)
     except json.JSONDecodeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not JSON ({error}); expected for instance [0.1, 0.5]") from None
+        raise argparse.ArgumentTypeError(
+            f"{json_text.shown(text)} is not JSON ({error}); expected for instance [0.1, 0.5]"
+        ) from None
     is_list = isinstance(values, list) and values and all(type(v) in (int, float) for v in values)
     if not is_list or not all(0 < v <= 1 and math.isfinite(v) for v in values):
-        raise argparse.ArgumentTypeError(f"{text!r}; expected a list of numbers above 0 and up to 1")
+        raise argparse.ArgumentTypeError(f"{json_text.shown(text)}; expected a list of numbers above 0 and up to 1")
     return [float(v) for v in values]
 
 

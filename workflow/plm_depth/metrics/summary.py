@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from plm_depth import json_text
 from plm_depth.metrics.bootstrap import Bootstrap, BootstrapError, interval
 from plm_depth.metrics.corpus import DIFFUSION_GRID, Measurements, over_noise, parts_of, read_clusters
 from plm_depth.metrics.lens import SETTLED_NATS
@@ -389,9 +390,9 @@ def _rows(one: _Profiles, statistics: Sequence[Statistic], bootstrap: Bootstrap)
 def json_option(text: str) -> object:
     """Return the value of an option that is JSON."""
     try:
-        return json.loads(text)
+        return json_text.parse(text)
     except json.JSONDecodeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from None
+        raise argparse.ArgumentTypeError(f"{json_text.shown(text)} is not JSON: {error}") from None
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -44,6 +44,7 @@ import numpy as np
 import pyarrow as pa
 from scipy import stats
 
+from plm_depth import json_text
 from plm_depth.metrics.bootstrap import LEVEL, Bootstrap, interval
 from plm_depth.metrics.corpus import DIFFUSION_GRID, over_noise, parts_of, read_clusters
 from plm_depth.metrics.profile import numbers_option
@@ -1000,9 +1001,9 @@ def judged(evidence: Sequence[Evidence], margins: Margins) -> list[Row]:
 def _json_option(text: str) -> object:
     """Return parsed JSON, given as text or as the name of a file."""
     try:
-        return json.loads(Path(text).read_text(encoding="utf-8") if text.endswith(".json") else text)
+        return json_text.parse(Path(text).read_text(encoding="utf-8") if text.endswith(".json") else text)
     except (OSError, json.JSONDecodeError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither JSON nor a JSON file: {error}") from None
+        raise argparse.ArgumentTypeError(f"{json_text.shown(text)} is neither JSON nor a JSON file: {error}") from None
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -23,6 +23,17 @@ from plm_depth.tables import replacing
 log = logging.getLogger("models.checkpoints")
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
+# Sizes in the config files of the families, and the largest that is taken for one.
+_BLOCKS = ("num_hidden_layers", "n_layer", "num_layers")
+_WIDTHS = ("hidden_size", "n_embd", "embed_dim")
+_SIZES = {
+    **dict.fromkeys(_BLOCKS, 1000),
+    **dict.fromkeys(_WIDTHS, 10**6),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_head"), 10**5),
+    **dict.fromkeys(("intermediate_size", "n_inner", "vocab_size", "max_position_embeddings", "n_positions"), 10**7),
+}
+_HARMLESS = 10**9  # parameters
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
@@ -37,12 +48,41 @@ def read_json(path: Path) -> dict:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; a checkpoint folder of this layout has one") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(
+            f"{path}: no such file; a checkpoint folder of this layout has one: download it again, or correct the path"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not readable as JSON ({error}); download it again") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: a JSON object was expected, it holds {type(value).__name__}")
+        raise CheckpointError(f"{path}: a JSON object was expected, it holds {type(value).__name__}; download it again")
     return value
+
+
+def read_config(path: Path) -> dict:
+    """Return the ``config.json`` of a checkpoint, its sizes checked before a module of that size is built.
+
+    Raises:
+        CheckpointError: see ``read_json``; a size that is no whole number of a model's range; or more parameters than
+            the weight files beside it have room for.
+    """
+    config = read_json(path)
+    for key, most in _SIZES.items():
+        value = config.get(key)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise CheckpointError(
+                f"{path}: {key} is {value!r}; expected a whole number from 1 to {most}: correct it or download it again"
+            )
+    blocks, width = (next((config[k] for k in keys if config.get(k)), 0) for keys in (_BLOCKS, _WIDTHS))
+    stored = sum(file.stat().st_size for file in path.parent.rglob("*") if file.suffix in _WEIGHTS and file.is_file())
+    asked = 2 * blocks * width**2  # two square matrices a block, at one byte each: less than any has
+    if asked > max(stored, _HARMLESS):  # a smaller one is built and found wanting tensor by tensor
+        raise CheckpointError(
+            f"{path}: {blocks} blocks of width {width} in the config, but the weights beside it have {stored} bytes; "
+            "are both of one checkpoint, and whole?"
+        )
+    return config
 
 
 def setting(config: Mapping[str, object], path: Path, *names: str, default: object = None) -> object:
@@ -55,7 +95,7 @@ def setting(config: Mapping[str, object], path: Path, *names: str, default: obje
         if config.get(name) is not None:
             return config[name]
     if default is None:
-        raise CheckpointError(f"{path}: no {' or '.join(map(repr, names))}; it has {sorted(config)}")
+        raise CheckpointError(f"{path}: no {' or '.join(map(repr, names))}; it has {sorted(config)}: download it again")
     return default
 
 
@@ -103,16 +143,17 @@ def weight_files(folder: Path, *, with_index: bool = False) -> list[Path]:
             return [index, *shards] if with_index else shards
     there = sorted(path.name for path in folder.iterdir())
     raise CheckpointError(
-        f"{folder}: neither model.safetensors nor pytorch_model.bin (or their shards); it has {there}"
+        f"{folder}: neither model.safetensors nor pytorch_model.bin (or their shards); it has {there}. Download "
+        "the weights"
     )
 
 
 def _weight_map(index: Path) -> dict[str, str]:
     found = read_json(index).get("weight_map")
     if not isinstance(found, dict) or not all(isinstance(shard, str) for shard in found.values()):
-        raise CheckpointError(f"{index}: no 'weight_map' of tensor names to file names")
+        raise CheckpointError(f"{index}: no 'weight_map' of tensor names to file names; download it again")
     if outside := sorted({shard for shard in found.values() if Path(shard).name != shard}):
-        raise CheckpointError(f"{index}: {outside} are not names of files in the same folder")
+        raise CheckpointError(f"{index}: {outside} are not names of files in the same folder; download it again")
     return found
 
 
@@ -132,12 +173,13 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         tensors.update(found)
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{name}.index.json"
-        if len(files) > 1 and index.is_file() and files[0].suffix == Path(name).suffix:
+        if index.is_file() and files[0].suffix == Path(name).suffix and files != [folder / name]:
             expected = set(_weight_map(index))
             if expected != set(tensors):
                 raise CheckpointError(
                     f"{index}: lists {len(expected)} tensors, the shards hold {len(tensors)}; only in the index: "
-                    f"{_some(expected - set(tensors))}; only in the shards: {_some(set(tensors) - expected)}"
+                    f"{_some(expected - set(tensors))}; only in the shards: "
+                    f"{_some(set(tensors) - expected)}. Download them again"
                 )
     return tensors
 
@@ -269,6 +311,8 @@ def fill(
     for name in sorted(set(used) & set(target)):
         if used[name].shape != target[name].shape:
             problems.append(f"{name} has shape {tuple(used[name].shape)}, expected {tuple(target[name].shape)}")
+        elif target[name].is_floating_point() and not used[name].is_floating_point():
+            problems.append(f"{name} holds {str(used[name].dtype).removeprefix('torch.')}, expected floating numbers")
         elif not torch.isfinite(used[name]).all():
             problems.append(f"{name} holds NaN or inf")
     for names in aliases.values():

@@ -116,6 +116,12 @@ def read_card(path: Path | str) -> dict:
                 f"{path}: not the card of a checkpoint: {key!r} should be a {kind.__name__}, it is {card.get(key)!r}; "
                 "write it again with plm_depth.models.describe"
             )
+    files = card["files"]
+    if not all(isinstance(f, dict) and {"name", "bytes", "sha256"} <= set(f) for f in files):
+        raise CheckpointError(
+            f"{path}: not the card of a checkpoint: 'files' should list name, bytes and sha256 of each; write it again "
+            "with plm_depth.models.describe"
+        )
     return card
 
 

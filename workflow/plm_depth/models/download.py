@@ -209,6 +209,8 @@ def _ask(
     for n in range(1, attempts + 1):
         try:
             return question()
+        except errors.HFValidationError as error:
+            raise DownloadError(f"{where}: no name of a repository; expected organisation/name ({error})") from error
         except errors.GatedRepoError as error:
             raise DownloadError(
                 f"{where}: the weights are gated. Accept their licence on the model's page, then log in "
@@ -359,6 +361,14 @@ def from_archive(
 # ------------------------------------------------------------------------------------------------------------- door
 
 
+def _digests_of(text: str) -> dict[str, str]:
+    """Return file=digest,... by file."""
+    pairs = [pair.partition("=")[::2] for pair in text.split(",") if pair]
+    if wrong := [name for name, digest in pairs if not re.fullmatch("[0-9a-f]{64}", digest)]:
+        raise DownloadError(f"--sha256: {wrong[0]!r}; expected file=digest with 64 hexadecimal digits")
+    return dict(pairs)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m plm_depth.models.download", description=__doc__.splitlines()[0])
     source = parser.add_mutually_exclusive_group(required=True)
@@ -386,7 +396,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             from_archive(options.archive, options.output, sha256=digest, **retry)
             log.info(f"{options.archive} is in {options.output}")
         else:
-            digests = dict(pair.split("=", 1) for pair in options.sha256.split(",") if pair)
+            digests = _digests_of(options.sha256)
             patterns = options.files.split(",")
             noted = from_hub(options.repo, options.revision, patterns, options.output, digests=digests, **retry)
             said = f"licence {noted['licence'] or 'not stated'}{', gated' if noted['gated'] else ''}"

@@ -151,7 +151,7 @@ class Esm(Adapter):
         if cls.layout_of(folder, layout) == "fair_esm":
             config, tensors, path = cls.from_fair_esm(fair_esm_file(folder))
         else:
-            config = checkpoints.read_json(path)
+            config = checkpoints.read_config(path)
             tensors = checkpoints.read_weights(folder)
         cls.check_config(config, path)
         if cls.position_embeddings == "absolute":  # ESM-1b has a norm on the embeddings, ESM-1v none: the file says

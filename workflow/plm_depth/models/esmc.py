@@ -176,7 +176,7 @@ class EsmC(Adapter):
             )
         else:
             where = folder / "config.json"
-            raw = checkpoints.read_json(where)
+            raw = checkpoints.read_config(where)
             check_config(raw, where)
             tensors = checkpoints.read_weights(folder)
             config = cls._config(

@@ -146,7 +146,7 @@ class ProGen2(Adapter):
         cls.check_layout(layout)  # both are read alike
         folder = Path(folder)
         path = folder / "config.json"
-        raw = checkpoints.read_json(path)
+        raw = checkpoints.read_config(path)
         if raw.get("model_type") != "progen":
             raise CheckpointError(
                 f"{path}: model_type is {raw.get('model_type')!r}, but ProGen2 has 'progen'; is this a checkpoint of "

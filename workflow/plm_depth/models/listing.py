@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from plm_depth import json_text
 from plm_depth.models.describe import read_card
 from plm_depth.tables import write_text
 
@@ -40,7 +41,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON file")
     options = parser.parse_args(argv)
     try:
-        rows = listing(json.loads(options.models), [read_card(path) for path in options.cards])
+        models = json_text.parse(options.models)
+        if not isinstance(models, list) or not all(
+            isinstance(m, dict) and {"model", "family"} <= set(m) for m in models
+        ):
+            raise ValueError(
+                f"--models: {json_text.shown(options.models)}; expected a JSON list of objects with model and family"
+            )
+        rows = listing(models, [read_card(path) for path in options.cards])
     except (ValueError, OSError) as error:
         raise SystemExit(f"models.listing: {error}") from None
     write_text(json.dumps(rows, indent=1) + "\n", options.output)

@@ -42,7 +42,7 @@ def read(folder: Path) -> dict[str, object] | None:
         whole = all(isinstance(f["bytes"], int) and isinstance(f["sha256"], str) for f in manifest["files"].values())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole = False
     if not whole:
         raise DownloadError(f"{path}: not the manifest of a download; remove {folder} and fetch it again")

@@ -143,7 +143,7 @@ class ProGen3(Adapter):
         cls.check_layout(layout)
         folder = Path(folder)
         path = folder / "config.json"
-        raw = checkpoints.read_json(path)
+        raw = checkpoints.read_config(path)
         expected = {
             "model_type": ("progen3",),
             "vocab_size": (len(PROGEN3_TOKENS),),

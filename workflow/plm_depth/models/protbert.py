@@ -112,7 +112,7 @@ class ProtBert(Adapter):
         cls.check_layout(layout)
         folder = Path(folder)
         path = folder / "config.json"
-        raw = checkpoints.read_json(path)
+        raw = checkpoints.read_config(path)
         expected = {
             "model_type": ("bert",),
             "vocab_size": (len(PROTBERT_TOKENS),),

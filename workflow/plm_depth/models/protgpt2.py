@@ -199,7 +199,7 @@ class ProtGpt2(Adapter):
         cls.check_layout(layout)
         folder = Path(folder)
         path = folder / "config.json"
-        raw = checkpoints.read_json(path)
+        raw = checkpoints.read_config(path)
         pieces = Pieces.read(folder)
         expected = {
             "model_type": ("gpt2",),

@@ -83,7 +83,21 @@ def load(
         ValueError: an unknown family or layout.
         CheckpointError: the checkpoint is not what the family publishes, or stepping does not give its logits.
     """
-    adapter = adapter_class(family).load(Path(folder), dtype=dtype, layout=layout, **options)
+    kind = adapter_class(family)
+    from plm_depth.models.base import CheckpointError
+
+    try:
+        adapter = kind.load(Path(folder), dtype=dtype, layout=layout, **options)
+    except (CheckpointError, OSError):
+        raise
+    except Exception as error:  # a library that was given nonsense has error classes of its own
+        if layout is not None and layout not in kind.layouts:
+            raise
+        said = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{folder}: cannot be loaded as {family} ({type(error).__name__}: {said[:300]}); is its config.json that "
+            "of this family and of these weights?"
+        ) from error
     adapter.module.to(device)
     adapter.self_check()
     return adapter

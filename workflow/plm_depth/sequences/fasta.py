@@ -29,6 +29,7 @@ from plm_depth.tables import AMINO_ACIDS
 BLOCK = 1 << 17  # bytes a read: fits the cache, and lets the decompressing thread run ahead
 CANONICAL = AMINO_ACIDS.encode()
 WHITE_SPACE = b" \t\r\n\v\f"
+NO_RESIDUES = "no residues; expected them on the lines behind the header: complete the record, or remove it"
 _MAY_STAND_IN_A_SEQUENCE = bytes(range(ord("A"), ord("Z") + 1)) + b"*-."
 _MAGIC = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz"}
 _UNIPROT_DATABASES = frozenset({b"sp", b"tr", b"up"})
@@ -70,7 +71,7 @@ def raw_batches(path: str | Path, on_read: Callable[[int], None] | None = None) 
             file = stack.enter_context(open(path, "rb"))
             stream = stack.enter_context(_decompressed(file))
         except OSError as error:
-            raise SourceError(f"{path}: cannot be read as a file ({error.strerror})") from error
+            raise SourceError(f"{path}: cannot be read as a file ({error.strerror}); expected FASTA") from error
         while True:
             try:
                 # Blocks grow with a record longer than a block, else its pieces would be copied over and over. The
@@ -90,7 +91,10 @@ def raw_batches(path: str | Path, on_read: Callable[[int], None] | None = None) 
                 if not block:
                     continue
                 if not block.startswith(b">"):
-                    raise SourceError(f"{path}: not FASTA: begins with {block[:20]!r}, expected '>' and an accession")
+                    raise SourceError(
+                        f"{path}: not FASTA: begins with {block[:20]!r}, expected '>' and an accession, in plain text "
+                        "without byte order mark, or compressed by gzip, bzip2 or xz"
+                    )
                 block = b"\n" + block
             pending += block
             cut = pending.rfind(b"\n>", 1)
@@ -100,7 +104,7 @@ def raw_batches(path: str | Path, on_read: Callable[[int], None] | None = None) 
                 n_records += len(batch)
                 yield batch
     if not pending:
-        raise SourceError(f"{path}: empty, expected at least one FASTA record")
+        raise SourceError(f"{path}: empty, expected at least one FASTA record; was its download cut?")
     yield [pending[2:]]
 
 
@@ -124,7 +128,7 @@ def raw_accession(header: bytes) -> bytes:
         SourceError: no accession directly behind ``>``, or bytes that are not UTF-8. The caller adds the place.
     """
     if not header or header[0] in WHITE_SPACE:
-        raise SourceError(f"no accession directly behind '>' in {b'>' + header[:60]!r}")
+        raise SourceError(f"no accession directly behind '>' in {b'>' + header[:60]!r}; expected one: >P69905 words")
     word = header.split(None, 1)[0]
     if b"|" in word:
         parts = word.split(b"|")
@@ -134,7 +138,7 @@ def raw_accession(header: bytes) -> bytes:
         try:
             word.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise SourceError(f"the accession {word!r} is not UTF-8 text") from error
+            raise SourceError(f"the accession {word!r} is not UTF-8 text; correct the record, or remove it") from error
     return word
 
 
@@ -148,10 +152,12 @@ def clean(body: bytes) -> Residues:
     text = found.upper()
     strange = text.translate(None, _MAY_STAND_IN_A_SEQUENCE)
     if strange:
-        raise SourceError(f"{strange[:1]!r} in the sequence, expected letters, '*', '-' or '.'")
+        raise SourceError(
+            f"{strange[:1]!r} in the sequence, expected letters, '*', '-' or '.': correct the record, or remove it"
+        )
     stop_dropped = text.endswith(b"*")
     if stop_dropped:
         text = text[:-1]
     if not text:
-        raise SourceError("no residues")
+        raise SourceError(NO_RESIDUES)
     return Residues(text, not text.translate(None, CANONICAL), text != found[: len(text)], stop_dropped)

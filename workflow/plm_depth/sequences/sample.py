@@ -22,9 +22,11 @@ from pathlib import Path
 from plm_depth.megabytes import Megabytes
 from plm_depth.progress import start_log
 from plm_depth.sequences import SourceError
-from plm_depth.sequences.fasta import CANONICAL, WHITE_SPACE, clean, raw_accession, raw_batches
+from plm_depth.sequences.fasta import CANONICAL, NO_RESIDUES, WHITE_SPACE, clean, raw_accession, raw_batches
 from plm_depth.tables import LEFT_OUT, SEQUENCES, write_table
 
+LONGEST_ACCESSION = 256  # characters: it becomes a key of every table
+_LINE_ENDS = "its lines end with a carriage return alone; expected line feeds: convert the file"
 REASONS = ("sampled", "not_sampled", "non_canonical", "too_short", "too_long")
 
 
@@ -142,7 +144,7 @@ def draw(
                     length = len(body) - len(rest)
                     if length < min_length:
                         if not length:
-                            raise SourceError("no residues")
+                            raise SourceError(_LINE_ENDS if b"\r" in header.rstrip() else NO_RESIDUES)
                         too_short += 1
                         continue
                     if length > max_length:
@@ -168,6 +170,7 @@ def draw(
             f"{1 if at_most else size} (non_canonical {non_canonical}, too_short {too_short}, too_long {too_long}); "
             f"lower --size, or widen --min-length {min_length} and --max-length {max_length}"
         )
+    _check_accessions(chosen)
     _check_unique(chosen)
     counts = (len(chosen), n_passed - len(chosen), non_canonical, too_short, too_long)
     return Sample(_columns(chosen), dict(zip(REASONS, counts, strict=True)), upper_cased, stop_dropped)
@@ -180,6 +183,17 @@ def _check_options(fastas: Sequence[str | Path], size: int, min_length: int, max
         raise SourceError(f"--size {size}: expected at least 1 protein")
     if not 1 <= min_length <= max_length:
         raise SourceError(f"--min-length {min_length} --max-length {max_length}: expected 1 <= min <= max")
+
+
+def _check_accessions(chosen: Iterable[_Candidate]) -> None:
+    """Refuse accessions that no database has; only those of the sample go further than this module."""
+    for candidate in chosen:
+        accession = candidate.accession.decode()
+        if len(accession) > LONGEST_ACCESSION or not accession.isprintable():
+            raise SourceError(
+                f"{candidate.place}: accession {accession[:40]!r} ({len(accession)} characters); expected at most "
+                f"{LONGEST_ACCESSION} printable characters: correct the record, or remove it"
+            )
 
 
 def _check_unique(chosen: Iterable[_Candidate]) -> None:

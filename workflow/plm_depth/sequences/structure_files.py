@@ -38,6 +38,7 @@ BACKBONE_ATOMS = ("N", "CA", "C", "O", "CB")
 LONGEST_PEPTIDE_BOND = 2.5  # Angstrom between C and the next N: the limit of DSSP; 1.33 is usual
 LARGEST_MISMATCH = 0.05  # share of residues whose coordinates may be of another amino acid than the sequence states
 ALIGNMENTS = 1000  # equally good alignments that are looked at for the one that gaps only where the chain is broken
+LARGEST_COORDINATE = 1e5  # Angstrom; beyond any structure, and a PDB file has room for less
 _MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
 _NOTHING = frozenset({"", ".", "?"})
 _ATOM_COLUMNS = (
@@ -172,7 +173,7 @@ def _text_of(path: str | Path) -> str:
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise SourceError(f"{path}: cannot be read as a file ({error.strerror})") from error
+        raise SourceError(f"{path}: cannot be read as a file ({error.strerror}); expected PDB or mmCIF") from error
     if data.startswith(b"\x1f\x8b"):
         try:
             data = gzip.decompress(data)
@@ -210,7 +211,9 @@ def _read_pdb(text: str, path: str | Path) -> _File:
         try:
             structure = parser.get_structure("", io.StringIO(text))
         except (PDBConstructionException, ValueError, IndexError) as error:
-            raise SourceError(f"{path}: not a sound PDB file: {error}") from error
+            raise SourceError(
+                f"{path}: not a sound PDB file: {error}{_place_of(lines)}; correct it, or fetch the file again"
+            ) from error
     left_out: Counter[str] = Counter()
     for warning in caught:
         if not issubclass(warning.category, PDBConstructionWarning):
@@ -219,11 +222,13 @@ def _read_pdb(text: str, path: str | Path) -> _File:
         if "may be missing" not in said:
             continue
         if "occupancy" not in said:
-            raise SourceError(f"{path}: not a sound PDB file: {said.splitlines()[0]}")
+            raise SourceError(
+                f"{path}: not a sound PDB file: {said.splitlines()[0].rstrip('.')}; correct it, or fetch the file again"
+            )
         left_out["atoms without an occupancy, taken as 0"] += 1
     models = list(structure)
     if not models:
-        raise SourceError(f"{path}: no ATOM records in it")
+        raise SourceError(f"{path}: no ATOM records in it; expected a PDB file with the atoms of a protein")
     left_out["further models"] += len(models) - 1
     stated: dict[str, list[list[str]]] = defaultdict(list)
     for line in lines:
@@ -268,6 +273,18 @@ def _read_pdb(text: str, path: str | Path) -> _File:
     )
 
 
+def _place_of(lines: Sequence[str]) -> str:
+    """Return where the first atom with an unreadable number stands, to be put behind what the parser says."""
+    for number, line in enumerate(lines, start=1):
+        if line.startswith(("ATOM", "HETATM")):
+            try:
+                int(line[22:26])
+                [float(line[a:b]) for a, b in ((30, 38), (38, 46), (46, 54))]
+            except ValueError:
+                return f" (line {number})"
+    return ""
+
+
 def _iso_date(text: str) -> str:
     """Return 04-DEC-07 as 2007-12-04; anything else as it is."""
     found = re.fullmatch(r"(\d\d)-([A-Z]{3})-(\d\d)", text.strip().upper())
@@ -282,7 +299,7 @@ def _read_cif(text: str, path: str | Path) -> _File:
     try:
         data = MMCIF2Dict(io.StringIO(text))
     except (ValueError, IndexError, KeyError, StopIteration, RuntimeError) as error:
-        raise SourceError(f"{path}: not a sound mmCIF file, or cut: {error}") from error
+        raise SourceError(f"{path}: not a sound mmCIF file, or cut: {error}; fetch it again") from error
     missing = [name for name in _ATOM_COLUMNS if f"_atom_site.{name}" not in data]
     if missing:
         raise SourceError(f"{path}: no column _atom_site.{missing[0]}; expected an mmCIF file with atoms")
@@ -299,7 +316,7 @@ def _read_cif(text: str, path: str | Path) -> _File:
     insertions = columns.get("pdbx_PDB_ins_code", ["?"] * n_atoms)
     entities = columns.get("label_entity_id", [""] * n_atoms)
     elements = columns.get("type_symbol", [""] * n_atoms)
-    sequences = _stated_sequences(data)
+    sequences = _stated_sequences(data, path)
 
     places: dict[tuple[str, ...], tuple[str, _Residue]] = {}
     entity_of: dict[str, str] = {}
@@ -361,7 +378,7 @@ def _read_cif(text: str, path: str | Path) -> _File:
     )
 
 
-def _stated_sequences(data: MMCIF2Dict) -> dict[str, list[list[str]]]:
+def _stated_sequences(data: MMCIF2Dict, path: str | Path) -> dict[str, list[list[str]]]:
     """Return by entity the components that the file states at each place (several where it is heterogeneous)."""
     sequences: dict[str, dict[int, list[str]]] = defaultdict(dict)
     for entity, number, component in zip(
@@ -369,7 +386,13 @@ def _stated_sequences(data: MMCIF2Dict) -> dict[str, list[list[str]]]:
         data.get("_entity_poly_seq.num", []),
         data.get("_entity_poly_seq.mon_id", []),
     ):
-        sequences[entity].setdefault(int(number), []).append(component)
+        try:
+            place = int(number)
+        except ValueError:
+            raise SourceError(
+                f"{path}: _entity_poly_seq.num {number!r} of entity {entity}; expected a whole number: fetch it again"
+            ) from None
+        sequences[entity].setdefault(place, []).append(component)
     return {entity: [places[number] for number in sorted(places)] for entity, places in sequences.items()}
 
 
@@ -462,7 +485,8 @@ def _laid_out(file: _File, chain: str, residues: list[_Residue], path: str | Pat
             positions = np.array([-1 if r.label is None else r.label - 1 for r in residues])
             if positions.min() < 0 or positions.max() >= len(stated) or (np.diff(positions) <= 0).any():
                 raise SourceError(
-                    f"{path}: chain {chain!r}: label_seq_id does not fit the {len(stated)} residues of _entity_poly_seq"
+                    f"{path}: chain {chain!r}: label_seq_id does not fit the {len(stated)} residues of "
+                    "_entity_poly_seq; fetch the file again"
                 )
             components = [place[0] for place in stated]
             for position, (component, _) in zip(positions, taken):
@@ -502,11 +526,17 @@ def _laid_out(file: _File, chain: str, residues: list[_Residue], path: str | Pat
             atom_names.append("SD" if selenium else atom.name)
             atom_elements.append("S" if selenium else atom.element)
             xyz.append(atom.xyz)
-    if not np.isfinite(coordinates).all() and np.isinf(coordinates).any():
-        raise SourceError(f"{path}: chain {chain!r}: a coordinate is infinite")
+    strange = ~(np.abs(np.array(xyz, float).reshape(-1, 3)) < LARGEST_COORDINATE).all(1)  # true of NaN, too
+    if strange.any():
+        atom = int(np.argmax(strange))
+        raise SourceError(
+            f"{path}: chain {chain!r}: atom {atom_names[atom]} of the residue at position {atom_positions[atom]} lies "
+            f"at {xyz[atom]}; expected finite coordinates in Angstrom: correct the atom, or leave it out"
+        )
     if not np.isfinite(coordinates[:, :3]).all((1, 2)).any():
         raise SourceError(
-            f"{path}: chain {chain!r}: no residue has N, CA and C; a model of CA atoms only cannot be used"
+            f"{path}: chain {chain!r}: no residue has N, CA and C; a model of CA atoms only cannot be "
+            "used: give one with its backbone"
         )
     return Chain(
         chain=chain,

@@ -14,7 +14,6 @@ PDB), or as ``--confidence`` says: ``plddt`` always, ``none`` never.
 
 import argparse
 import hashlib
-import json
 import logging
 import re
 from collections import Counter
@@ -24,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from plm_depth import json_text
 from plm_depth.progress import Progress, start_log
 from plm_depth.sequences import SourceError
 from plm_depth.sequences.accessions import STRUCTURE_FILES
@@ -42,7 +42,7 @@ SOURCES = ("folder", "pdb", "alphafold")
 CONFIDENCES = ("auto", "plddt", "none")
 ROWS = 1 << 16  # residues written together
 LINE = 60  # residues a line of FASTA
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 def plddt_of(chain: Chain, confidence: str = "auto") -> np.ndarray | None:
@@ -209,7 +209,9 @@ def _check(files: Sequence[str | Path], chains: Sequence[dict[str, str | None]])
             raise SourceError(f'--chains: {wanted!r}; expected {{"structure": id, "chain": a letter or null}}')
         name, chain = wanted["structure"], wanted["chain"]
         if not isinstance(name, str) or not _ID.fullmatch(name):
-            raise SourceError(f"structure id {name!r}; expected letters, digits, '.', '_' and '-'")
+            raise SourceError(
+                f"structure id {json_text.shown(str(name))}; expected up to 128 letters, digits, '.', '_' and '-'"
+            )
         if not (chain is None or isinstance(chain, str)):
             raise SourceError(f"--chains: chain {chain!r} of {name}; expected a text or null")
         if name in seen:
@@ -256,9 +258,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if options["chains"] is not None:
             try:
-                options["chains"] = json.loads(options["chains"])
+                options["chains"] = json_text.parse(options["chains"])
             except ValueError as error:
-                raise SourceError(f"--chains: not JSON ({error})") from error
+                raise SourceError(f"--chains: not JSON ({error}); expected a list") from error
         structures(**options, log=log)
     except (SourceError, TableError, OSError) as error:
         raise SystemExit(f"structures: {error}") from error

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 
+from plm_depth import json_text
+
 DTYPES = ("float32", "bfloat16")
 
 
@@ -138,10 +140,10 @@ def read_recipe(given: str) -> Recipe:
     Raises:
         RecipeError: the file is missing, the text is not JSON, or as ``parse_recipe``; a file is named.
     """
-    is_text = given.lstrip().startswith("{")
+    is_text = given.lstrip().startswith(("{", "["))
     where = "" if is_text else f"{given}: "
     try:
-        return parse_recipe(json.loads(given if is_text else Path(given).read_text(encoding="utf-8")))
+        return parse_recipe(json_text.parse(given if is_text else Path(given).read_text(encoding="utf-8")))
     except OSError as error:
         raise RecipeError(f"{where}cannot be read ({error.strerror}); expected a recipe: JSON, or its file") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
