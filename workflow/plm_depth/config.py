@@ -145,6 +145,7 @@ def _lines(error: ValidationError) -> list[str]:
             "string": "a text",
             "integer": "a whole number",
             "boolean": "yes or no",
+            "number": "a finite number",
         }
         wanted = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
         words = " or ".join(kinds.get(kind, f"a {kind}") for kind in wanted)

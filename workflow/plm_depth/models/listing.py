@@ -40,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--cards", nargs="+", type=Path, required=True, help="their cards")
     parser.add_argument("--output", type=Path, required=True, help="JSON file")
     options = parser.parse_args(argv)
+
+    from plm_depth.models.base import CheckpointError
+
     try:
         models = json_text.parse(options.models)
         if not isinstance(models, list) or not all(
@@ -49,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"--models: {json_text.shown(options.models)}; expected a JSON list of objects with model and family"
             )
         rows = listing(models, [read_card(path) for path in options.cards])
-    except (ValueError, OSError) as error:
+    except (CheckpointError, ValueError, OSError) as error:
         raise SystemExit(f"models.listing: {error}") from None
     write_text(json.dumps(rows, indent=1) + "\n", options.output)
 
