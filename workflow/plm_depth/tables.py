@@ -313,6 +313,61 @@ BACKBONE = _schema(
     hse_up=(_f32, "half-sphere exposure, a proxy for burial: CA atoms within 12 Angstrom on CB's side; NaN unknown"),
 )
 
+# A user's labels, and which layer serves them (choices).
+LABELS = _schema(
+    "one label of one protein, or of one of its residues, of a user's table",
+    sequence_id=(_cat, "identifier of the row, or line_N"),
+    position=(_i32, "0-based position of the residue; -1: a label of the whole protein"),
+    label=(_cat, "column of the label; multi-label: name of the label"),
+    value=(_f64, "the number; the code of the class; multi-label: 0 or 1"),
+    text=(_cat, "the label as it stands in the table"),
+    split=(_cat, "train, valid or test, or the name of a fold, as the user splits; empty: the workflow splits"),
+    group=(_cat, "the user's cluster; empty: there is none"),
+)
+CHOICE = _schema(
+    "score of a probe on one layer of one model, on a user's labels",
+    choice=(_cat, "name of the question: a table and a label"),
+    model_id=(_cat, "model"),
+    family=(_cat, "family of the model"),
+    objective=(_cat, "ar, mlm or diffusion"),
+    n_blocks=(_i16, "blocks of the model"),
+    kind=(_cat, "regression, classification or multi-label, for residues with residue- before it"),
+    probe=(_cat, "linear: L2-penalised; knn: mean of the nearest training rows"),
+    metric=(_cat, "spearman, pearson, r2; mcc, accuracy, macro_f1; macro_auprc"),
+    side=(_cat, "valid: rows by which the layer is chosen; test: rows that score it; both are unseen by the probe"),
+    layer=(_i16, "0..n_blocks: blocks passed"),
+    value=(_f64, "the score; NaN where undefined"),
+    ci_lo=(_f64, "2.5th percentile of the cluster bootstrap"),
+    ci_hi=(_f64, "97.5th percentile of the cluster bootstrap"),
+    below_best=(_f64, "score of the best layer minus this one's"),
+    below_lo=(_f64, "2.5th percentile of the same, paired resample by resample"),
+    below_hi=(_f64, "97.5th percentile of the same"),
+    over_last=(_f64, "score minus that of the last layer"),
+    over_last_lo=(_f64, "2.5th percentile of the same, paired"),
+    over_last_hi=(_f64, "97.5th percentile of the same, paired"),
+    in_plateau=(_bool, "whether the score is at least the best minus tolerance times its size"),
+    is_tied=(_bool, "whether the interval of below_best holds 0: these rows cannot tell the layer from the best"),
+    share_within=(_f64, "share of resamples in which the layer is in the plateau of that resample"),
+    share_chosen=(_f64, "share of resamples in which the layer is the shallowest of the plateau"),
+    is_recommended=(_bool, "shallowest layer of the plateau; one row of each model, probe, metric and side"),
+    is_primary=(_bool, "whether this probe and metric decide"),
+    chance=(_f64, "what a guess that ignores the features scores"),
+    tolerance=(_f64, "of the plateau"),
+    n_rows=(_i32, "labels behind the score"),
+    n_cluster=(_i32, "clusters among them"),
+    n_boot=(_i32, "resamples in which the score is defined"),
+)
+SAVINGS = _schema(
+    "what a model costs when it ends after a layer",
+    model_id=(_cat, "model"),
+    n_blocks=(_i16, "blocks of the whole model"),
+    layer=(_i16, "0..n_blocks: blocks that stay"),
+    n_parameters=(_i64, "parameters, embedding and head included"),
+    weight_bytes=(_i64, "bytes of the weights in the dtype of the study"),
+    flops_per_token=(_f64, "operations of products in the blocks, for one token of a protein of n_tokens tokens"),
+    n_tokens=(_i32, "tokens of that protein"),
+)
+
 # Key columns of the vector tables. A row is one token (moments), one read position (lens logits) or one anchor (stream)
 # of one view of one protein under one null model. What is constant over a file (model, dtype, ...) is in its metadata.
 VIEW_KEYS = {

@@ -41,6 +41,8 @@ CARD = {
     "self_check": float,  # largest |logits by stepping - logits of the library|, relative to the largest logit
     "versions": dict,
 }
+# Of cards since the key exists: parameters of the model that ends after 0, 1, ... n_blocks blocks.
+BY_DEPTH = "n_parameters_by_depth"
 
 
 def describe(model_id: str, family: str, folder: Path, *, dtype: str = "float32", revision: str = "local") -> dict:
@@ -53,7 +55,7 @@ def describe(model_id: str, family: str, folder: Path, *, dtype: str = "float32"
         CheckpointError: the checkpoint is not what its family publishes, see ``registry.load``, or not the files that
             were fetched.
     """
-    from plm_depth.models import registry
+    from plm_depth.models import registry, truncate
     from plm_depth.models.base import CheckpointError
 
     folder = Path(folder)
@@ -88,6 +90,7 @@ def describe(model_id: str, family: str, folder: Path, *, dtype: str = "float32"
         "n_blocks": adapter.n_blocks,
         "d_model": adapter.d_model,
         "n_parameters": adapter.n_parameters,
+        BY_DEPTH: truncate.parameters_by_depth(adapter),
         "n_vocabulary": len(adapter.vocabulary),
         "max_residues": adapter.max_residues,
         "directions": list(adapter.directions),

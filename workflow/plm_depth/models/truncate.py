@@ -90,6 +90,25 @@ def head_parameters(adapter: "Adapter") -> list:
     return [parameter for parameter in head.parameters() if id(parameter) in of_head - elsewhere]
 
 
+def parameters_by_depth(adapter: "Adapter") -> list[int]:
+    """Return the parameters of the model that ends after 0, 1, ... n_blocks blocks; only shapes are made.
+
+    Blocks from the third on are taken to be like the second where that adds up to the whole model, as in all families.
+    """
+    import torch
+
+    def count(n_blocks: int) -> int:
+        with torch.device("meta"):
+            return adapter.shallower(n_blocks).n_parameters
+
+    first = [count(n) for n in range(min(2, adapter.n_blocks) + 1)]
+    each = first[-1] - first[-2]
+    counts = first + [first[-1] + each * n for n in range(1, adapter.n_blocks - 1)]
+    if counts[-1] != adapter.n_parameters:
+        counts = [count(n) for n in range(adapter.n_blocks + 1)]
+    return counts
+
+
 def differences(whole: "Adapter", cut: "Adapter", proteins: Sequence[str] = PROTEINS) -> dict[str, float]:
     """Return how far the cut model is from the whole one at its last layer, relative to the largest number there.
 
