@@ -14,6 +14,9 @@ ascending position: ``--residues all`` every residue, N that many drawn among it
 ``extract`` under the same seed), ``none`` none; one answer for all files of proteins, or one for each. A model whose
 tokens hold several residues has its means only, logged. ``--every N`` keeps the layers 0, N, 2 N, ... and the last one.
 
+With ``--norm final`` every state is what the model would hand out if it ended there: the stream after the model's
+final norm (families without one give the stream). The default is the stream itself.
+
 Memory does not grow with the proteins: numbers are reduced to the stored dtype on the device, and a batch holds at most
 ROOM bytes of them whatever the token budget.
 """
@@ -87,6 +90,7 @@ def states(
     layers: Sequence[int] | None = None,
     mean: bool = True,
     dtype: str = "float16",
+    norm: str = "none",
 ) -> np.ndarray:
     """Return the stream of one batch at every layer, from one walk over the blocks.
 
@@ -95,6 +99,7 @@ def states(
         layers: which layers, ascending; all by default.
         mean: whether each protein's mean over its residues comes before its anchors.
         dtype: of the result: "float16" or "float32".
+        norm: "none", or "final": every state after the model's final norm.
     Returns:
         (n_layers, n_rows, d_model): the proteins one after another, the rows of each as ``extract.stream_keys``.
     Raises:
@@ -119,7 +124,8 @@ def states(
             with adapter.precision():
                 stream = adapter.add(stream, widened(adapter.updates(layer, stream, context), stream.dtype))
         if layer in layers:
-            place, wanted = layers.index(layer), pooled(stream, pooling)
+            normed = adapter.final_norm(stream) if norm == "final" else None
+            place, wanted = layers.index(layer), pooled(stream if normed is None else normed.to(stream.dtype), pooling)
             out[place].copy_(wanted.to(kept), non_blocking=True)
             largest[place].copy_(wanted.abs().amax(-1), non_blocking=True)
     if device.type == "cuda":
@@ -158,6 +164,7 @@ def embed(
     every: int = 1,
     token_budget: int = 4096,
     dtype: str = "float16",
+    norm: str = "none",
     conditions: Sequence[str] = ("seq",),
     structures: Mapping[str, Structure] | None = None,
     log: logging.Logger,
@@ -172,6 +179,7 @@ def embed(
         every: which layers are kept: 0, every, 2 every, ... and the last.
         token_budget: largest rows x padded length of a batch; changes speed and memory only.
         dtype: of the stored numbers, "float16" or "float32".
+        norm: "none", or "final": every state after the model's final norm.
         conditions, structures: as in ``extract.extract``.
     Raises:
         ExtractionError, NullError, SequenceError, BatchError, TableError: nothing stands under the final name.
@@ -190,6 +198,8 @@ def embed(
         raise ExtractionError("nothing is kept: neither means nor residues; use --pooled mean or --residues")
     structures = {} if set(conditions) <= {"seq"} else with_structures(adapter, sequences, structures or {})
     about = constants_of(adapter, model_id=model_id, seed=seed) | {"version": EMBED_VERSION}
+    if norm != "none":
+        about["norm"] = norm
     if structures:
         about["struct_at_mask"] = STRUCT_AT_MASK
     if every < 1:
@@ -216,7 +226,7 @@ def embed(
                         items = [item(index, view, condition) for index in batch]
                         for part, vectors in run_halving(
                             items,
-                            lambda part: states(adapter, part, layers=layers, mean=mean, dtype=dtype),
+                            lambda part: states(adapter, part, layers=layers, mean=mean, dtype=dtype, norm=norm),
                             log=log,
                             name=lambda one: f"protein {one.sequence_id}",
                         ):
@@ -309,6 +319,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--every", type=int, default=1, help="keep every so many layers, and the last")
     parser.add_argument("--pooled", choices=("mean", "none"), default="mean", help="mean over residues, or not")
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the stored numbers")
+    parser.add_argument("--norm", choices=("none", "final"), default="none", help="of every state: the final norm")
     parser.add_argument("--seed", type=int, default=0, help="of masks and drawn residues")
     parser.add_argument("--token-budget", type=int, default=4096, help="largest rows x padded length of a batch")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -343,6 +354,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             every=options.every,
             token_budget=options.token_budget,
             dtype=options.dtype,
+            norm=options.norm,
             conditions=conditions,
             structures=structures,
             log=log,

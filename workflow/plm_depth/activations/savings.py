@@ -1,6 +1,6 @@
 """What a model costs when it ends after each of its layers: parameters, bytes and operations a token.
 
-    python -m plm_depth.activations.savings --card P --tokens 256 --output savings.parquet
+python -m plm_depth.activations.savings --card P --tokens 256 --output savings.parquet
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Which layer of a model serves a user's labels: a probe on every layer, the layers that are as good, the shallowest.
 
-    python -m plm_depth.metrics.choice --labels P --stream P --clusters P --name N --settings JSON --resamples N --seed N
-        --output choice.parquet
+    python -m plm_depth.metrics.choice --labels P --stream P --clusters P --name N --settings JSON --resamples N
+        --seed N --output choice.parquet
 
 The protocol is that of ``metrics.probing``: folds of whole clusters (or the user's split), features scaled on training
 rows, one grid of penalties for all layers, intervals by the cluster bootstrap. Beside the linear probe stands the mean
@@ -10,9 +10,9 @@ of the k nearest training rows.
 The layer is chosen on rows that the probe did not see (side "valid") and scored on others (side "test"); with folds
 every row is once on either side. Where the user's split has only one of them, it serves for both, which is said. *As
 good* are the layers whose score is at least the best minus ``tolerance`` times its size; of these the shallowest is
-recommended, because it costs least. How much to trust that is told by resampling the clusters: the share of resamples in
-which the recommended layer is among the as good ones of that resample. Wider than this plateau may be the set of layers
-that the data cannot tell from the best at all (``is_tied``); both are in the table.
+recommended, because it costs least. How much to trust that is told by resampling the clusters: the share of resamples
+in which the recommended layer is among the as good ones of that resample. Wider than this plateau may be the set of
+layers that the data cannot tell from the best at all (``is_tied``); both are in the table.
 """
 
 import argparse
@@ -44,8 +44,17 @@ from plm_depth.metrics.probing import (
     splits,
 )
 from plm_depth.progress import Progress, start_log
-from plm_depth.tables import CHOICE, CLUSTERS, LABELS, STREAM_KEYS, TableError, VectorTable, read_metadata, read_table
-from plm_depth.tables import write_table
+from plm_depth.tables import (
+    CHOICE,
+    CLUSTERS,
+    LABELS,
+    STREAM_KEYS,
+    TableError,
+    VectorTable,
+    read_metadata,
+    read_table,
+    write_table,
+)
 
 METRICS = {
     "regression": ("spearman", "pearson", "r2"),
@@ -96,7 +105,9 @@ class Settings:
             given = json.loads(text)
             found = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
         except (json.JSONDecodeError, TypeError, AttributeError) as error:
-            raise ChoiceError(f"--settings {text!r}: expected a JSON object of {cls.__doc__.split()[0]}: {error}") from error
+            raise ChoiceError(
+                f"--settings {text!r}: expected a JSON object of {cls.__doc__.split()[0]}: {error}"
+            ) from error
         if found.folds < 3 or found.neighbours < 1 or not 0 <= found.tolerance < 1 or not found.penalties:
             raise ChoiceError(
                 f"--settings {text}: expected at least 3 folds, 1 neighbour and 1 penalty, and a tolerance in [0, 1)"
@@ -218,9 +229,9 @@ def sides_of(task: Task, clusters: Mapping[str, str] | None, *, n_folds: int, se
             outer = splits(np.array([fold_of[name] for name in task.sequence_ids.tolist()]), n_folds)
         except ProbeError as error:
             raise ChoiceError(
-                f"{error}. Clusters come from sequence similarity or from a column of the table: raise the identity from "
-                "which proteins are relatives, name a column (cluster: position, for variants of one protein), or split "
-                "yourself"
+                f"{error}. Clusters come from sequence similarity or from a column of the table: raise the identity "
+                "from which proteins are relatives, name a column (cluster: position, for variants of one protein), or "
+                "split yourself"
             ) from error
     elif set(names) <= set(SIDES):
         at = {side: np.flatnonzero(task.split == side) for side in SIDES}
@@ -229,8 +240,8 @@ def sides_of(task: Task, clusters: Mapping[str, str] | None, *, n_folds: int, se
         how = "the user's " + ", ".join(f"{side} ({len(at[side])})" for side in SIDES if len(at[side]))
         if is_shared:
             notes.append(
-                "the same rows choose the layer and score it: the split has no rows of both valid and test, so that the "
-                "score of the recommended layer is a little too good"
+                "the same rows choose the layer and score it: the split has no rows of both valid and test, so that "
+                "the score of the recommended layer is a little too good"
             )
         outer = [Split(0, at["train"], valid, test)]
     else:
@@ -248,7 +259,9 @@ def sides_of(task: Task, clusters: Mapping[str, str] | None, *, n_folds: int, se
             )
     least = min(min(len(one.valid), len(one.test), len(one.train)) for one in outer)
     if least < LEAST_TESTED:
-        raise ChoiceError(f"{how}: a side has {least} rows; expected at least {LEAST_TESTED}: give more rows or fewer folds")
+        raise ChoiceError(
+            f"{how}: a side has {least} rows; expected at least {LEAST_TESTED}: give more rows or fewer folds"
+        )
     notes += _absent(task, outer, groups)
     return Sides(outer, groups, how, is_shared, tuple(notes))
 
@@ -266,7 +279,7 @@ def _balance(task: Task) -> dict[str, np.ndarray]:
 
 
 def _absent(task: Task, outer: Sequence[Split], groups: np.ndarray) -> list[str]:
-    """Return notes on classes that no probe can learn: those absent from the training rows of a fold that tests them."""
+    """Return notes on classes that no probe can learn: absent from the training rows of a fold that tests them."""
     if task.target != "classification":
         return []
     unknown, rows = set(), 0

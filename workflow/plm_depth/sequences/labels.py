@@ -41,7 +41,14 @@ from plm_depth.sequences.fasta import clean, raw_accession, raw_batches
 from plm_depth.tables import AMINO_ACIDS, LABELS, SEQUENCES, TableError, write_table
 
 KINDS = ("regression", "classification", "multi-label", "residue-regression", "residue-classification")
-FIXED_SPLITS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "dev": "valid", "test": "test"}
+FIXED_SPLITS = {
+    "train": "train",
+    "valid": "valid",
+    "val": "valid",
+    "validation": "valid",
+    "dev": "valid",
+    "test": "test",
+}
 MISSING = frozenset({"", "na", "nan", "n/a", "none", "null"})
 YES, NO = frozenset({"1", "1.0", "true", "yes"}), frozenset({"0", "0.0", "false", "no"})
 LEAST_ROWS = 20
@@ -228,8 +235,8 @@ def read_labels(
         reason, found = _usable(path, line, row, columns, residues, max_length)
         if reason == "too_long" and too_long == "refuse":
             raise SourceError(
-                f"{path}, line {line}: {len(found)} residues, more than --max-length {max_length}; raise it (the models "
-                "may set a lower limit), or leave such rows out with --too-long leave_out"
+                f"{path}, line {line}: {len(found)} residues, more than --max-length {max_length}; raise it (the "
+                "models may set a lower limit), or leave such rows out with --too-long leave_out"
             )
         if reason:
             left_out[reason] += 1
@@ -238,7 +245,8 @@ def read_labels(
     if len(rows) < LEAST_ROWS:
         told = ", ".join(f"{reason} {n}" for reason, n in sorted(left_out.items())) or "none left out"
         raise SourceError(
-            f"{path}: {len(rows)} usable rows of {len(cells)} ({told}); expected at least {LEAST_ROWS} to compare layers"
+            f"{path}: {len(rows)} usable rows of {len(cells)} ({told}); expected at least {LEAST_ROWS} to compare "
+            "layers"
         )
     _check_identifiers(path, rows)
     rows = _merged(path, rows, left_out)
@@ -381,8 +389,8 @@ def _splits(path: str | Path, rows: Sequence[_Row], column: str | None) -> dict[
         if sides["train"] < LEAST_ROWS // 2 or not (sides["valid"] or sides["test"]):
             told = ", ".join(f"{side} {n}" for side, n in sides.items())
             raise SourceError(
-                f"{path}, column {column!r}: {told} rows; expected at least {LEAST_ROWS // 2} to train on, and valid or "
-                "test rows"
+                f"{path}, column {column!r}: {told} rows; expected at least {LEAST_ROWS // 2} to train on, and "
+                "valid or test rows"
             )
         return {row.name: FIXED_SPLITS[row.split.lower()] for row in rows}
     if not 3 <= len(names) <= MOST_FOLDS:
@@ -520,8 +528,8 @@ def _many(
     share = np.array(truth).mean(0)
     if constant := [name for name, s in zip(names, share) if s in (0, 1)]:
         raise SourceError(
-            f"{path}: label {constant[0]!r} is the same in every row ({len(constant)} such labels); there is nothing to "
-            "predict: leave it out"
+            f"{path}: label {constant[0]!r} is the same in every row ({len(constant)} such labels); there is nothing "
+            "to predict: leave it out"
         )
     n = len(names)
     columns = {
