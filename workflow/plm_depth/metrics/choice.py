@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from sklearn.neighbors import NearestNeighbors
 
 from plm_depth.metrics.bootstrap import Bootstrap, BootstrapError, interval
@@ -64,7 +63,6 @@ METRICS = {
 PROBES = ("linear", "knn")
 DIRECTIONS = ("n2c", "c2n", "both")
 SIDES = ("train", "valid", "test")
-TRUSTED, LIKELY = 0.95, 0.8  # share of resamples from which a choice is called stable, and likely
 LEAST_TESTED = 5
 
 
@@ -417,8 +415,8 @@ def judged(
     *,
     n_boot: int,
     seed: int,
-) -> pa.Table:
-    """Return the rows of CHOICE of one model.
+) -> dict[str, object]:
+    """Return the columns of CHOICE of one model.
 
     Args:
         about: what is constant over the model (``VectorTable.constants``).
@@ -489,6 +487,18 @@ def judged(
     return {"choice": name, "kind": task.kind, "tolerance": settings.tolerance, **constant, **columns}
 
 
+def cut_after(columns: Mapping[str, np.ndarray]) -> int:
+    """Return how many blocks a checkpoint keeps: the shallowest layer from 1 on that is as good as the best, else 1.
+
+    A checkpoint without blocks cannot be written, so that a recommended layer 0 is the one exception.
+
+    Args:
+        columns: of CHOICE, of one model.
+    """
+    deciding = columns["is_primary"] & (columns["side"] == "valid") & columns["in_plateau"] & (columns["layer"] > 0)
+    return int(columns["layer"][deciding].min(initial=columns["layer"].max())) if deciding.any() else 1
+
+
 def choose(
     *,
     labels: str | Path,
@@ -534,6 +544,7 @@ def choose(
         "classes": json.dumps(task.classes),
         "n_proteins": len(set(task.sequence_ids.tolist())),
         "directions": json.dumps(features.directions),
+        "cut_after": cut_after(columns),
         "norm": features.constants.get("norm", "none"),
     }
     write_table(columns, CHOICE, output, **about)
