@@ -8,6 +8,7 @@ import torch
 
 from plm_depth.models import describe, registry, truncate, verify
 from plm_depth.models.base import CheckpointError, Structure
+from plm_depth.tables import CHOICE, write_table
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 PROTEIN, OTHER = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ", "GSHMLEDPVRACWNYT"
@@ -178,6 +179,33 @@ def test_a_truncated_checkpoint_can_be_cut_again(tmp_path):
     second.write_text(json.dumps(describe.describe("two", "esmc", tmp_path / "two")))
     truncate.truncate(second, 1, tmp_path / "one")
     assert_is_layer(registry.load("esmc", tmp_path / "one"), whole, 1)
+
+
+def write_choice(path, *, cut_after=2):
+    layers = [0, 1, 2, 3]
+    text = {"choice": "q", "model_id": "tiny", "family": "esm2", "objective": "mlm", "kind": "regression"}
+    text |= {"probe": "linear", "metric": "spearman", "side": "test"}
+    number = {name: 0.0 for name in CHOICE.names if CHOICE.field(name).type == "double"}
+    flags = {"in_plateau": True, "is_tied": True, "is_recommended": False, "is_primary": True}
+    columns = {**number, **text, **flags, "n_blocks": 3, "n_rows": 50, "n_cluster": 9, "n_boot": 100, "layer": layers}
+    columns["value"] = [0.1, 0.2, 0.3, 0.4]
+    write_table(columns, CHOICE, path, cut_after=cut_after, how="5 folds of whole clusters", norm="final")
+
+
+def test_the_recommended_depth_of_a_layer_choice_is_taken_and_its_score_told(tmp_path):
+    _, card = whole_and_card("esm2", tmp_path)
+    write_choice(tmp_path / "choice.parquet")
+    where = ["--card", str(card), "--choice", f"{tmp_path}/choice.parquet", "--output", f"{tmp_path}/cut"]
+    truncate.main([*where, "--blocks", "auto"])
+    assert registry.load("esm2", tmp_path / "cut").n_blocks == 2
+    text = (tmp_path / "cut" / "README.md").read_text()
+    assert "Layer 2: spearman 0.300" in text and "Layer 3: spearman 0.400" in text and "after the final norm" in text
+    truncate.main([*where, "--blocks", "1"])
+    assert "Layer 1: spearman 0.200" in (tmp_path / "cut" / "README.md").read_text()
+    with pytest.raises(SystemExit, match="--blocks auto: as recommended where"):
+        truncate.main([*where[:2], *where[4:], "--blocks", "auto"])
+    with pytest.raises(SystemExit, match="--blocks half: expected a number"):
+        truncate.main([*where, "--blocks", "half"])
 
 
 @pytest.mark.parametrize("blocks", [0, 4])

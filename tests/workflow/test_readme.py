@@ -27,6 +27,7 @@ def test_no_command_of_the_readme_is_unknown_here():
         ".venv/bin/snakemake --cores all",
         ".venv/bin/snakemake --cores all -n",
         ".venv/bin/snakemake --cores 1 prefetch",
+        ".venv/bin/snakemake choices --cores all --configfile config/my_model.yaml",
         ".venv/bin/snakemake --cores 1 preflight",
         "PYTHONPATH=workflow .venv/bin/python -m plm_depth verify esm2 tests/fixtures/esm2/hub tests/fixtures/esm2",
     }
@@ -51,6 +52,27 @@ def test_the_paper_study_resolves_with_every_variant(tmp_path):
     for model in models:
         assert f"resources/checkpoints/{model}" in text
     assert "uniref50.fasta.gz" in text
+
+
+@pytest.mark.workflow
+@pytest.mark.slow
+def test_the_example_of_a_users_model_gives_a_recommendation_and_the_checkpoint_that_ends_there(tmp_path):
+    from plm_depth.models import registry
+    from plm_depth.tables import read_metadata
+
+    folder = copy_repository(tmp_path)
+    result = snakemake(folder, "choices", "--cores", "all", configfile="config/my_model.yaml")
+    assert result.returncode == 0, result.stdout + result.stderr
+    made = folder / "results" / "my_model" / "choices" / "families"
+    text = (made / "recommendation.md").read_text()
+    assert "143 proteins were used; left out: none" in text and "Toy models: no evidence" in text
+    assert re.search(r"Read layer \d of 4\.", text) and (made / "recommendation.html").is_file()
+    n_blocks = int(read_metadata(made / "my_esm2.parquet")["cut_after"])
+    cut = registry.load("esm2", made / "truncated" / "my_esm2")
+    assert cut.n_blocks == n_blocks >= 1
+    card = (made / "truncated" / "my_esm2" / "README.md").read_text()
+    assert f"cut after block {n_blocks} of 4" in card and f"Layer {n_blocks}: mcc" in card
+    assert not (folder / "results" / "my_model" / "activations").exists()
 
 
 def test_verify_passes_on_the_numbers_of_the_familys_own_code_and_fails_on_others():

@@ -58,6 +58,23 @@ GEOMETRY_DEFAULTS: dict[str, object] = {
     "k": 10,
     "groups": 20,
 }
+CHOICE_DEFAULTS: dict[str, object] = {
+    "sequence": "sequence",
+    "kind": "auto",
+    "max_length": 1022,
+    "too_long": "leave_out",
+    "unknown": "-",
+    "residues": 64,
+    "norm": "final",
+    "direction": "n2c",
+    "probes": ["linear", "knn"],
+    "neighbours": 10,
+    "folds": 5,
+    "tolerance": 0.02,
+    "capacity": 256,
+    "truncate": "none",
+    "keep": "read_out",
+}
 DATASET_DEFAULTS = {"part": "all", "reserve": 16384, "shard_size": 256, "min_length": 50, "max_length": 512}
 TRAINING_DEFAULTS = {"min_length": 30, "max_length": 400, "held_out": 0.3, "structures": False}
 
@@ -283,6 +300,7 @@ class Study:
         models: model id -> {model, display_name, family, objective, dtype, and one of path, hub, archive, recipe}, in
             order.
         datasets, sources: by name.
+        choices: questions which layer serves a table of labels, by name, with their defaults.
         structures: the structures whose backbones are tabulated, none without a section of that name.
         left_out: what of ``inputs.conditions`` is not measured, and why, a line each.
     """
@@ -326,6 +344,7 @@ class Study:
         self.config.setdefault("figures", figures)
         self.config["inputs"] = {"conditions": ["seq"], **self.config["inputs"]}
         self.sources, self.datasets = {}, {}
+        self.choices: dict[str, dict[str, object]] = {}
         self.training = {**TRAINING_DEFAULTS, **config["training"]} if "training" in config else None
         self.structures: list[Entry] = []
         self.left_out: list[str] = []
@@ -469,6 +488,7 @@ class Study:
                 lines += str(error).splitlines()
         lines += self._check_conditions()
         lines += self._check_geometry()
+        lines += self._check_choices()
         seen = set()
         for null in self.config["nulls"]:
             key = (null["null_model"], null["seed"])
@@ -510,6 +530,32 @@ class Study:
             if not self.can_be_shown(model["family"]):
                 what = f"{' or '.join(reads)}, of which this study has none" if reads else "no structure"
                 self.left_out.append(f"model {name}: measured under condition seq only, its family reads {what}")
+        return lines
+
+    def _check_choices(self) -> list[str]:
+        """Return what is wrong with the section ``choices``, and fill in what it leaves open."""
+        lines = []
+        for number, given in enumerate(self.config.get("choices", [])):
+            where, name = f"choices[{number}]", given["name"]
+            choice = {**CHOICE_DEFAULTS, **given}
+            choice["label"] = [given["label"]] if isinstance(given["label"], str) else given["label"]
+            if name in self.choices:
+                lines.append(f"choices: {name!r} stands twice")
+            if not (self.root / choice["table"]).is_file():
+                lines.append(f"{where}.table: no file {choice['table']}")
+            if ("mutant" in given) != ("wild_type" in given):
+                lines.append(f"{where}: mutant and wild_type belong together; one of them is missing")
+            if "mutant" in given and "sequence" in given:
+                lines.append(f"{where}: sequence and mutant; expected one of them")
+            fasta = str(given.get("wild_type", "")).rpartition("#")[0]
+            if fasta and not (self.root / fasta).is_file():
+                lines.append(f"{where}.wild_type: no file {fasta}")
+            for model in choice.get("models", []):
+                if model not in self.models:
+                    close = difflib.get_close_matches(model, self.models, n=1)
+                    hint = f"did you mean {close[0]!r}?" if close else f"its models: {_list(self.models)}"
+                    lines.append(f"{where}.models: no model {model!r} in this study; {hint}")
+            self.choices[name] = choice
         return lines
 
     def _check_geometry(self) -> list[str]:

@@ -12,7 +12,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
 from plm_depth import preflight, runtime, sizing
-from plm_depth.activations import EFFECTS_VERSION
+from plm_depth.activations import EFFECTS_VERSION, EMBED_VERSION
 from plm_depth.activations import VERSION as EXTRACTION
 from plm_depth.code_digest import code_of
 from plm_depth.config import FROM_STRUCTURES, ConfigError, Study
@@ -32,7 +32,7 @@ try:
         figures=sorted(
             p.stem
             for p in (WORKFLOW / "report").glob("*.rst")
-            if p.stem not in ("workflow", "records")
+            if p.stem not in ("workflow", "records", "choice")
         ),
     )
 except ConfigError as error:
@@ -65,6 +65,7 @@ MORE_TABLES_OF_FIGURE = {
     "stream_geometry": ["geometries"],
     "layer_maps": ["pairs"],
 }
+CHOICES = study.choices
 VARIANTS = ["trained", "null"] if study.config["nulls"] else ["trained"]
 COMPUTE = study.config["compute"]
 TRAINED_HERE = [name for name, model in study.models.items() if "recipe" in model]
@@ -79,6 +80,7 @@ wildcard_constraints:
     dataset="|".join(study.datasets),
     model="|".join(study.models),
     variant="trained|null",
+    choice="|".join(CHOICES) or "(?!)",
     shard=r"\d+",
 
 
@@ -252,12 +254,17 @@ def minutes_for(output):
     return runtime
 
 
-def models_for_figures(dataset):
+def listed(models):
+    """Return models as figures need them."""
     keys = ("model", "display_name", "family", "objective")
     return [
         {**{key: m[key] for key in keys}, "toy": "recipe" in m}
-        for m in (study.models[name] for name in study.models_of(dataset))
+        for m in (study.models[name] for name in models)
     ]
+
+
+def models_for_figures(dataset):
+    return listed(study.models_of(dataset))
 
 
 def nulls_of(wildcards):
@@ -320,6 +327,78 @@ def geometry_mb(*models):
         sizes = entry.get("recipe", entry)
         numbers += (sizes.get("n_blocks", 48) + 1) * sizes.get("d_model", 2560)
     return 1000 + int(4 * 4 * numbers * GEOMETRY["max_points"] / 1e6)
+
+
+def models_of_choice(name):
+    """Return the models that a question is put to: those with a state a residue, where labels are of residues."""
+    choice = CHOICES[name]
+    of_residues = choice["kind"].startswith("residue-")
+    return [
+        model
+        for model in choice.get("models", study.models)
+        if FAMILIES[study.models[model]["family"]].tokens_are_residues
+        or not of_residues
+    ]
+
+
+def columns_of_choice(wildcards):
+    """Return the options that say how a user's table is to be read."""
+    choice = CHOICES[wildcards.choice]
+    keys = ("mutant", "wild_type", "identifier", "split", "cluster")
+    keys += ("kind", "max_length", "too_long", "unknown")
+    options = [
+        f"--{key.replace('_', '-')}={choice[key]}" for key in keys if key in choice
+    ]
+    if "mutant" not in choice:
+        options.append(f"--sequence={choice['sequence']}")
+    return [*options, "--label", *choice["label"]]
+
+
+def wild_type_of_choice(wildcards):
+    """Return the file of the wild type of a question, none where there is none."""
+    return CHOICES[wildcards.choice].get("wild_type", "").rpartition("#")[0] or []
+
+
+def clusters_of_choice(wildcards):
+    """Return the table of clusters of a question, none where the user's table brings its own."""
+    if "cluster" in CHOICES[wildcards.choice]:
+        return []
+    return f"{RESULTS}/choices/{wildcards.choice}/clusters.parquet"
+
+
+def settings_of_choice(wildcards):
+    """Return how layers are compared, as the stage takes it."""
+    keys = ("folds", "probes", "neighbours", "tolerance", "capacity", "direction")
+    return {key: CHOICES[wildcards.choice][key] for key in keys}
+
+
+def residues_of_choice(wildcards):
+    """Return how many residues of a protein are embedded: none, unless labels are of residues or may be."""
+    choice = CHOICES[wildcards.choice]
+    of_proteins = choice["kind"] in ("regression", "classification", "multi-label")
+    return "none" if of_proteins or len(choice["label"]) > 1 else choice["residues"]
+
+
+def origin_of(model):
+    """Return the options that tell a truncated checkpoint's card where the whole one comes from."""
+    entry = study.models[model]
+    options = {
+        "--origin": entry.get("hub") or entry.get("archive"),
+        "--licence": entry.get("licence"),
+    }
+    return [word for pair in options.items() if pair[1] for word in pair]
+
+
+def outputs_of_choices():
+    """Return what is made for every question: tables, recommendation, picture, truncated checkpoints."""
+    made = []
+    for name, choice in CHOICES.items():
+        folder, models = f"{RESULTS}/choices/{name}", models_of_choice(name)
+        made += [f"{folder}/recommendation.html", f"{folder}/scores.svg"]
+        made += [f"{folder}/{model}.parquet" for model in models]
+        if choice["truncate"] != "none":
+            made += [f"{folder}/truncated/{model}" for model in models]
+    return made
 
 
 def effect_ranks(wildcards):
@@ -482,6 +561,7 @@ def figures_of_the_study():
             f"{RESULTS}/verdicts/{{dataset}}.parquet",
             dataset=study.datasets if EFFECTS else [],
         ),
+        *outputs_of_choices(),
         *expand(
             f"{RESULTS}/structures/{{table}}.parquet",
             table=["structures", "backbone"] if study.structures else [],

@@ -1,7 +1,7 @@
 """Layer choice, for people: scores by layer with the layers that are as good, and a page that says what to do.
 
     python -m plm_depth.figures.choice --choices P... --savings P... --models JSON --svg P --csv P --html P
-        --page P --markdown P [--cuts JSON]
+        --page P --markdown P [--blocks auto --truncated DIR]
 
 The picture shows one question, a column of panels a family; the page (HTML, and the same as Markdown) has the
 recommendation of every model in words, and its scores. All numbers are those of the tables CHOICE and SAVINGS.
@@ -95,7 +95,7 @@ class Answer:
 
 
 def read_answers(
-    choices: Sequence[Path], savings: Sequence[Path], models: Sequence[Model], cuts: Mapping[str, tuple[int, str]]
+    choices: Sequence[Path], savings: Sequence[Path], models: Sequence[Model], cut: tuple[str, str] | None
 ) -> tuple[list[Answer], pl.DataFrame]:
     """Return the answers in the order of the models, and all rows of CHOICE.
 
@@ -121,7 +121,11 @@ def read_answers(
             raise FigureError(f"--savings: no table of {model.model}; give one of every model")
         primary = table.filter(pl.col("is_primary")).sort("layer")
         test, valid = (primary.filter(pl.col("side") == side) for side in ("test", "valid"))
-        answers.append(Answer(model, test, valid, read_metadata(path), own, cuts.get(model.model)))
+        about, cut_here = read_metadata(path), None
+        if cut is not None:
+            blocks, folder = cut
+            cut_here = (int(about["cut_after"] if blocks == "auto" else blocks), f"{folder}/{model.model}")
+        answers.append(Answer(model, test, valid, about, own, cut_here))
     return answers, rows
 
 
@@ -166,7 +170,7 @@ def draw(numbers: pl.DataFrame, models: Sequence[Model]) -> Figure:
         key=[
             Key(f"{PROBES[first['probe']]}, 95 % interval", is_band=True),
             Key(f"within {tolerance} of the best", linewidth=0, marker="o"),
-            Key("recommended: the shallowest of these, chosen on other rows", linewidth=0, marker="D", is_filled=False),
+            Key("recommended, as chosen on the validation rows", linewidth=0, marker="D", is_filled=False),
             *(Key(PROBES[probe], DOTTED, 1.1) for probe in others),
             Key("guess without features", DASHED, 0.8),
         ],
@@ -262,9 +266,9 @@ def page(answers: Sequence[Answer], *, toys: bool) -> list[Block]:
                 _with_interval(here, "value", "ci_lo", "ci_hi"),
                 _with_interval(last, "value", "ci_lo", "ci_hi"),
                 _with_interval(here, "over_last", "over_last_lo", "over_last_hi"),
-                f"{answer.trust}, {answer.share:.0%}",
-                f"-{cost['n_parameters']:.0%}",
-                f"-{cost['flops_per_token']:.0%}",
+                f"{answer.trust}, {percent(answer.share)}",
+                f"-{percent(cost['n_parameters'])}",
+                f"-{percent(cost['flops_per_token'])}",
             )
         )
     blocks += [Block("table", rows=tuple(rows)), Block("paragraph", _reading(row["tolerance"]))]
@@ -279,9 +283,9 @@ def _reading(tolerance: float) -> str:
     return (
         f"Layers are as good as the best if their score is at least the best minus {100 * tolerance:g} % of it; of "
         "these the shallowest is recommended. Trust is the share of resamples of the clusters in which the recommended "
-        f"layer is among the as good ones: stable from {STABLE:.0%}, likely from {LIKELY:.0%}, open below. It does not "
-        "tell how the choice would change with other training rows. Brackets hold 95 % intervals. Parameters and "
-        "operations: what a model that ends there saves."
+        f"layer is among the as good ones: stable from {percent(STABLE)}, likely from {percent(LIKELY)}, open below. "
+        "It does not tell how the choice would change with other training rows. Brackets hold 95 % intervals. Parameters "
+        "and operations: what a model that ends there saves."
     )
 
 
@@ -296,9 +300,9 @@ def _of_model(answer: Answer) -> list[Block]:
         f"{_with_interval(here, 'over_last', 'over_last_lo', 'over_last_hi', sign=True)}.",
         f"As good as the best where the layer was chosen: {_layers(best)}.",
         f"The rows that score it cannot tell these layers from the best: {_layers(tied)}.",
-        f"In {answer.share:.0%} of the resamples it is among the as good ones: this choice is {answer.trust}.",
-        f"A model that ends there has {cost['n_parameters']:.0%} fewer parameters, takes "
-        f"{cost['weight_bytes'] / 1e6:.3g} MB less and {cost['flops_per_token']:.0%} fewer operations a token.",
+        f"In {percent(answer.share)} of the resamples it is among the as good ones: this choice is {answer.trust}.",
+        f"A model that ends there has {percent(cost['n_parameters'])} fewer parameters, takes "
+        f"{cost['weight_bytes'] / 1e6:.3g} MB less and {percent(cost['flops_per_token'])} fewer operations a token.",
     ]
     if answer.cut:
         blocks, folder = answer.cut
@@ -319,7 +323,7 @@ def _of_model(answer: Answer) -> list[Block]:
                 _with_interval(row, "value", "ci_lo", "ci_hi"),
                 _with_interval(row, "below_best", "below_lo", "below_hi"),
                 "yes" if row["in_plateau"] else "cannot be told" if row["is_tied"] else "no",
-                f"{row['share_within']:.0%}",
+                f"{percent(row['share_within'])}",
             )
         )
     return [
@@ -346,6 +350,11 @@ def _with_interval(row: Mapping[str, float], value: str, lo: str, hi: str, *, si
         return "NaN" if math.isnan(number) else f"{number + 0.0:{'+' if sign else ''}.3f}"
 
     return f"{text(row[value])} [{text(row[lo])}, {text(row[hi])}]"
+
+
+def percent(share: float) -> str:
+    """Return a share as text."""
+    return f"{100 * share + 0.0:.0f} %"
 
 
 def _layers(layers: Sequence[int]) -> str:
@@ -422,7 +431,7 @@ def recommend(
     choices: Sequence[Path],
     savings: Sequence[Path],
     models: Sequence[Model],
-    cuts: Mapping[str, tuple[int, str]],
+    cut: tuple[str, str] | None = None,
     svg: Path,
     csv: Path,
     html: Path,
@@ -434,11 +443,11 @@ def recommend(
     Args:
         choices, savings: tables of one question, one of each a model.
         models: of the study; those without a table are not shown.
-        cuts: blocks and folder of the truncated checkpoints by model.
+        cut: how many blocks truncated checkpoints have ("auto": as recommended), and the folder that they are in.
     Raises:
         FigureError, TableError: see ``read_answers``.
     """
-    answers, rows = read_answers(choices, savings, models, cuts)
+    answers, rows = read_answers(choices, savings, models, cut)
     shown = [answer.model for answer in answers]
     numbers = numbers_of(rows, shown)
     title = _title(numbers["choice"][0])
@@ -463,7 +472,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--savings", nargs="+", type=Path, required=True, metavar="P", help="SAVINGS tables")
     parser.add_argument("--models", type=Path, required=True, metavar="JSON", help="the models: order, names, depth")
-    parser.add_argument("--cuts", default="{}", help="JSON: model to [blocks, folder] of truncated checkpoints")
+    parser.add_argument("--blocks", default="auto", help="of truncated checkpoints: auto (as recommended) or a number")
+    parser.add_argument("--truncated", help="folder of truncated checkpoints, if there are any")
     parser.add_argument("--svg", type=Path, required=True, metavar="P", help="the picture")
     parser.add_argument("--csv", type=Path, required=True, metavar="P", help="its numbers")
     parser.add_argument("--html", type=Path, required=True, metavar="P", help="its numbers as a page")
@@ -474,14 +484,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         try:
             listed = models_of(json.loads(options.models.read_text(encoding="utf-8")))
-            cuts = {model: (int(blocks), str(folder)) for model, (blocks, folder) in json.loads(options.cuts).items()}
         except ValueError as error:
-            raise FigureError(f"--models or --cuts: {error}") from error
+            raise FigureError(f"{options.models}: {error}") from error
         recommend(
             choices=options.choices,
             savings=options.savings,
             models=listed,
-            cuts=cuts,
+            cut=(options.blocks, options.truncated) if options.truncated else None,
             svg=options.svg,
             csv=options.csv,
             html=options.html,

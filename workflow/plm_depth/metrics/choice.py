@@ -20,7 +20,7 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +139,11 @@ class Task:
     split: np.ndarray
     group: np.ndarray
     left_out: dict[str, int]
+
+    def take(self, rows: np.ndarray) -> "Task":
+        """Return some of the rows (a mask)."""
+        names = ("sequence_ids", "positions", "y", "split", "group")
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
     @property
     def target(self) -> str:
@@ -306,8 +311,6 @@ class Features:
         path: vector table of ``activations.embed``.
         task: its labels.
         direction: for autoregressive models: n2c, c2n or both.
-    Raises:
-        ChoiceError: rows of the task are not in the table.
     """
 
     def __init__(self, path: str | Path, task: Task, *, direction: str = "n2c"):
@@ -322,24 +325,38 @@ class Features:
         if there == {"n2c"} and direction == "both":
             wanted = ["n2c"]  # a family that reads in one direction only
         ids, positions = keys.column("sequence_id").to_numpy(), keys.column("position").to_numpy()
-        self.rows = []
+        self.path, self.wanted = Path(path), list(zip(task.sequence_ids.tolist(), task.positions.tolist()))
+        self._rows = []
         for one in wanted:
             at = np.flatnonzero(usable & (column["direction"] == one))
             place = dict(zip(zip(ids[at].tolist(), positions[at].tolist()), at.tolist()))
-            of_task = list(zip(task.sequence_ids.tolist(), task.positions.tolist()))
-            missing = [key for key in of_task if key not in place]
-            if missing:
-                raise ChoiceError(
-                    f"{path}: no features of {len(missing)} of {len(of_task)} labels (direction {one}), the first "
-                    f"{missing[0]}; embed the proteins of these labels, with residues where labels are of residues"
-                )
-            self.rows.append(np.array([place[key] for key in of_task]))
+            self._rows.append(np.array([place.get(key, -1) for key in self.wanted]))
         self.directions = tuple(wanted)
+
+    @property
+    def is_there(self) -> np.ndarray:
+        """Return which labels have features, (n,) bool."""
+        return np.all([rows >= 0 for rows in self._rows], axis=0)
+
+    def check(self) -> None:
+        """Refuse labels without features.
+
+        Raises:
+            ChoiceError: naming the first.
+        """
+        if not self.is_there.all():
+            missing = np.flatnonzero(~self.is_there)
+            raise ChoiceError(
+                f"{self.path}: no features of {len(missing)} of {len(self.wanted)} labels (direction "
+                f"{' and '.join(self.directions)}), the first {self.wanted[missing[0]]}; embed the proteins of these "
+                "labels, with residues where labels are of residues (which a model whose tokens hold several residues "
+                "cannot: leave it out)"
+            )
 
     def __call__(self, layer: int) -> np.ndarray:
         """Return the features of one layer, (n, d) float32."""
         vectors = self.table.layer(layer)
-        return np.concatenate([vectors[rows] for rows in self.rows], axis=1).astype(np.float32)
+        return np.concatenate([vectors[rows] for rows in self._rows], axis=1).astype(np.float32)
 
 
 def nearest(
@@ -522,12 +539,17 @@ def choose(
         ChoiceError, ProbeError, BootstrapError, TableError: nothing stands under the final name.
     """
     task = read_task(labels)
+    kept = Features(stream, task, direction=settings.direction).is_there
+    if task.kind.startswith("residue-") and kept.any() and not kept.all():  # of none: told below
+        log.info("labels of %d of %d residues are used: those whose states were kept", kept.sum(), len(kept))
+        task = task.take(kept)
     cluster_of = None
     if clusters is not None:
         table = read_table(clusters, CLUSTERS)
         cluster_of = dict(zip(table.column("sequence_id").to_pylist(), table.column("cluster_id").to_pylist()))
     sides = sides_of(task, cluster_of, n_folds=settings.folds, seed=seed)
     features = Features(stream, task, direction=settings.direction)
+    features.check()
     log.info("%s: %d labels (%s), %s", name, len(task.y), task.kind, sides.how)
     for note in sides.notes:
         log.warning(note)

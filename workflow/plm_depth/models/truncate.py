@@ -1,6 +1,9 @@
 """Cut a checkpoint after one of its blocks and write it in the layout that its family publishes.
 
-    python -m plm_depth.models.truncate --card P --blocks K --keep read_out --output DIR
+    python -m plm_depth.models.truncate --card P --blocks K --keep read_out --output DIR [--choice P]
+
+With the table of a layer choice (``metrics.choice``) ``--blocks auto`` is the depth recommended there, and the model
+card tells what was measured.
 
 What is written loads wherever the whole checkpoint does. Its last state is h_K of the whole model, and its logits are
 the whole model's read-out of h_K (logit lens): both are compared after loading the written files again, and nothing is
@@ -27,7 +30,7 @@ import numpy as np
 
 from plm_depth import __version__
 from plm_depth.progress import start_log
-from plm_depth.tables import TableError, replacing_folder, write_text
+from plm_depth.tables import CHOICE, TableError, read_metadata, read_table, replacing_folder, write_text
 
 if TYPE_CHECKING:
     from plm_depth.models.base import Adapter
@@ -219,6 +222,39 @@ def truncate(
     return report
 
 
+def depth_of(blocks: str, choice: Path | None) -> tuple[int, list[str]]:
+    """Return how many blocks stay, and sentences on what was measured there.
+
+    Args:
+        blocks: a number, or "auto": what the table of the choice recommends.
+        choice: CHOICE table, or None.
+    Raises:
+        ValueError: neither a number nor a table to take it from.
+        TableError: not such a table.
+    """
+    if blocks != "auto" and not blocks.isdecimal():
+        raise ValueError(f"--blocks {blocks}: expected a number of blocks, or auto")
+    if choice is None:
+        if blocks == "auto":
+            raise ValueError("--blocks auto: as recommended where? give --choice, or a number of blocks")
+        return int(blocks), []
+    about, table = read_metadata(choice), read_table(choice, CHOICE)
+    n_blocks = int(about["cut_after"]) if blocks == "auto" else int(blocks)
+    rows = [row for row in table.to_pylist() if row["is_primary"] and row["side"] == "test"]
+    named = {row["layer"]: row for row in rows}
+    norm = "after the final norm" if about["norm"] == "final" else "before any norm"
+    measured = []
+    for layer in dict.fromkeys((n_blocks, rows[0]["n_blocks"])):
+        if layer in named:
+            row = named[layer]
+            measured.append(
+                f"Layer {layer}: {row['metric']} {row['value']:.3f} [{row['ci_lo']:.3f}, {row['ci_hi']:.3f}] of a "
+                f"{row['probe']} probe on {row['choice']} ({row['kind']}; {row['n_rows']} labels in {row['n_cluster']} "
+                f"clusters that it did not see, {about['how']}; states {norm}; 95 % interval)."
+            )
+    return n_blocks, measured
+
+
 def _has_final_norm(adapter: "Adapter") -> bool:
     import torch
 
@@ -261,7 +297,7 @@ def model_card(report: Mapping[str, object]) -> str:
         )
     if report["reads_all_blocks"]:
         notes.append("The contact regression reads the attention maps of all blocks; it is set to zero here.")
-    measured = "".join(f"{line}\n" for line in report["measured"]) or "Nothing was measured for this card.\n"
+    measured = "\n".join(f"{line}\n" for line in report["measured"]) or "Nothing was measured for this card.\n"
     files = "".join(f"| {f['name']} | {f['bytes']} | {f['sha256']} |\n" for f in report["files"])
     return f"""{chr(10).join(front)}
 
@@ -293,7 +329,8 @@ Written by plm-depth {__version__}.
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m plm_depth.models.truncate", description=__doc__.splitlines()[0])
     parser.add_argument("--card", required=True, type=Path, help="card of the whole checkpoint (models.describe)")
-    parser.add_argument("--blocks", required=True, type=int, help="blocks that stay")
+    parser.add_argument("--blocks", required=True, help="blocks that stay; auto: as --choice recommends")
+    parser.add_argument("--choice", type=Path, help="table of a layer choice (CHOICE)")
     parser.add_argument("--keep", default="read_out", choices=KEEP, help="whether the head stays (default: it does)")
     parser.add_argument("--origin", help="where the whole checkpoint is published, for the model card")
     parser.add_argument("--licence", help="of its weights, for the model card")
@@ -304,10 +341,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     from plm_depth.models.base import CheckpointError
 
     try:
+        n_blocks, measured = depth_of(options.blocks, options.choice)
         truncate(
             options.card,
-            options.blocks,
+            n_blocks,
             options.output,
+            measured=measured,
             keep=options.keep,
             origin=options.origin,
             licence=options.licence,
