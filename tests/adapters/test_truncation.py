@@ -164,7 +164,7 @@ def test_the_model_card_tells_source_digests_licence_and_cut(tmp_path):
     text = (tmp_path / "cut" / "README.md").read_text()
     about = json.loads(card.read_text())
     assert text.startswith('---\nlicense: "mit"\nbase_model: "someone/tiny"\n')
-    assert "cut after block 2 of 3" in text and "Blocks 3 to 3" in text
+    assert "cut after block 2 of 3" in text and "Block 3 of tiny" in text
     assert all(entry["sha256"] in text for entry in about["files"])
     assert "after the final norm" in text and "contact regression" in text
     assert {p.name for p in (tmp_path / "cut").iterdir()} == {p.name for p in (tmp_path / "whole").iterdir()} | {

@@ -31,6 +31,7 @@ def good() -> dict:
     config["models"] = [model for model in config["models"] if model["family"] in FAMILIES]
     del config["datasets"][1:], config["training"]["structures"], config["inputs"]["conditions"]
     del config["structures"]["codes"]
+    del config["choices"][0]["models"]  # tests change the models
     return config
 
 
@@ -165,6 +166,13 @@ CASES = [
         "geometry.pairs: 'esm2_toy_8' is",
     ),
     ("inputs.mlm.clean", False, "would be looked at with clean inputs, but inputs.mlm.clean is false"),
+    ("choices", [{"name": "q", "table": "no.csv", "label": "y"}], "choices[0].table: no file no.csv"),
+    ("choices.0.models", ["esm2_toy_5"], "choices[0].models: no model 'esm2_toy_5' in this study; did you mean"),
+    ("choices.0.sequence", "sequence", "choices[0]: sequence and mutant; expected one of them"),
+    ("choices.0.wild_type", "no.fasta#A", "choices[0].wild_type: no file no.fasta"),
+    ("choices.0.truncate", "half", "choices[0].truncate: 'half' does not fit; expected auto, none, or how many blocks"),
+    ("choices.0.kind", "colour", "choices[0].kind: 'colour' is not allowed; choose from auto, regression"),
+    ("choices.0.tolerance", 1, "choices[0].tolerance: 1; expected less than 1"),
     ("cache.anchors", 0, "geometry.points: residue needs anchors, but cache.anchors is 0"),
     ("figures", ["contribution"], "figures: no figure 'contribution'; did you mean 'contributions'?"),
     ("compute.device", "gpu", "compute.device: 'gpu' is not allowed; choose from auto, cpu, cuda"),

@@ -47,6 +47,7 @@ SHOWN = (
     "chance", "tolerance", "n_rows", "n_cluster", "n_boot",
 )  # columns of the picture's numbers, in this order
 # fmt: on
+SAVED = ("n_parameters", "flops_per_token")
 # How many of the resamples must agree before a choice is called stable, or likely.
 STABLE, LIKELY = 0.95, 0.8
 
@@ -267,8 +268,7 @@ def page(answers: Sequence[Answer], *, toys: bool) -> list[Block]:
                 _with_interval(last, "value", "ci_lo", "ci_hi"),
                 _with_interval(here, "over_last", "over_last_lo", "over_last_hi"),
                 f"{answer.trust}, {percent(answer.share)}",
-                f"-{percent(cost['n_parameters'])}",
-                f"-{percent(cost['flops_per_token'])}",
+                *(f"-{text}" if (text := percent(cost[key])) != "0 %" else text for key in SAVED),
             )
         )
     blocks += [Block("table", rows=tuple(rows)), Block("paragraph", _reading(row["tolerance"]))]
@@ -284,8 +284,8 @@ def _reading(tolerance: float) -> str:
         f"Layers are as good as the best if their score is at least the best minus {100 * tolerance:g} % of it; of "
         "these the shallowest is recommended. Trust is the share of resamples of the clusters in which the recommended "
         f"layer is among the as good ones: stable from {percent(STABLE)}, likely from {percent(LIKELY)}, open below. "
-        "It does not tell how the choice would change with other training rows. Brackets hold 95 % intervals. Parameters "
-        "and operations: what a model that ends there saves."
+        "It does not tell how the choice would change with other training rows. Brackets hold 95 % intervals. Last "
+        "columns: what a model that ends there saves."
     )
 
 
@@ -337,7 +337,7 @@ def _cost(answer: Answer, layer: int) -> dict[str, float]:
     """Return shares of parameters and operations, and bytes, that ending after a layer saves."""
     here = answer.savings.row(by_predicate=pl.col("layer") == layer, named=True)
     whole = answer.savings.row(by_predicate=pl.col("layer") == answer.model.n_blocks, named=True)
-    saved = {key: 1 - here[key] / whole[key] for key in ("n_parameters", "flops_per_token")}
+    saved = {key: 1 - here[key] / whole[key] for key in SAVED}
     # A share of nothing saved is 0, not -0.
     return {
         **{key: value + 0.0 for key, value in saved.items()},

@@ -267,6 +267,7 @@ def model_card(report: Mapping[str, object]) -> str:
     model, n, before = report["model_id"], report["n_blocks"], report["n_blocks_before"]
     share = 1 - report["n_parameters"] / report["n_parameters_before"]
     origin = report["origin"] or "a local folder"
+    revision = "" if report["revision"] in ("none", "local") else f", revision {report['revision']}"
     # JSON text is YAML text, whatever stands in it.
     front = ["---"]
     if report["licence"]:
@@ -299,13 +300,18 @@ def model_card(report: Mapping[str, object]) -> str:
         notes.append("The contact regression reads the attention maps of all blocks; it is set to zero here.")
     measured = "\n".join(f"{line}\n" for line in report["measured"]) or "Nothing was measured for this card.\n"
     files = "".join(f"| {f['name']} | {f['bytes']} | {f['sha256']} |\n" for f in report["files"])
+    licence = report["licence"] or "not stated here"
+    dropped = f"Blocks {n + 1} to {before}" if n + 1 < before else f"Block {before}"
+    if n == before:
+        dropped = "No blocks"
     return f"""{chr(10).join(front)}
 
 # {model}, cut after block {n} of {before}
 
-Blocks {n + 1} to {before} of {model} (family {report["family"]}) were dropped; nothing was trained or tuned.
-{report["n_parameters"]} of {report["n_parameters_before"]} parameters are left ({share:.0%} fewer), in the family's
-own layout. Equal to the whole model, compared after writing (largest difference, relative to the largest number):
+{dropped} of {model} (family {report["family"]}) were dropped; nothing was trained or tuned. Of
+{report["n_parameters_before"]} parameters {report["n_parameters"]} are left ({100 * share:.0f} % fewer), in the
+family's own layout. Equal to the whole model, compared after writing (largest difference, relative to the largest
+number):
 
 {chr(10).join(equal)}
 
@@ -316,8 +322,7 @@ own layout. Equal to the whole model, compared after writing (largest difference
 {measured}
 ## Source
 
-From {origin}, revision {report["revision"]}. Licence: {report["licence"] or "that of the source; not stated here"}; it
-holds for this checkpoint too.
+From {origin}{revision}. The licence of the source holds for this checkpoint too: {licence}.
 
 | file | bytes | SHA-256 |
 | --- | --- | --- |
