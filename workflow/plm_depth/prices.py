@@ -393,3 +393,47 @@ def effects(study: Study) -> Iterator[Price]:
                         memory_bytes=process_bytes(study, name),
                         device_bytes=device_bytes(study, name),
                     )
+
+
+@priced("embed_user_proteins", "cut_checkpoint")
+def choices(study: Study) -> Iterator[Price]:
+    """Price the passes over users' tables, and the truncated checkpoints (two models in memory, a third written)."""
+    for question, choice in study.choices.items():
+        folder = f"{_results(study)}/choices/{question}"
+        n_proteins, length = _size_of_table(study.root / choice["table"], choice["max_length"])
+        of_residues = choice["kind"] in ("auto", "residue-regression", "residue-classification")
+        for name in _priced_models(study):
+            if name not in choice.get("models", study.models):
+                continue
+            entry, size, parameters = study.models[name], size_of(study, name), sizes_of(study, name).n_parameters
+            directions = 2 if entry["objective"] == "ar" else 1
+            rows = directions * (1 + (choice["residues"] if of_residues else 0))
+            each = 2 if study.config["cache"]["dtype"] == "float16" else 4
+            yield Price(
+                "embed_user_proteins",
+                f"{folder}/streams/{name}.parquet",
+                name,
+                forward_cost(size, length + 2) * (n_proteins * directions),
+                itemsize(entry),
+                disk_bytes=n_proteins * rows * ((size.n_blocks + 1) * size.d_model * each + KEY_BYTES),
+                memory_bytes=process_bytes(study, name),
+                device_bytes=device_bytes(study, name),
+            )
+            if choice["truncate"] != "none":
+                yield Price(
+                    "cut_checkpoint",
+                    f"{folder}/truncated/{name}",
+                    name,
+                    disk_bytes=STORED_BYTES * parameters,
+                    memory_bytes=study.config["compute"]["memory_gb"] * 1e9 + 3 * STORED_BYTES * parameters,
+                )
+
+
+def _size_of_table(path: Path, max_length: int) -> tuple[int, int]:
+    """Return about how many proteins a user's table has, and how long they are: its lines, and their mean length."""
+    try:
+        with path.open("rb") as file:
+            lines = max(1, sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b"")))
+    except OSError:
+        return 0, max_length
+    return lines, min(max_length, path.stat().st_size // lines)

@@ -76,8 +76,8 @@ rule embed_user_proteins:
     threads: COMPUTE["threads"]
     resources:
         gpu=gpus(),
-        mem_mb=lambda wc: memory_mb(wc.model),
-        runtime=480,
+        mem_mb=memory_for(f"{RESULTS}/choices/{{choice}}/streams/{{model}}.parquet"),
+        runtime=minutes_for(f"{RESULTS}/choices/{{choice}}/streams/{{model}}.parquet"),
         device=COMPUTE["device"],
         token_budget=COMPUTE["token_budget"],
     params:
@@ -160,7 +160,7 @@ rule cut_checkpoint:
     conda:
         "../../envs/main.yaml"
     resources:
-        mem_mb=lambda wc: 3 * memory_mb(wc.model),
+        mem_mb=memory_for(f"{RESULTS}/choices/{{choice}}/truncated/{{model}}"),
         runtime=60,
     params:
         blocks=lambda wc: CHOICES[wc.choice]["truncate"],

@@ -128,6 +128,31 @@ def test_the_room_bounds_a_batch_whatever_the_token_budget(tmp_path, monkeypatch
     assert shapes == [2] * 5
 
 
+@pytest.mark.parametrize("family", ["esm2", "progen2"])
+def test_with_the_final_norm_every_state_is_what_a_model_that_ends_there_hands_out(family, tmp_path):
+    sizes = {"n_blocks": 3, "d_model": 16, "n_heads": 8}
+    adapter = registry.build(family, sizes, seed=2)
+    for parameter in adapter.module.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    proteins = proteins_of([9, 30, 31])
+    found = run(adapter, tmp_path / "normed", proteins, norm="final", dtype="float32")
+    plain = run(adapter, tmp_path / "plain", proteins, dtype="float32")
+    assert VectorTable(tmp_path / "normed", STREAM_KEYS).constants["norm"] == "final"
+    assert "norm" not in VectorTable(tmp_path / "plain", STREAM_KEYS).constants
+    assert set(found) == set(plain)
+    for key, vectors in found.items():
+        if key[-1] != "-1":  # of single residues the norm can be taken afterwards, of their mean it cannot
+            with torch.inference_mode():
+                expected = adapter.final_norm(torch.from_numpy(plain[key].copy())).numpy()
+            np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    for sequence_id, _ in proteins:
+        own = {key: vectors for key, vectors in found.items() if key[-2] == sequence_id}
+        for direction in {key[3] for key in own}:
+            rows = [vectors for key, vectors in own.items() if key[3] == direction and key[-1] != "-1"]
+            mean = next(vectors for key, vectors in own.items() if key[3] == direction and key[-1] == "-1")
+            np.testing.assert_allclose(mean, np.mean(rows, 0), atol=1e-5)
+
+
 @pytest.mark.parametrize(("every", "layers"), [(2, [0, 2, 4, 6]), (4, [0, 4, 6]), (9, [0, 6])])
 def test_some_layers_are_those_of_all_and_the_last_is_among_them(every, layers, tmp_path):
     adapter = toy()
