@@ -75,6 +75,21 @@ CHOICE_DEFAULTS: dict[str, object] = {
     "truncate": "none",
     "keep": "read_out",
 }
+ABLATION_DEFAULTS: dict[str, object] = {
+    "size": 128,
+    "shard_size": 64,
+    "null_models": ["randinit"],
+    "inputs": EFFECT_DEFAULTS["inputs"],
+    "ops": ["exit", "remove", "remove_block", "swap_adj", "swap_block", "reverse"],
+    "policies": ["angular", "deepest", "tail", "random", "exhaustive"],
+    "lengths": [],
+    "spans": [2, 3, 4],
+    "exhaustive_up_to": 12,
+    "draws": 4,
+    "selection": 32,
+    "pseudo_perplexity": 0,
+    "retained": [0.9, 0.95, 0.99],
+}
 DATASET_DEFAULTS = {"part": "all", "reserve": 16384, "shard_size": 256, "min_length": 50, "max_length": 512}
 TRAINING_DEFAULTS = {"min_length": 30, "max_length": 400, "held_out": 0.3, "structures": False}
 
@@ -340,6 +355,10 @@ class Study:
             self.config["effects"] = effects
         if "geometry" in config:
             self.config["geometry"] = {**GEOMETRY_DEFAULTS, **config["geometry"]}
+        if "ablation" in config:
+            ablation = {**ABLATION_DEFAULTS, **config["ablation"]}
+            ablation["inputs"] = {**ABLATION_DEFAULTS["inputs"], **config["ablation"].get("inputs", {})}
+            self.config["ablation"] = ablation
         figures = list(figures)
         self.config.setdefault("figures", figures)
         self.config["inputs"] = {"conditions": ["seq"], **self.config["inputs"]}
@@ -420,6 +439,11 @@ class Study:
                 f"effects.size: {self.config['effects']['size']} proteins, but the largest data set has "
                 f"{max(sizes.values())}; expected at most as many"
             )
+        if "ablation" in self.config and self.config["ablation"]["size"] > max(sizes.values()):
+            lines.append(
+                f"ablation.size: {self.config['ablation']['size']} proteins, but the largest data set has "
+                f"{max(sizes.values())}; expected at most as many"
+            )
         for where, item in drawn:
             if item.get("min_length", 1) > item.get("max_length", math.inf):
                 lines.append(f"{where}: min_length {item['min_length']} is above max_length {item['max_length']}")
@@ -467,6 +491,11 @@ class Study:
                     close = difflib.get_close_matches(model, self.models, n=1)
                     hint = f"did you mean {close[0]!r}?" if close else f"its models: {_list(self.models)}"
                     lines.append(f"datasets.{name}.models: no model {model!r} in this study; {hint}")
+        for model in self.config.get("ablation", {}).get("models", []):
+            if model not in self.models and not found:
+                close = difflib.get_close_matches(model, self.models, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"its models: {_list(self.models)}"
+                lines.append(f"ablation.models: no model {model!r} in this study; {hint}")
         for figure in self.config["figures"]:
             if figure not in figures:
                 close = difflib.get_close_matches(figure, figures, n=1)
@@ -666,6 +695,10 @@ class Study:
     def effects_size(self, dataset: str) -> int:
         """Return on how many proteins of a data set skip effects are measured: a smaller data set is measured whole."""
         return min(self.config["effects"]["size"], self.datasets[dataset]["size"])
+
+    def ablation_size(self, dataset: str) -> int:
+        """Return on how many proteins of a data set depth is ablated: a smaller data set is measured whole."""
+        return min(self.config["ablation"]["size"], self.datasets[dataset]["size"])
 
     def n_shards(self, dataset: str) -> int:
         """Return how many shards a data set has; the last may be smaller."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from plm_depth.activations.cost import Cost, Size, forward_cost, sweep_cost, total
+from plm_depth.activations.cost import Cost, Size, detour_cost, detours_of, forward_cost, sweep_cost, total
 from plm_depth.config import ConfigError, Study, read_models
 from plm_depth.models.branches import Branches
 from plm_depth.models.registry import FAMILIES
@@ -31,6 +31,7 @@ ASSUMED_BLOCKS = 24  # where only the number of parameters is known
 KEY_BYTES = 6.0  # keys of a row of a vector table
 METRIC_BYTES = 1300.0  # contributions and lens together, for one protein, view and layer
 SOURCE_BYTES = 700.0  # output_change, and the keys of skip, for one protein, sweep and source
+ABLATION_BYTES = 60.0  # ablations, for one protein, view and different run
 TARGET_BYTES = 55.0  # skip, for one protein, sweep, source and target
 
 
@@ -437,3 +438,53 @@ def _size_of_table(path: Path, max_length: int) -> tuple[int, int]:
     except OSError:
         return 0, max_length
     return lines, min(max_length, path.stat().st_size // lines)
+
+
+@priced("ablate_depth")
+def ablations(study: Study) -> Iterator[Price]:
+    """Price the depth ablations: every changed run of every protein, and the passes that choose spans."""
+    section = study.config.get("ablation")
+    if section is None:
+        return
+    budget = study.config["compute"]["token_budget"]
+    for dataset in study.datasets:
+        length = length_of(study, dataset)
+        for name in _priced_models(study):
+            entry, size = study.models[name], size_of(study, name)
+            if name not in study.models_in("ablation", dataset):
+                continue
+            objective = entry["objective"]
+            inputs = {**study.config["inputs"][objective], **section["inputs"].get(objective, {})}
+            views = views_of(objective, {objective: inputs})
+            n_conditions = len(study.conditions_of(dataset, name))
+            n_runs, n_passed = detours_of(size.n_blocks, section)
+            runs = {"n_runs": n_runs, "n_passed": n_passed, "token_budget": budget}
+            reads = [n_read(view, length) for view in views]
+            per_protein = total([detour_cost(size, length + 2, n_reads=n, **runs) for n in reads])
+            choosing = forward_cost(size, length + 2) * (2 * section["selection"] * len(views) * n_conditions)
+            # Of residues masked one at a time only these are run.
+            alone = [op for op in section["ops"] if op in ("exit", "remove")]
+            n_single, n_single_passed = detours_of(size.n_blocks, section, alone)
+            single = detour_cost(
+                size, length + 2, n_runs=n_single, n_passed=n_single_passed, n_reads=1, token_budget=budget
+            ) * (length * section["pseudo_perplexity"] if objective == "mlm" else 0)
+            n_proteins = study.ablation_size(dataset)
+            for variant, networks in variants(study).items():
+                n_networks = sum(network in ("trained", *section["null_models"]) for network in networks)
+                if not n_networks:
+                    continue
+                n_shards = -(-n_proteins // section["shard_size"])
+                for shard in range(n_shards):
+                    first = shard * section["shard_size"]
+                    n = min(first + section["shard_size"], n_proteins) - first
+                    cost = per_protein * (n * n_conditions) + choosing + single * (1 / n_shards)
+                    yield Price(
+                        "ablate_depth",
+                        f"{_results(study)}/ablate/{dataset}/{name}/{variant}/{shard}.parquet",
+                        name,
+                        cost * n_networks,
+                        itemsize(entry),
+                        disk_bytes=n * n_networks * n_conditions * len(views) * n_runs * ABLATION_BYTES,
+                        memory_bytes=process_bytes(study, name),
+                        device_bytes=device_bytes(study, name),
+                    )

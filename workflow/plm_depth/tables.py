@@ -146,7 +146,11 @@ PROFILE = _schema(
 SUMMARY = _schema(
     "one summary statistic of one model (metrics I)",
     **COMMON,
-    stat=(_cat, "I1 depth_score, I2 kl_depth, I3 overlap_depth, I5 cosine_depth, I7 areas, I10 settling, A4 growth"),
+    stat=(
+        _cat,
+        "I1 depth_score, I2 kl_depth, I3 overlap_depth, I4 retention_depth, I5 cosine_depth, I6 n80 and participation, "
+        "I7 areas, I8 removable_fraction, I10 settling, A4 growth",
+    ),
     profile=(_cat, "the profile it was computed from"),
     param=(_f64, "threshold or other parameter of the statistic, NaN if it has none"),
     value=(_f64, "the statistic"),
@@ -240,9 +244,51 @@ GEOM = _schema(
     n_seq=(_i32, "proteins of the points"),
     n_cluster=(_i32, "similarity clusters of the points"),
 )
+
+# Depth ablation (metrics D). Which run a row belongs to.
+ABLATE_KEYS = {
+    "reads": (
+        _cat,
+        "what is read: next, masked or visible residues of the view; single: residues masked one at a time",
+    ),
+    "op": (
+        _cat,
+        "full, background, exit, remove, remove_block, swap_adj, swap_block, reverse, repeat, parallel or mean; see "
+        "plm_depth.activations.ablation",
+    ),
+    "start": (_i16, "blocks passed before the change, 0..n_blocks; -1: several, averaged (random and angular spans)"),
+    "length": (_i16, "blocks that the change concerns; of swaps, of each of the two spans"),
+    "policy": (_cat, "of remove_block: angular, deepest, tail, random or exhaustive; else none"),
+    "moves_geometric": (_bool, "whether a block with a geometric branch is not where it was"),
+}
+ABLATE_SEQ = _schema(
+    "prediction of one protein after one change to the course of blocks, over the 20 canonical residues",
+    **COMMON,
+    **PER_SEQUENCE,
+    **ABLATE_KEYS,
+    quantity=(_cat, "nll (nats), acc1, kl_to_full (nats), flip1"),
+    n=(_i32, "residues read"),
+    sum=(_f64, "sum of the values"),
+    sumsq=(_f64, "sum of their squares"),
+)
+ABLATION = _schema(
+    "corpus value of the prediction after one change to the course of blocks, with its cluster-bootstrap interval",
+    **COMMON,
+    **ABLATE_KEYS,
+    quantity=(
+        _cat,
+        "nll (nats), acc1, kl_to_full (nats), flip1; dnll, dacc1: less the full model's; perplexity: exp of nll",
+    ),
+    value=(_f64, "corpus value (mean over proteins)"),
+    ci_lo=(_f64, "2.5th percentile of the bootstrap"),
+    ci_hi=(_f64, "97.5th percentile of the bootstrap"),
+    n_seq=(_i32, "proteins"),
+    n_cluster=(_i32, "similarity clusters among them"),
+    n_boot=(_i32, "bootstrap resamples"),
+)
 VERDICT = _schema(
     "one statistic of one claim, beside its margin and its null, and what follows",
-    claim=(_cat, "K1 to K5"),
+    claim=(_cat, "K1 to K6"),
     scope=(_text, "model, family, objective, or all"),
     statistic=(_text, "what was computed; the claim itself in its summary row"),
     role=(_cat, "decides: the verdict rests on it; supports: shown beside it; claim: the summary row"),

@@ -12,7 +12,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
 from plm_depth import preflight, runtime, sizing
-from plm_depth.activations import EFFECTS_VERSION, EMBED_VERSION
+from plm_depth.activations import ABLATION_VERSION, EFFECTS_VERSION, EMBED_VERSION
 from plm_depth.activations import VERSION as EXTRACTION
 from plm_depth.code_digest import code_of
 from plm_depth.config import FROM_STRUCTURES, ConfigError, Study
@@ -45,6 +45,7 @@ RESULTS = f"results/{study.config['study']}"
 SEED = study.config["seed"]
 EFFECTS = study.config.get("effects")
 GEOMETRY = study.config.get("geometry")
+ABLATION = study.config.get("ablation")
 # Figures that need a section of the config, and the tables that a figure reads beside profiles and summaries.
 SECTION_OF_FIGURE = {
     "skip_matrices": "effects",
@@ -54,6 +55,10 @@ SECTION_OF_FIGURE = {
     "layer_similarity": "geometry",
     "stream_geometry": "geometry",
     "layer_maps": "geometry",
+    "early_exit": "ablation",
+    "block_removal": "ablation",
+    "removed_share": "ablation",
+    "ablation_matrices": "ablation",
 }
 MORE_TABLES_OF_FIGURE = {
     "training_loss": ["losses"],
@@ -64,6 +69,10 @@ MORE_TABLES_OF_FIGURE = {
     "layer_similarity": ["geometries"],
     "stream_geometry": ["geometries"],
     "layer_maps": ["pairs"],
+    "early_exit": ["ablations"],
+    "block_removal": ["ablations"],
+    "removed_share": ["ablations"],
+    "ablation_matrices": ["ablations"],
 }
 CHOICES = study.choices
 VARIANTS = ["trained", "null"] if study.config["nulls"] else ["trained"]
@@ -483,6 +492,7 @@ def tables_of_figure(figure):
     }
     per_section = {
         "geometries": ("geometry", "geometry/{dataset}/{model}.parquet"),
+        "ablations": ("ablation", "ablation/{dataset}/{model}.parquet"),
     }
     per_dataset = {"verdicts": "verdicts/{dataset}.parquet"}
     wanted = ["profiles", "summaries", *MORE_TABLES_OF_FIGURE.get(figure, [])]
@@ -540,6 +550,12 @@ def figures_of_the_study():
             for dataset in study.datasets
             for figure in drawn_figures()
             if has_tables(figure, dataset)
+        ),
+        *(
+            f"{RESULTS}/{kind}/{dataset}/{model}.parquet"
+            for dataset in study.datasets
+            for model in study.models_in("ablation", dataset)
+            for kind in ("ablation", "ablation_summary")
         ),
         *expand(f"{RESULTS}/figures/{{dataset}}/records.html", dataset=study.datasets),
         *(

@@ -14,7 +14,7 @@ import numpy as np
 
 from plm_depth.metrics import verdicts
 from plm_depth.randomness import generator
-from plm_depth.tables import LOSS, PROFILE, SKIP, SUMMARY, VERDICT, write_table
+from plm_depth.tables import ABLATION, LOSS, PROFILE, SKIP, SUMMARY, VERDICT, write_table
 
 NULLS = (("trained", -1), ("randinit", 0), ("randinit", 1), ("randinit", 2), ("shuffle_w", 0), ("shuffle_seq", 0))
 INPUTS = {  # (direction, noise_t)
@@ -44,7 +44,8 @@ STATISTICS = (
     ("growth_delta_aicc", "var_h", np.nan),
 )
 
-ENDINGS = {"profiles": "profile", "summaries": "summary", "losses": "loss", "skips": "skip", "verdicts": "verdict"}
+ENDINGS = {"profiles": "profile", "summaries": "summary", "losses": "loss", "skips": "skip", "verdicts": "verdict",
+           "ablations": "ablation"}  # fmt: skip
 SWEEPS = (  # part, pos_set, local, ablation; "primary" is prefix or other
     ("layer", "primary", False, "zero"),
     ("layer", "all", False, "zero"),
@@ -316,6 +317,58 @@ def _effects(model: Invented, common: dict, rng: np.random.Generator) -> list[di
     return rows
 
 
+def write_ablation(
+    model: Invented, path: Path, *, nulls: Sequence[tuple[str, int]] = NULLS, with_others: bool = True
+) -> Path:
+    """Write an ABLATION table of one model; ``with_others``: also the rows that no figure shows."""
+    rows = []
+    for (null, seed), (direction, noise) in itertools.product(nulls, _inputs(model, with_others)):
+        rng = generator(4, model.model, null, seed, direction, noise)
+        reads = {"ar": "next", "mlm": "visible" if noise == 0 else "masked", "diffusion": "masked"}[model.objective]
+        for op, policy, start, length in _ablations(model, with_others):
+            named = {"reads": reads, "op": op, "policy": policy, "start": start, "length": length}
+            for quantity, value in _ablated(model, op, start, length, null == "trained", rng).items():
+                half = abs(value) * 0.06 + 1e-3
+                rows.append(
+                    {**_common(model, null, seed, direction, noise), **named, "moves_geometric": False,
+                     "quantity": quantity, "value": value, "ci_lo": value - half, "ci_hi": value + half, "n_seq": 40,
+                     "n_cluster": 38, "n_boot": 2000}
+                )  # fmt: skip
+    return _write(model, rows, ABLATION, path)
+
+
+def _ablations(model: Invented, with_others: bool) -> list[tuple[str, str, int, int]]:
+    """Return op, policy, start and length of the runs of one model."""
+    n = model.n_blocks
+    runs = [("full", "none", n, 0), ("background", "none", 0, 0)]
+    runs += [("exit", "none", layer, n - layer) for layer in range(n + 1)]
+    runs += [("remove", "none", start, 1) for start in range(n)]
+    for length in range(1, n):
+        runs += [("remove_block", "angular", -1, length), ("remove_block", "random", -1, length)]
+        runs += [("remove_block", "deepest", n - length - 1, length), ("remove_block", "tail", n - length, length)]
+        if n <= 12:
+            runs += [("remove_block", "exhaustive", start, length) for start in range(n - length + 1)]
+    runs += [("swap_adj", "none", start, 1) for start in range(n - 1)]
+    for length in (2, 4):
+        runs += [("swap_block", "none", start, length) for start in range(n - 2 * length + 1)]
+        runs += [("reverse", "none", start, length) for start in range(n - length + 1)]
+    return runs + ([("repeat", "none", start, 2) for start in range(n - 1)] if with_others else [])
+
+
+def _ablated(
+    model: Invented, op: str, start: int, length: int, trained: bool, rng: np.random.Generator
+) -> dict[str, float]:
+    """Return the quantities of one run: the more and the earlier blocks are touched, the worse."""
+    first = model.n_blocks - length if start < 0 else start
+    if op == "background":
+        return {"nll": 2.9, "acc1": 0.09, "dnll": 0.3, "dacc1": -0.2}
+    gain = np.exp(-4 * first / model.n_blocks) * (1 - np.exp(-3 * length / model.n_blocks)) * rng.uniform(0.6, 1.2)
+    loss = 0.0 if op == "full" or not length else 0.9 * gain if trained else rng.normal(0, 0.03)
+    full = 2.6 if trained else 3.1
+    return {"nll": full + loss, "acc1": 0.3 - 0.2 * loss, "kl_to_full": abs(loss), "flip1": min(abs(loss), 1.0),
+            "dnll": loss, "dacc1": -0.2 * loss}  # fmt: skip
+
+
 def write_verdicts(models: Sequence[Invented], path: Path) -> Path:
     """Write the VERDICT table of a study: invented statistics, judged as real ones are."""
     evidence = []
@@ -365,7 +418,8 @@ def write_study(models: Sequence[Invented], folder: Path, *, with_others: bool =
     """Write all tables of a study; return the options of a figure's command that name them."""
     nulls = NULLS if with_others else NULLS[:3]
     folder.mkdir(parents=True, exist_ok=True)
-    kinds = {"--profiles": write_profile, "--summaries": write_summary, "--skips": write_skip}
+    kinds = {"--profiles": write_profile, "--summaries": write_summary, "--skips": write_skip,
+             "--ablations": write_ablation}  # fmt: skip
     options = {option: [] for option in (*kinds, "--losses")}
     for model in models:
         for option, write in kinds.items():

@@ -23,6 +23,7 @@ from unit.figures import invented
 MODULES = {name: importlib.import_module(f"plm_depth.figures.{name}") for _, name, _ in
            pkgutil.iter_modules(plm_depth.figures.__path__)}  # fmt: skip
 STAGES = {name: module.STAGE for name, module in MODULES.items() if hasattr(module, "STAGE")}
+ABLATION_FIGURES = ["ablation_matrices", "block_removal", "early_exit", "removed_share"]
 EFFECT_FIGURES = ["block_influence", "output_change", "skip_matrices", "verdicts"]
 PROFILE_FIGURES = sorted(
     name for name, stage in STAGES.items() if hasattr(MODULES[name], "ROWS") and "profiles" in stage.reads
@@ -69,7 +70,7 @@ def drawn(stage, study):
 def test_every_figure_is_named_like_its_module():
     assert sorted(STAGES) == sorted([
         "contributions", "cosines", "depth_summary", "entropy", "lens_kl", "lens_overlap", "settling", "training_loss",
-        "update_norms", "variance", *EFFECT_FIGURES,
+        "update_norms", "variance", *EFFECT_FIGURES, *ABLATION_FIGURES,
     ])  # fmt: skip
     assert all(stage.name == name for name, stage in STAGES.items())
 

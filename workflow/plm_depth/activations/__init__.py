@@ -9,3 +9,6 @@ EFFECTS_VERSION = 1
 
 # The same for the tables that ``activations.embed`` writes.
 EMBED_VERSION = 1
+
+# The same for the table that ``activations.ablation`` writes.
+ABLATION_VERSION = 1

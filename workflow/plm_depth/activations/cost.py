@@ -5,7 +5,7 @@ products (a multiplication and an addition are two), which are nearly all there 
 move memory instead and are part of the share of the product rate that a run reaches.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from plm_depth.models.branches import Branches
@@ -135,6 +135,78 @@ def sweep_cost(
     flops += (propagating * n + groups) * n_reads * _head_flops(size)
     evaluations = rows * n_tokens
     return Cost(evaluations, flops, clean_rows * size.block_bytes, 8.0 * evaluations * size.d_model)
+
+
+def detours_of(n_blocks: int, settings: Mapping[str, object], ops: Sequence[str] | None = None) -> tuple[int, int]:
+    """Return how many different changed runs a model has under a section ``ablation``, and the blocks they pass.
+
+    A removal passes the blocks after it; an exchange, a reversal or a repetition its own and those after it.
+
+    Args:
+        settings: the section of the config.
+        ops: instead of all of its own.
+    """
+    passed: dict[tuple, int] = {}
+    policies = settings["policies"]
+    removed = [n for n in settings["lengths"] or range(1, n_blocks) if n < n_blocks]
+
+    def remove(start: int, length: int) -> None:
+        passed["remove", start, length] = n_blocks - start - length
+
+    for op in settings["ops"] if ops is None else ops:
+        if op == "exit":
+            for layer in range(n_blocks + 1):
+                remove(layer, n_blocks - layer)
+        elif op == "remove":
+            for start in range(n_blocks):
+                remove(start, 1)
+        elif op == "remove_block":
+            for length in removed:
+                last = n_blocks - length
+                if "deepest" in policies:
+                    remove(last - 1, length)
+                if "tail" in policies:
+                    remove(last, length)
+                if "exhaustive" in policies and n_blocks <= settings["exhaustive_up_to"]:
+                    for start in range(last + 1):
+                        remove(start, length)
+                    continue  # spans of the other policies are among these
+                for k in range(min(settings["draws"], last + 1) * ("random" in policies)):
+                    remove(k * (last + 1) // settings["draws"], length)
+                if "angular" in policies:
+                    passed["angular", length] = last // 2
+        elif op == "mean":
+            for block in range(1, n_blocks + 1):
+                passed[op, block] = n_blocks - block
+        else:
+            for length in [1] if op == "swap_adj" else settings["spans"]:
+                covered = 2 * length if op.startswith("swap") else length
+                for start in range(n_blocks - covered + 1):
+                    end = start + covered
+                    is_neighbours = op == "swap_adj" or (op, length) == ("reverse", 2)
+                    name = ("neighbours", start) if is_neighbours else (op, start, length)
+                    passed[name] = covered + n_blocks - end
+    return len(passed), sum(passed.values())
+
+
+def detour_cost(
+    size: Size, n_tokens: int, *, n_runs: int, n_passed: int, n_reads: int = 0, token_budget: int = 65536
+) -> Cost:
+    """Return the cost of one protein's changed runs in one view, each read out once.
+
+    Args:
+        n_runs, n_passed: see ``detours_of``.
+        n_reads: read-outs of each run and of the clean row.
+        token_budget: largest rows x tokens held at once; more runs make more groups, each with its clean row.
+    """
+    capacity = max(1, token_budget // n_tokens - 1)
+    groups = -(-n_runs // capacity)
+    rows = n_passed + groups * size.n_blocks / 2 + size.n_blocks / 2
+    flops = rows * (n_tokens * size.linear_flops + size.attention_flops(pairs_of(n_tokens, is_causal=size.is_causal)))
+    flops += (n_runs + groups) * n_reads * _head_flops(size)
+    evaluations = rows * n_tokens
+    weights = (groups + 1) * size.n_blocks * size.block_bytes
+    return Cost(evaluations, flops, weights, 8.0 * evaluations * size.d_model)
 
 
 def plain_cost(size: Size, n_tokens: int, sweeps: int, *, n_reads: int = 0) -> Cost:

@@ -374,21 +374,27 @@ def donors_of(
     )
 
 
-@torch.inference_mode()
 def blocks_with(adapter: Adapter, parts: Sequence[str], log: logging.Logger) -> dict[str, tuple[int, ...]]:
     """Return the blocks that have each part: all of them, or for geom those with a geometric branch."""
-    everywhere = tuple(range(1, adapter.n_blocks + 1))
-    blocks = {part: everywhere for part in parts}
+    blocks = {part: tuple(range(1, adapter.n_blocks + 1)) for part in parts}
     if "geom" in parts:
-        tokens = adapter.encode("ACDEFGHIKLMN", direction=adapter.directions[0])
-        with adapter.precision():
-            stream, context = adapter.embed(adapter.collate([tokens], adapter.device))
-            blocks["geom"] = tuple(
-                block for block in everywhere if adapter.geometric_update(block, stream, context) is not None
-            )
+        blocks["geom"] = geometric_blocks(adapter)
         if not blocks["geom"]:
             log.info(f"{adapter.family} has no geometric branch: geom is left out")
     return blocks
+
+
+@torch.inference_mode()
+def geometric_blocks(adapter: Adapter) -> tuple[int, ...]:
+    """Return the blocks that have a geometric branch."""
+    tokens = adapter.encode("ACDEFGHIKLMN", direction=adapter.directions[0])
+    with adapter.precision():
+        stream, context = adapter.embed(adapter.collate([tokens], adapter.device))
+        return tuple(
+            block
+            for block in range(1, adapter.n_blocks + 1)
+            if adapter.geometric_update(block, stream, context) is not None
+        )
 
 
 # ----------------------------------------------------------------------------------------------------------------

@@ -49,6 +49,7 @@ class Row:
         label: of the axis, with the unit; may have two lines.
         is_log: whether the axis is logarithmic.
         also: a second aggregate, drawn as a thin dotted line without a band.
+        also_label: what the key calls it; by default by its name.
         references: level lines.
         limits: what the axis must at least show.
     """
@@ -58,6 +59,7 @@ class Row:
     aggregate: str = "mean"
     is_log: bool = False
     also: str | None = None
+    also_label: str = ""
     references: Sequence[Level] = ()
     limits: tuple[float, float] | None = None
 
@@ -95,6 +97,7 @@ def profile_figure(
     points: Points | None = None,
     notes: Sequence[str] = (),
     remarks: Mapping[str, str] | None = None,
+    x_label: str = "relative depth",
 ) -> Figure:
     """Return profiles against relative depth: a column of panels a family, a row a quantity, a line a model.
 
@@ -106,6 +109,7 @@ def profile_figure(
         points: a last row, of quantities without a depth.
         notes: sentences for the foot of the figure.
         remarks: further text about a model in its legend.
+        x_label: of the profiles, where ``relative_depth`` holds another share from 0 to 1.
     """
     hidden = _not_on_log_axis(numbers, rows)
     if hidden:
@@ -113,7 +117,7 @@ def profile_figure(
     grid = FamilyGrid(
         models,
         labels=[row.label for row in rows] + ([points.label] if points else []),
-        x_labels=["relative depth"] * len(rows) + ([points.x_label] if points else []),
+        x_labels=[x_label] * len(rows) + ([points.x_label] if points else []),
         title=title,
         key=_profile_key(numbers, rows),
         notes=[*count_notes(numbers, models), *notes],
@@ -330,9 +334,10 @@ def _objective_of(numbers: pl.DataFrame, family: str) -> str:
 
 def _profile_key(numbers: pl.DataFrame, rows: Sequence[Row]) -> list[Key]:
     key = [Key("trained, 95 % interval", is_band=True, marker="o")]
-    also = next((row.also for row in rows if row.also), None)
+    also = next((row for row in rows if row.also), None)
     if also:
-        key.append(Key(f"trained, {'largest over all positions' if also == 'max' else also}", DOTTED, 1.2))
+        words = "largest over all positions" if also.also == "max" else also.also
+        key.append(Key(also.also_label or f"trained, {words}", DOTTED, 1.2))
     if "untrained" in numbers["network"]:
         key.append(Key("untrained, range over seeds", DASHED, 1.1, is_band=True))
     levels = dict.fromkeys(level for row in rows for level in row.references if level.label)

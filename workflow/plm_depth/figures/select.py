@@ -79,6 +79,17 @@ GEOMETRY_NUMBERS = {
     "n_nan": pl.Int64,  # points without a value, or coinciding with another
 }
 HALF_WIDTH = 1.96  # standard errors on each side of a 95 % interval
+# The columns of the numbers of depth ablations, in this order.
+ABLATION_NUMBERS = {
+    **{column: NUMBERS[column] for column in tuple(NUMBERS)[: tuple(NUMBERS).index("quantity")]},
+    "quantity": pl.String,
+    "op": pl.String,  # see plm_depth.activations.ablation
+    "policy": pl.String,
+    "start": pl.Int64,  # blocks passed before the change; null where spans of several starts are averaged
+    "length": pl.Int64,
+    "aggregate": pl.String,
+    **{column: NUMBERS[column] for column in tuple(NUMBERS)[tuple(NUMBERS).index("relative_depth") :]},
+}
 PRIMARY_POSITIONS = {"ar": "prefix", "mlm": "other", "diffusion": "other"}
 HALVES = ("EE", "EL", "LL")  # skip effects that belong to no single block
 
@@ -113,6 +124,7 @@ class Study:
         verdicts: VERDICT rows.
         geometries: GEOM rows of one model each, at clean or autoregressive inputs.
         pairs: GEOM rows of two models each, at the same inputs.
+        ablations: ABLATION rows at primary inputs.
     """
 
     models: Sequence[Model]
@@ -123,6 +135,7 @@ class Study:
     verdicts: pl.DataFrame = field(default_factory=pl.DataFrame)
     geometries: pl.DataFrame = field(default_factory=pl.DataFrame)
     pairs: pl.DataFrame = field(default_factory=pl.DataFrame)
+    ablations: pl.DataFrame = field(default_factory=pl.DataFrame)
 
 
 def models_of(rows: object) -> list[Model]:
@@ -492,6 +505,43 @@ def _check_effect(rows: pl.DataFrame, model: Model, effect: Effect, pos_set: str
                 f"skips of {model.model} ({null}, seed {seed}): {len(came)} rows of {label}, expected {len(expected)}, "
                 f"each block or pair of the {model.n_blocks} blocks once; run metrics.skip again"
             )
+
+
+def ablation_numbers(study: Study, *, wanted: pl.Expr, depth: pl.Expr) -> pl.DataFrame:
+    """Return depth ablations of the models that were ablated (``ABLATION_NUMBERS``), trained first, then untrained.
+
+    Models without rows (not asked for, or read by tokens that are not residues) are left out.
+
+    Args:
+        wanted: which rows, an expression of the columns of ABLATION.
+        depth: what stands as ``relative_depth``, from the same columns.
+    Raises:
+        FigureError: no model was ablated, a model lacks the trained network, or a row stands twice.
+    """
+    table = study.ablations
+    measured = [m for m in study.models if not table.is_empty() and m.model in set(table["model_id"])]
+    if not measured:
+        raise FigureError("ablations: no model has rows at its primary input; run metrics.ablation, or leave this out")
+    rows = pl.concat([_rows_of(table, model, what="ablations") for model in measured]).filter(wanted)
+    for model in measured:
+        own = rows.filter((pl.col("model_id") == model.model) & (pl.col("null_model") == TRAINED))
+        keys = ["op", "policy", "start", "length", "quantity", "reads"]
+        if own.select(keys).is_duplicated().any():
+            raise FigureError(f"ablations of {model.model}: a row stands twice; give each table once")
+    if rows.filter(pl.col("null_model") == TRAINED).is_empty():
+        raise FigureError("ablations: nothing of this figure was measured; add its ops to the section ablation")
+    rows = rows.with_columns(
+        relative_depth=depth.cast(pl.Float64),
+        aggregate=pl.lit("mean"),
+        start=pl.when(pl.col("start") >= 0).then(pl.col("start").cast(pl.Int64)),
+    )
+    keys = ["model_id", "direction", "noise_t", "quantity", "op", "policy", "start", "length", "aggregate",
+            "relative_depth"]  # fmt: skip
+    return (
+        _named(_networks(rows, keys), study.models)
+        .sort("place", "quantity", "op", "policy", "network", "length", "start", maintain_order=True)
+        .select(pl.col(column).cast(kind) for column, kind in ABLATION_NUMBERS.items())
+    )
 
 
 def statistic_name(stat: str, profile: str) -> str:

@@ -1,0 +1,182 @@
+"""
+Depth ablation, where the config has a section `ablation`: blocks removed, exchanged, reversed, and early exits.
+
+Needs   cards/{model}.json, datasets/{dataset}/candidates.parquet, datasets/{dataset}/clusters.parquet
+Gives   results/{study}/datasets/{dataset}/ablated/{proteins,clusters}.parquet             what is ablated
+        results/{study}/ablate/{dataset}/{model}/{variant}/{shard}.parquet                 per protein and run
+        results/{study}/ablation/{dataset}/{model}.parquet                                 per run, with intervals
+        results/{study}/ablation_summary/{dataset}/{model}.parquet                         depth in one number
+"""
+
+
+def ablation_ranks(wildcards):
+    """Return the first rank of an ablation shard and the one after its last."""
+    first = int(wildcards.shard) * ABLATION["shard_size"]
+    return first, min(
+        first + ABLATION["shard_size"], study.ablation_size(wildcards.dataset)
+    )
+
+
+def ablation_nulls_of(variant):
+    if variant == "trained":
+        return [{"null_model": "trained", "seed": -1}]
+    return [
+        n for n in study.config["nulls"] if n["null_model"] in ABLATION["null_models"]
+    ]
+
+
+def ablation_inputs_of(model):
+    """Return the views under which depth is ablated: the study's, without the clean controls unless asked for."""
+    objective = study.models[model]["objective"]
+    inputs = {
+        **study.config["inputs"][objective],
+        **ABLATION["inputs"].get(objective, {}),
+    }
+    return {objective: inputs}
+
+
+def ablation_grid():
+    """Return the noise levels over which ablations of diffusion models are averaged: those at which they are run."""
+    return {
+        **study.config["inputs"]["diffusion"],
+        **ABLATION["inputs"].get("diffusion", {}),
+    }["noise"]
+
+
+def ablation_options():
+    """Return what the stage of ablations is told to do."""
+    return {
+        key: value
+        for key, value in ABLATION.items()
+        if key
+        not in ("models", "size", "shard_size", "null_models", "inputs", "retained")
+    }
+
+
+def ablation_shards(wildcards):
+    """Return the ablation tables of every shard and variant of a model and data set; none of a model left out."""
+    if wildcards.model not in study.models_in("ablation", wildcards.dataset):
+        return []
+    n_shards = -(-study.ablation_size(wildcards.dataset) // ABLATION["shard_size"])
+    return [
+        f"{RESULTS}/ablate/{wildcards.dataset}/{wildcards.model}/{variant}/{shard}.parquet"
+        for variant in ("trained", "null")
+        if ablation_nulls_of(variant)
+        for shard in range(n_shards)
+    ]
+
+
+rule cut_ablated_proteins:
+    """The first ranks of the sample: ablations cost many passes, so they are measured on fewer proteins."""
+    input:
+        f"{RESULTS}/datasets/{{dataset}}/candidates.parquet",
+    output:
+        f"{RESULTS}/datasets/{{dataset}}/ablated/proteins.parquet",
+    log:
+        f"logs/{RESULTS}/cut_ablated_proteins/{{dataset}}.log",
+    benchmark:
+        f"logs/benchmarks/{RESULTS}/cut_ablated_proteins/{{dataset}}.jsonl"
+    conda:
+        "../../envs/main.yaml"
+    resources:
+        mem_mb=growing(1000),
+        runtime=growing(10),
+    params:
+        size=lambda wc: study.ablation_size(wc.dataset),
+        code=code_of("sequences.shard"),
+    shell:
+        "python -m plm_depth.sequences.shard --sample {input:q} --first 0 --last {params.size} --output {output:q}"
+        " > {log:q} 2>&1"
+
+
+rule cluster_ablated_proteins:
+    """Clusters of these alone, for choosing and evaluating on different ones: a grown sample renews no ablation."""
+    input:
+        rules.cut_ablated_proteins.output,
+    output:
+        f"{RESULTS}/datasets/{{dataset}}/ablated/clusters.parquet",
+    log:
+        f"logs/{RESULTS}/cluster_ablated_proteins/{{dataset}}.log",
+    benchmark:
+        f"logs/benchmarks/{RESULTS}/cluster_ablated_proteins/{{dataset}}.jsonl"
+    conda:
+        "../../envs/main.yaml"
+    resources:
+        mem_mb=growing(2000),
+        runtime=growing(60),
+    params:
+        identity=study.config["clusters"]["identity"],
+        coverage=study.config["clusters"]["coverage"],
+        code=code_of("sequences.cluster"),
+    shell:
+        "python -m plm_depth.sequences.cluster --sample {input:q} --identity {params.identity}"
+        " --coverage {params.coverage} --output {output:q} > {log:q} 2>&1"
+
+
+ABLATIONS = f"{RESULTS}/ablate/{{dataset}}/{{model}}/{{variant}}/{{shard}}.parquet"
+
+
+rule ablate_depth:
+    input:
+        card=f"{RESULTS}/cards/{{model}}.json",
+        folder=checkpoint_folder,
+        proteins=rules.cut_ablated_proteins.output,
+        clusters=rules.cluster_ablated_proteins.output,
+        structures=structures_of,
+    output:
+        ABLATIONS,
+    log:
+        f"logs/{RESULTS}/ablate_depth/{{dataset}}/{{model}}/{{variant}}/{{shard}}.log",
+    benchmark:
+        f"logs/benchmarks/{RESULTS}/ablate_depth/{{dataset}}/{{model}}/{{variant}}/{{shard}}.jsonl"
+    conda:
+        "../../envs/main.yaml"
+    threads: COMPUTE["threads"]
+    resources:
+        gpu=gpus(),
+        mem_mb=memory_for(ABLATIONS),
+        runtime=minutes_for(ABLATIONS),
+        device=COMPUTE["device"],
+        token_budget=COMPUTE["token_budget"],
+    params:
+        ranks=ablation_ranks,
+        nulls=lambda wc: as_json(ablation_nulls_of(wc.variant)),
+        inputs=lambda wc: as_json(ablation_inputs_of(wc.model)),
+        ablations=as_json(ablation_options()),
+        conditions=options_of_conditions,
+        seed=SEED,
+        version=ABLATION_VERSION,
+    shell:
+        "python -m plm_depth.activations.ablation --card {input.card:q} --sequences {input.proteins:q}"
+        " --clusters {input.clusters:q} --first {params.ranks[0]} --last {params.ranks[1]}"
+        " --nulls {params.nulls:q} --inputs {params.inputs:q} --ablations {params.ablations:q}"
+        " {params.conditions:q} --seed {params.seed} --token-budget {resources.token_budget}"
+        " --device {resources.device} --threads {threads} --output {output:q} > {log:q} 2>&1"
+
+
+rule reduce_ablation:
+    input:
+        ablation=ablation_shards,
+        clusters=f"{RESULTS}/datasets/{{dataset}}/clusters.parquet",
+    output:
+        ablation=f"{RESULTS}/ablation/{{dataset}}/{{model}}.parquet",
+        summary=f"{RESULTS}/ablation_summary/{{dataset}}/{{model}}.parquet",
+    log:
+        f"logs/{RESULTS}/reduce_ablation/{{dataset}}/{{model}}.log",
+    benchmark:
+        f"logs/benchmarks/{RESULTS}/reduce_ablation/{{dataset}}/{{model}}.jsonl"
+    conda:
+        "../../envs/main.yaml"
+    resources:
+        mem_mb=growing(4000),
+        runtime=growing(60),
+    params:
+        grid=as_json(ablation_grid()),
+        retained=as_json(ABLATION["retained"]),
+        resamples=study.config["bootstrap"]["resamples"],
+        seed=SEED,
+        code=code_of("metrics.ablation"),
+    shell:
+        "python -m plm_depth.metrics.ablation --ablation {input.ablation:q} --clusters {input.clusters:q}"
+        " --grid {params.grid:q} --retained {params.retained:q} --resamples {params.resamples} --seed {params.seed}"
+        " --output {output.ablation:q} --summary {output.summary:q} > {log:q} 2>&1"
