@@ -164,7 +164,11 @@ SUMMARY = _schema(
 # Skip effects (metrics B). Which run a row belongs to, and what is kept of the positions at which it is read.
 SKIP_KEYS = {
     "part": (_cat, "what is silenced in the source block: layer, attn, mlp or geom"),
-    "pos_set": (_cat, "where: all, prefix, other, ctx2mask or tokens; see plm_depth.activations.interventions"),
+    "pos_set": (
+        _cat,
+        "where: all, prefix, other, ctx2mask, tokens, struct2seq or seq2struct; see "
+        "plm_depth.activations.interventions",
+    ),
     "local": (_bool, "whether only the source's own contribution is taken out of each target's clean input"),
     "ablation": (_cat, "what stands in its place: zero, mean or resample"),
     "draw": (_i16, "draw of a random position set, -1 where the set is not random"),
@@ -191,8 +195,12 @@ SKIP_OUT_SEQ = _schema(
     **COMMON,
     **PER_SEQUENCE,
     **SKIP_KEYS,
-    vocab=(_cat, "aa20: renormalised over the canonical residues; full: all real tokens"),
-    quantity=(_cat, "l2, kl_fo (nats), tv, flip1, dnll (nats)"),
+    vocab=(_cat, "aa20: renormalised over the canonical residues; full: all real tokens; none for router_flip"),
+    quantity=(
+        _cat,
+        "l2, kl_fo (nats), tv, flip1, dnll (nats); in mixtures of experts router_flip: the share of later blocks in "
+        "which a position takes other experts",
+    ),
     n=(_i32, "read-outs with a defined value"),
     n_nan=(_i32, "read-outs without one"),
     sum=(_f64, "sum over read-outs"),
@@ -212,7 +220,7 @@ SKIP = _schema(
     quantity=(
         _cat,
         "effect (D), influence (s), dependence (c), EE, LL, EL, LL/EE; l2, kl_fo, tv, flip1, dnll (output change); "
-        "locality (of l2); influence_, l2_ and dnll_ with depth_score, n80, participation, half_contrast",
+        "router_flip; locality (of l2); influence_, l2_ and dnll_ with depth_score, n80, participation, half_contrast",
     ),
     src=(_i16, "source block, 1..n_blocks; -1 in reductions over sources"),
     tgt=(_i16, "target block, 1..n_blocks; -1 for output changes and in reductions over targets"),

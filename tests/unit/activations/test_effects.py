@@ -28,6 +28,7 @@ from plm_depth.activations.interventions import InterventionError
 from plm_depth.activations.nulls import Null
 from plm_depth.activations.sweep import OUTPUTS
 from plm_depth.models import checkpoints
+from plm_depth.models.base import Structure
 from plm_depth.models.registry import build
 from plm_depth.randomness import generator
 from plm_depth.tables import AMINO_ACIDS, SKIP_OUT_SEQ, SKIP_SEQ, TableError, read_metadata, read_table
@@ -540,3 +541,99 @@ def test_a_table_writer_leaves_nothing_behind_after_an_error(tmp_path):
     with pytest.raises(TableError, match="columns missing"), TableWriter(tmp_path / "t.parquet", SEQUENCES) as table:
         table.append({"rank": [1]})
     assert list(tmp_path.iterdir()) == []
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Two tracks of tokens, mixtures of experts
+
+
+def walked(adapter, tokens, silenced=None, at=None):
+    """Return the updates and the streams that the MLPs read, block by block; plainly, one run."""
+    stream, context = adapter.embed(adapter.collate([tokens]))
+    updates = []
+    for block in range(1, adapter.n_blocks + 1):
+        update = adapter.updates(block, stream, context)
+        after = adapter.add(stream, update)
+        if block == silenced:
+            after[0, at] = stream[0, at]
+        stream = after
+        updates.append(update)
+    return updates
+
+
+def lively(family, **sizes):
+    adapter = build(family, {"n_blocks": 3, "d_model": 32, "n_heads": 4, **sizes}, seed=1)
+    with torch.no_grad():
+        for parameter in adapter.module.parameters():
+            parameter *= 4 if parameter.ndim > 1 else 1
+    return adapter
+
+
+@torch.inference_mode()
+def test_one_track_is_silenced_and_the_other_read(tmp_path):
+    adapter = lively("dplm2")
+    (sequence_id, sequence), *_ = proteins(1)
+    codes = np.arange(len(sequence)) % 20
+    shown = {"condition": "seq_struct", "structure": Structure(codes=codes)}
+    effect, _ = run(
+        tmp_path,
+        adapter,
+        [(sequence_id, sequence)],
+        skips={"pos_sets": ("struct2seq", "seq2struct"), "parts": ("layer",), "local": False},
+        conditions=["seq_struct"],
+        structures={sequence_id: shown["structure"]},
+    )
+    masked = mask_of(MASKED, len(sequence), 0, sequence_id)
+    tokens = adapter.encode(sequence, masked=masked, struct_at_mask="keep", **shown)
+    assert len(set(tokens.structure_tokens) | set(tokens.residue_tokens)) == 2 * len(sequence)
+    clean = walked(adapter, tokens)
+    for pos_set, skip, read in (
+        ("struct2seq", tokens.structure_tokens, tokens.residue_tokens),
+        ("seq2struct", tokens.residue_tokens, tokens.structure_tokens),
+    ):
+        altered = walked(adapter, tokens, silenced=1, at=skip)
+        (row,) = rows(effect, pos_set=pos_set, src=1)
+        for block in (2, 3):
+            before, after = clean[block - 1].total[0, read], altered[block - 1].total[0, read]
+            expected = ((before - after).norm(dim=-1) / before.norm(dim=-1)).sum().item()
+            assert row["sum"][block - 1] == pytest.approx(expected, rel=1e-3)
+        assert row["sum"][0] == 0, "the silenced block itself is read where it is kept"
+
+
+def test_a_model_of_one_track_has_no_sets_across_tracks(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        skips = {"pos_sets": ("struct2seq",), "parts": ("layer",)}
+        effect, _ = run(tmp_path, toy(n_blocks=2), proteins(1), skips=skips)
+    assert effect.num_rows == 0 and "without a second track" in caplog.text
+
+
+@torch.inference_mode()
+def test_router_flips_are_the_share_of_later_blocks_in_which_a_token_takes_other_experts(tmp_path):
+    adapter = lively("progen3", n_experts=6, n_active=2)
+    (sequence_id, sequence), *_ = proteins(1)
+    _, output = run(
+        tmp_path,
+        adapter,
+        [(sequence_id, sequence)],
+        views=(FORWARD,),
+        skips={"pos_sets": ("all",), "parts": ("layer",), "local": False},
+    )
+    tokens = adapter.encode(sequence, direction="n2c")
+
+    def chosen(updates):
+        return [adapter.experts(block, update.middle)[0] for block, update in enumerate(updates, 1)]
+
+    clean = chosen(walked(adapter, tokens))
+    assert all((taken.sum(-1) == 2).all() for taken in clean)
+    flips = {row["src"]: row for row in rows(output, quantity="router_flip")}
+    assert set(flips) == {1, 2, 3}
+    for source in (1, 2):
+        altered = chosen(walked(adapter, tokens, silenced=source, at=tokens.residue_tokens))
+        later = [(clean[b] != altered[b]).any(-1)[tokens.residue_tokens].float().numpy() for b in range(source, 3)]
+        assert flips[source]["sum"] == pytest.approx(np.mean(later, 0).sum(), rel=1e-5)
+    assert flips[1]["sum"] > 0 and flips[3]["n"] == 0, "no block is after the last"
+
+
+def test_models_without_experts_have_no_router_flips(tmp_path):
+    _, output = run(tmp_path, toy(n_blocks=2), proteins(1), skips={"pos_sets": ("all",), "parts": ("layer",)})
+    assert not rows(output, quantity="router_flip")

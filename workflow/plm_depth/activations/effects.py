@@ -3,7 +3,8 @@
     python -m plm_depth.activations.effects --card P --sequences P --nulls JSON --inputs JSON --skips JSON --seed N
         [--conditions JSON --backbone P --codes P] --skip P --output-change P
 
-``--skips`` is a JSON object: ``parts`` (layer, attn, mlp, geom), ``pos_sets`` (all, prefix, other, ctx2mask, tokens),
+``--skips`` is a JSON object: ``parts`` (layer, attn, mlp, geom), ``pos_sets`` (all, prefix, other, ctx2mask, tokens,
+struct2seq, seq2struct),
 ``local`` (also the direct effects), ``draws`` of random sets, ``ablations`` (zero, mean, resample), and optionally
 ``parity`` (conventions of the published study's code, see ``position_sets``; denominators are clamped at 1e-6, nothing
 is left out) and ``reference`` (proteins of ``--reference`` behind the means and donors of the other ablations).
@@ -579,7 +580,36 @@ def output_rows(protein: Protein, outcome: Outcome, floor: Floor) -> dict[str, o
     columns: dict[str, object] = _sweep_columns(sweeps, repeat=n_kinds)
     columns["vocab"] = np.tile(np.repeat(VOCABULARIES, len(OUTPUTS)), n_rows)
     columns["quantity"] = np.tile(OUTPUTS, n_rows * len(VOCABULARIES))
-    return columns | {name: np.concatenate(parts) for name, parts in kept.items()}
+    columns |= {name: np.concatenate(parts) for name, parts in kept.items()}
+    if outcome.rerouted is None or not sweeps:
+        return columns
+    routes = routing_rows(sweeps, outcome.rerouted)
+    return {name: np.concatenate([values, routes[name]]) for name, values in columns.items()}
+
+
+def routing_rows(sweeps: Sequence[Sweep], rerouted: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the rows of ``router_flip``: of the positions read, the share in which later blocks take other experts.
+
+    Args:
+        rerouted: (n_lanes, n_blocks, n_tokens) bool. A value is the share of the blocks after the source; the last
+            block has none after it.
+    """
+    kept: dict[str, list[np.ndarray]] = {}
+    for swept in sweeps:
+        read = rerouted[swept.first : swept.first + len(swept.sources)][..., swept.positions.read]
+        n_later = rerouted.shape[1] - np.array(swept.sources)
+        after = np.arange(1, rerouted.shape[1] + 1) > np.array(swept.sources)[:, None]
+        flipped = (read & after[..., None]).sum(1).astype(np.float64)
+        share = np.divide(flipped, n_later[:, None], out=np.full_like(flipped, np.nan), where=(n_later > 0)[:, None])
+        for name, part in reduce_output(share).items():
+            kept.setdefault(name, []).append(part)
+    columns = {name: np.concatenate(parts) for name, parts in kept.items()}
+    n_rows = len(columns["n"])
+    return _sweep_columns(sweeps) | columns | {
+        "below_floor": np.full(n_rows, False),
+        "vocab": np.full(n_rows, "none"),
+        "quantity": np.full(n_rows, "router_flip"),
+    }  # fmt: skip
 
 
 def _sweep_columns(sweeps: Sequence[Sweep], repeat: int = 1) -> dict[str, object]:
@@ -715,7 +745,10 @@ def measure(
         output_table.note(noise_floor=noise)
     progress.finish()
     if missing:
-        log.info(f"{missing} position sets left out: proteins without hidden or visible residues, or too short")
+        log.info(
+            f"{missing} position sets left out: proteins without hidden or visible residues, without a second track "
+            "of tokens, or too short"
+        )
     counts = {"skip": effect_table.n_rows, "output_change": output_table.n_rows}
     log.info(f"{time.monotonic() - started:.1f} s; rows: " + ", ".join(f"{name} {n}" for name, n in counts.items()))
     return counts

@@ -24,7 +24,7 @@ from plm_depth.randomness import generator
 from plm_depth.tables import AMINO_ACIDS
 
 PARTS = ("layer", "attn", "mlp", "geom")
-POSITION_SETS = ("all", "prefix", "other", "ctx2mask", "tokens")
+POSITION_SETS = ("all", "prefix", "other", "ctx2mask", "tokens", "struct2seq", "seq2struct")
 OTHER_SHARE = 0.5  # share of residues in the skip set ``other``; effects grow with it, so it is fixed
 
 
@@ -183,10 +183,12 @@ def position_sets(
               residues, an eighth of the protein (at least one residue) away from both ends.
     other     a random half is silenced, the rest is read: what travels between positions.
     ctx2mask  visible residues are silenced, hidden ones are read.
+    struct2seq, seq2struct  in a model of two tracks of tokens: the canonical residues of one track are silenced and
+              those of the other are read.
 
     Only canonical residues (letters of ``AMINO_ACIDS``) are silenced or read. Random sets have ``draws`` draws keyed by
     (seed, set, sequence_id, draw). A set that this protein does not have (``ctx2mask`` without both hidden and visible
-    residues, more prefix points than there are) is left out or has fewer draws; the caller counts them.
+    residues, a second track, more prefix points than there are) is left out or has fewer draws; the caller counts them.
 
     Args:
         parity: as in the published study of language models: ``all`` silences every token but the first and reads every
@@ -223,6 +225,12 @@ def position_sets(
         elif name == "ctx2mask":
             if (canonical & hidden).any() and (canonical & ~hidden).any():
                 sets.append(PositionSet(name, -1, canonical & ~hidden, canonical & hidden))
+        elif name in ("struct2seq", "seq2struct"):
+            if tokens.structure_tokens is not None:
+                other = np.full(tokens.n_tokens, False)
+                other[tokens.structure_tokens] = canonical[tokens.residue_tokens]
+                skip, read = (other, canonical) if name == "struct2seq" else (canonical, other)
+                sets.append(PositionSet(name, -1, skip, read))
         elif name == "tokens":
             sets.append(PositionSet(name, -1, np.full(tokens.n_tokens, True), canonical))
         elif canonical.any():

@@ -67,11 +67,14 @@ class Outcome:
         change: (n_lanes, n_blocks, n_tokens), |u_j - u*_j|; 0 before the first intervention.
         output: per vocabulary (n_lanes, 5, n_reads) float64, the quantities of ``OUTPUTS`` in that order; NaN in local
             lanes (nothing travels to their output), and dnll NaN where no residue is predicted.
+        rerouted: (n_lanes, n_blocks, n_tokens) bool, whether the token takes other experts, in blocks after the first
+            intervention; None where the model is no mixture of experts.
     """
 
     size: np.ndarray
     change: np.ndarray
     output: Mapping[str, np.ndarray]
+    rerouted: np.ndarray | None = None
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -154,12 +157,15 @@ def _joined(parts: list[tuple[list[int], Outcome]], n_lanes: int) -> Outcome:
         return parts[0][1]
     first = parts[0][1]
     change = np.empty((n_lanes, *first.change.shape[1:]), first.change.dtype)
+    rerouted = None if first.rerouted is None else np.empty(change.shape, bool)
     output = {name: np.empty((n_lanes, *values.shape[1:])) for name, values in first.output.items()}
     for group, outcome in parts:
         change[group] = outcome.change
+        if rerouted is not None:
+            rerouted[group] = outcome.rerouted
         for name, values in outcome.output.items():
             output[name][group] = values
-    return Outcome(first.size, change, output)  # the first group passes all blocks
+    return Outcome(first.size, change, output, rerouted)  # the first group passes all blocks
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -204,10 +210,11 @@ def run_lanes(
         carried = _Lanes(adapter, evaluator or steps(adapter), works, order, clean, context)
         size = clean.new_zeros(adapter.n_blocks, n_works, n_tokens)
         change = clean.new_zeros(adapter.n_blocks, len(lanes), n_works, n_tokens)
+        rerouted = change.bool() if adapter.is_mixture else None
         for block in range(start_layer + 1, adapter.n_blocks + 1):
             if block - 1 in keep and kept is not None:
                 kept[block - 1] = carried.clean.clone()
-            carried.step(block, size[block - 1], change[block - 1])
+            carried.step(block, size[block - 1], change[block - 1], None if rerouted is None else rerouted[block - 1])
         read = _read_out(adapter, works, carried)
     place = np.argsort(order)
     size, change = size.cpu().numpy(), change.cpu().numpy()
@@ -216,6 +223,7 @@ def run_lanes(
             size[:, w, : work.n_tokens],
             change[:, place, w, : work.n_tokens].swapaxes(0, 1),
             {name: values[place, w, :, : len(work.reads)] for name, values in read.items()},
+            None if rerouted is None else rerouted[:, place, w, : work.n_tokens].swapaxes(0, 1).cpu().numpy(),
         )
         for w, work in enumerate(works)
     ]
@@ -260,8 +268,12 @@ class _Lanes:
             self._wide = self.context.take(total % self.n_works)
         return self._wide.first(n_rows)
 
-    def step(self, block: int, size: Tensor, change: Tensor) -> None:
-        """Take all runs through a block; write |u| (n_works, n_tokens) and |u - u*| (n_lanes, n_works, n_tokens)."""
+    def step(self, block: int, size: Tensor, change: Tensor, rerouted: Tensor | None = None) -> None:
+        """Take all runs through a block; write |u| (n_works, n_tokens) and |u - u*| (n_lanes, n_works, n_tokens).
+
+        In a mixture of experts also write which tokens take other experts than in the clean run, (n_lanes, n_works,
+        n_tokens).
+        """
         adapter, n = self.adapter, self.n_works
         active = self.n_active
         rows = self.streams[: (1 + active) * n]
@@ -275,6 +287,9 @@ class _Lanes:
         if active:
             moved = total[n:].unflatten(0, (active, n)) - total[:n]
             change[:active] = torch.linalg.vector_norm(moved, dim=-1)
+            if rerouted is not None:
+                taken = adapter.experts(block, updates.middle)
+                rerouted[:active] = (taken[n:].unflatten(0, (active, n)) != taken[:n]).any(-1)
 
         entering = [k for k in range(active, len(self.lanes)) if self.lanes[k][0].first == block]
         again = [k for k in range(active) if any(edit.source == block for edit in self.lanes[k][0].edits[1:])]

@@ -40,6 +40,8 @@ class Tokens:
         masked: (n_residues,) bool, which residues are hidden.
         direction: "n2c", "c2n", or "none" for models without one.
         extra: further per-token inputs by name (structure tokens, coordinates), leading axis n_tokens.
+        structure_tokens: (n_residues,) int64, the token of each residue in a second track of tokens, that of the
+            structure; None where there is one track only.
     """
 
     ids: np.ndarray
@@ -47,6 +49,7 @@ class Tokens:
     masked: np.ndarray
     direction: str = "none"
     extra: dict[str, np.ndarray] = field(default_factory=dict)
+    structure_tokens: np.ndarray | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -145,6 +148,7 @@ class Adapter(ABC):
         reads_structure: the parts of ``Structure`` any of which is enough for the conditions with structure.
         layouts: names of the on-disk layouts that the family is published in.
         can_branch: whether ``branch`` exists: a token sees tokens before it only, and its place is a number.
+        is_mixture: whether MLPs are mixtures of experts, of which each token takes a few; ``experts`` says which.
         extra_padding: by name of ``Tokens.extra``, the value that stands at padded tokens.
         head: name of the part of the module that turns the stream after the final norm into logits.
         reads_all_blocks: regular expressions (whole names) of parameters that read all blocks at once; no logit depends
@@ -174,6 +178,7 @@ class Adapter(ABC):
     reads_structure: tuple[str, ...] = ()
     layouts: tuple[str, ...] = ()
     can_branch: bool = False
+    is_mixture: bool = False
     extra_padding: Mapping[str, float] = {}
     head: str = "lm_head"
     reads_all_blocks: tuple[str, ...] = ()
@@ -312,6 +317,16 @@ class Adapter(ABC):
             NotImplementedError: this family cannot (``can_branch``).
         """
         raise NotImplementedError(f"{self.family} cannot lay out a protein in branches")
+
+    def experts(self, block: int, middle: Tensor) -> Tensor:
+        """Return which experts of a block the tokens take, (n_rows, n_tokens, n_experts) bool.
+
+        Args:
+            middle: the stream that the MLP reads before its norm, (n_rows, n_tokens, d_model).
+        Raises:
+            NotImplementedError: this family has no experts (``is_mixture``).
+        """
+        raise NotImplementedError(f"{self.family} is no mixture of experts")
 
     def geometric_update(self, block: int, stream: Tensor, context: Context) -> Tensor | None:
         """Return g_k for the stream h + a, or None where the block has no such branch."""

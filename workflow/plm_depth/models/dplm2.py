@@ -99,7 +99,8 @@ class Dplm2(Esm):
         ids = np.concatenate([[id_of["<cls_struct>"]], track, [id_of["<eos_struct>"]], alone.ids])
         assert len(ids) == 2 * (len(sequence) + 2)
         extra = {"position_ids": np.concatenate([positions, positions])}
-        return Tokens(ids, alone.residue_tokens + alone.n_tokens, alone.masked, direction, extra)
+        own, other = alone.residue_tokens + alone.n_tokens, alone.residue_tokens
+        return Tokens(ids, own, alone.masked, direction, extra, structure_tokens=other)
 
     def parse(self, protein: Mapping) -> tuple[str | None, dict[str, object]]:
         """Return sequence and arguments of ``encode`` of a row of tracks, one of which may be absent."""

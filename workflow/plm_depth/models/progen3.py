@@ -29,6 +29,7 @@ class ProGen3(Adapter):
 
     family = "progen3"
     objective = "ar"
+    is_mixture = True
     read_offset = -1
     directions = ("n2c", "c2n")
     layouts = ("hub",)
@@ -103,6 +104,12 @@ class ProGen3(Adapter):
     def mlp_update(self, block: int, middle: Tensor, context: Context) -> Tensor:
         layer = self.module.model.layers[block - 1]
         return layer.mlp(layer.post_attention_layernorm(middle))
+
+    def experts(self, block: int, middle: Tensor) -> Tensor:
+        layer = self.module.model.layers[block - 1]
+        _, _, taken = layer.mlp.gate(layer.post_attention_layernorm(middle).flatten(0, -2))
+        chosen = torch.zeros(len(taken), self.module.config.num_local_experts, dtype=torch.bool, device=taken.device)
+        return chosen.scatter_(1, taken, True).unflatten(0, middle.shape[:-1])
 
     def final_norm(self, stream: Tensor) -> Tensor:
         return self.module.model.norm(stream)
