@@ -18,6 +18,8 @@ study: tiny
 seed: 1
 sources:
   - {name: mini, url: resources/mini/sequences.fasta}
+  - {name: pabp, url: resources/mini/dms/PABP_YEAST_RRM2_Melamed2013.csv}
+  - {name: assayed, url: resources/mini/dms/wildtypes.fasta}
 training: {source: mini, size: 90, min_length: 40, max_length: 130, held_out: 0.4}
 datasets:
   - {name: mini, source: mini, part: held_out, size: 6, shard_size: 6, min_length: 40, max_length: 130}
@@ -38,6 +40,14 @@ effects:
   size: 6
   shard_size: 6
   skips: {parts: [layer, attn], pos_sets: [all, prefix, other], local: false, draws: 1}
+fitness:
+  assays:
+    - {format: table, assay_id: PABP, uniprot_id: PABP_YEAST, category: OrganismalFitness, variants: pabp,
+       mutant: domain_mutant, wildtypes: assayed, wildtype: PABP_YEAST_RRM2}
+  max_variants: 20
+  embed_variants: 10
+  scorers: [mask, ar, emb_zs, emb_ridge]
+  resamples: 100
 bootstrap: {resamples: 200}
 summary: {kl_fraction: [0.5], overlap: 0.3}
 compute: {device: cpu, token_budget: 4096, threads: 1, memory_gb: 1}

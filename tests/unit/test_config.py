@@ -69,6 +69,22 @@ def test_maps_are_fitted_between_the_shallowest_and_the_deepest_model_of_each_fa
     assert study(good).models_in("geometry", "mini") == [] and study(good).geometry_pairs("mini") == []
 
 
+def test_a_study_scores_variants_with_all_of_its_models_or_those_named_and_without_the_section_with_none(good):
+    assert study(good).models_in("fitness", "mini") == list(study(good).models)
+    assert study(good).config["fitness"]["window"] == 1022
+    good["fitness"]["models"] = ["dplm_toy_4"]
+    assert study(good).models_in("fitness", "mini") == ["dplm_toy_4"]
+    del good["fitness"]
+    assert study(good).models_in("fitness", "mini") == []
+
+
+def test_variants_with_structures_need_the_section_of_structures(good):
+    good["fitness"]["conditions"] = ["seq", "seq_struct"]
+    study(good)
+    del good["structures"]
+    assert "fitness.conditions: seq_struct needs a section structures" in complaint(good)
+
+
 def test_without_a_section_there_are_no_structures(good):
     del good["structures"]
     assert study(good).structures == []
@@ -94,6 +110,19 @@ def test_the_shipped_paper_config_is_accepted_and_resolved():
     resolved = Study(paper(), OBJECTIVES, FIGURES, ROOT)
     assert all("hub" in m or "archive" in m for m in resolved.models.values())
     assert resolved.n_shards("uniref50") == 4 and resolved.ranks("uniref50", 3) == (768, 1024)
+
+
+def test_the_commented_section_on_proteingym_is_a_good_one():
+    text = (ROOT / "config" / "config.yaml").read_text().splitlines()
+    start = next(i for i, line in enumerate(text) if line == "# fitness:")
+    end = next(i for i in range(start, len(text)) if not text[i].startswith("#"))
+    section = yaml.safe_load("\n".join(line[2:] for line in text[start:end]))
+    first = next(i for i, line in enumerate(text) if line == "  # - name: proteingym_reference")
+    last = next(i for i in range(first, len(text)) if not text[i].startswith("  #"))
+    sources = yaml.safe_load("\n".join(line[4:] for line in text[first:last]))
+    resolved = Study(paper(**section, sources=[*paper()["sources"], *sources]), OBJECTIVES, FIGURES, ROOT)
+    assert resolved.config["fitness"]["shards"] == 4 and len(sources) == 2
+    assert all(source["url"].startswith("https://") for source in sources)
 
 
 def test_the_paper_config_has_the_twenty_variants_but_for_those_whose_licence_waits_to_be_accepted():
@@ -174,6 +203,21 @@ CASES = [
     ("choices.0.kind", "colour", "choices[0].kind: 'colour' is not allowed; choose from auto, regression"),
     ("choices.0.tolerance", 1, "choices[0].tolerance: 1; expected less than 1"),
     ("cache.anchors", 0, "geometry.points: residue needs anchors, but cache.anchors is 0"),
+    ("fitness.assays", [], "fitness.assays: []; expected a list of at least 1"),
+    ("fitness.assays.0.format", "excel", "fitness.assays[0].format: 'excel' is not allowed; choose from proteingym"),
+    ("fitness.assays.0.wildtype", KeyError, "fitness.assays[0].wildtype: missing; format table needs it"),
+    ("fitness.assays.0.reference", "mini", "fitness.assays[0].reference: format table has no such key; it has: assay"),
+    (
+        "fitness.assays.0.variants",
+        "nowhere.csv",
+        "fitness.assays[0].variants: no source 'nowhere.csv' and no such file",
+    ),
+    ("fitness.assays.1.assay_id", "PABP_YEAST_RRM2", "fitness.assays[1].assay_id: 'PABP_YEAST_RRM2' stands twice"),
+    ("fitness.models", ["esm2_toy"], "fitness.models: no model 'esm2_toy' in this study"),
+    ("fitness.scorers", ["wild"], "fitness.scorers[0]: 'wild' is not allowed; choose from wt, mask, ar"),
+    ("fitness.null_models", ["shuffle_seq"], "fitness.null_models[0]: 'shuffle_seq' is not allowed"),
+    ("fitness.shards", 3, "fitness.shards: 3 shards for 2 assays; expected at least one assay each"),
+    ("fitness.variants", 5, "fitness.variants: unknown key"),
     ("figures", ["contribution"], "figures: no figure 'contribution'; did you mean 'contributions'?"),
     ("compute.device", "gpu", "compute.device: 'gpu' is not allowed; choose from auto, cpu, cuda"),
     ("compute.batchsize", 4, "compute.batchsize: unknown key; known keys: device, token_budget"),

@@ -64,8 +64,10 @@ def of_models(*rules: str, models: list[str] = MODELS, variants: tuple[str, ...]
                 jobs += [f"{rule} dataset=mini model={model} variant={variant}" for variant in variants]
             elif rule == "measure_effects":
                 jobs += [f"{rule} dataset=mini model={model} shard=0 variant={variant}" for variant in variants]
-            elif rule in ("train_checkpoint", "describe_checkpoint"):
+            elif rule in ("train_checkpoint", "describe_checkpoint", "correlate_fitness"):
                 jobs.append(f"{rule} model={model}")
+            elif rule == "score_variants":
+                jobs.append(f"{rule} model={model} shard=0")
             else:
                 jobs.append(f"{rule} dataset=mini model={model}")
     return sorted(jobs)
@@ -95,6 +97,10 @@ def test_every_result_of_the_study_is_there_and_readable(finished):
         profile = tables.read_table(results / "profiles" / "mini" / f"{model}.parquet", tables.PROFILE)
         assert set(profile.column("null_model").to_pylist()) == {"trained", "randinit", "shuffle_seq"}
         assert tables.read_table(results / "summary" / "mini" / f"{model}.parquet", tables.SUMMARY).num_rows > 0
+        fitness = tables.read_table(results / "fitness" / f"{model}.parquet", tables.FITNESS)
+        assert set(fitness.column("null_model").to_pylist()) == {"trained", "randinit"}
+        settling = tables.read_table(results / "fitness" / "summary" / f"{model}.parquet", tables.SUMMARY)
+        assert {"retention_depth", "best_layer"} == set(settling.column("stat").to_pylist())
         loss = tables.read_table(results / "losses" / f"{model}.parquet", tables.LOSS)
         assert set(loss.column("split").to_pylist()) == {"train", "valid"}
     for figure in FIGURES:
@@ -158,6 +164,8 @@ def test_an_added_model_runs_its_own_branch_and_redraws(study):
         "summarise_depth",
         "measure_effects",
         "reduce_effects",
+        "score_variants",
+        "correlate_fitness",
         models=["dplm_tiny"],
     )
     expected += passes([0], models=["dplm_tiny"]) + figures_drawn() + JUDGED + ["list_models dataset=mini"]
@@ -192,6 +200,16 @@ def test_a_changed_margin_judges_again_and_redraws_the_verdicts_alone(study):
     configure(study, verdicts={"late_over_early": 0.8})
     drawn = [job for job in figures_drawn() if job.startswith("draw_verdicts")]
     assert planned(study) == sorted(JUDGED + drawn)
+
+
+def test_more_variants_score_again_and_another_interval_only_correlates_again(study):
+    fitness = yaml.safe_load(CONFIG)["fitness"]
+    drawn = [job for job in figures_drawn() if "fitness" in job]
+    configure(study, fitness={**fitness, "resamples": 150})
+    assert planned(study) == sorted(of_models("correlate_fitness") + drawn)
+    configure(study, fitness={**fitness, "max_variants": 25})
+    expected = ["tabulate_assays", *of_models("score_variants", "correlate_fitness"), *drawn]
+    assert planned(study) == sorted(expected)
 
 
 def test_settings_that_cannot_change_a_number_rerun_nothing(study):

@@ -13,7 +13,7 @@ from jsonschema.exceptions import ValidationError
 from jsonschema.validators import extend
 
 from plm_depth.conditions import BACKBONE_TELLS, CONDITIONS
-from plm_depth.sequences import SourceError
+from plm_depth.sequences import ASSAY_FILES, ASSAY_FORMATS, SourceError
 from plm_depth.sequences.accessions import Entry, entries_of
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")  # as the wildcard filename of the workflow
@@ -89,6 +89,17 @@ ABLATION_DEFAULTS: dict[str, object] = {
     "selection": 32,
     "pseudo_perplexity": 0,
     "retained": [0.9, 0.95, 0.99],
+}
+FITNESS_DEFAULTS: dict[str, object] = {
+    "max_variants": 2000,
+    "embed_variants": 256,
+    "window": 1022,
+    "shards": 1,
+    "scorers": ["wt", "mask", "ar", "emb_zs"],
+    "folds": ["random", "modulo", "contiguous"],
+    "null_models": ["randinit"],
+    "conditions": ["seq"],
+    "resamples": 500,
 }
 DATASET_DEFAULTS = {"part": "all", "reserve": 16384, "shard_size": 256, "min_length": 50, "max_length": 512}
 TRAINING_DEFAULTS = {"min_length": 30, "max_length": 400, "held_out": 0.3, "structures": False}
@@ -359,6 +370,8 @@ class Study:
             ablation = {**ABLATION_DEFAULTS, **config["ablation"]}
             ablation["inputs"] = {**ABLATION_DEFAULTS["inputs"], **config["ablation"].get("inputs", {})}
             self.config["ablation"] = ablation
+        if "fitness" in config:
+            self.config["fitness"] = {**FITNESS_DEFAULTS, **config["fitness"]}
         figures = list(figures)
         self.config.setdefault("figures", figures)
         self.config["inputs"] = {"conditions": ["seq"], **self.config["inputs"]}
@@ -515,6 +528,8 @@ class Study:
                 self.structures = entries_of(self.config["structures"], self.root)
             except SourceError as error:
                 lines += str(error).splitlines()
+        if "fitness" in self.config:
+            lines += self._check_fitness()
         lines += self._check_conditions()
         lines += self._check_geometry()
         lines += self._check_choices()
@@ -524,6 +539,39 @@ class Study:
             if key in seen:
                 lines.append(f"nulls: {null['null_model']} with seed {null['seed']} stands twice")
             seen.add(key)
+        return lines
+
+    def _check_fitness(self) -> list[str]:
+        """Return what is wrong with the section ``fitness``."""
+        lines, section, seen = [], self.config["fitness"], set()
+        for place, assay in enumerate(section["assays"]):
+            where = f"fitness.assays[{place}]"
+            needed, allowed = ASSAY_FORMATS[assay["format"]]
+            keys = set(assay) - {"format"}
+            lines += [f"{where}.{key}: missing; format {assay['format']} needs it" for key in sorted(needed - keys)]
+            lines += [
+                f"{where}.{key}: format {assay['format']} has no such key; it has: {_list(sorted(needed | allowed))}"
+                for key in sorted(keys - needed - allowed)
+            ]
+            for key in sorted(keys & set(ASSAY_FILES)):
+                if assay[key] not in self.sources and not (self.root / assay[key]).exists():
+                    lines.append(
+                        f"{where}.{key}: no source {assay[key]!r} and no such file; there are: {_list(self.sources)}"
+                    )
+            name = assay.get("assay_id")
+            if name in seen:
+                lines.append(f"{where}.assay_id: {name!r} stands twice")
+            seen |= {name} if name else set()
+        for model in section.get("models", []):
+            if model not in self.models:
+                lines.append(f"fitness.models: no model {model!r} in this study; its models: {_list(self.models)}")
+        n_assays = len(section["assays"])
+        if all(assay["format"] == "table" for assay in section["assays"]) and n_assays < section["shards"]:
+            lines.append(
+                f"fitness.shards: {section['shards']} shards for {n_assays} assays; expected at least one assay each"
+            )
+        if "seq_struct" in section["conditions"] and not self.structures:
+            lines.append("fitness.conditions: seq_struct needs a section structures, and there is none")
         return lines
 
     def _check_conditions(self) -> list[str]:

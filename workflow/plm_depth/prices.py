@@ -33,6 +33,10 @@ METRIC_BYTES = 1300.0  # contributions and lens together, for one protein, view 
 SOURCE_BYTES = 700.0  # output_change, and the keys of skip, for one protein, sweep and source
 ABLATION_BYTES = 60.0  # ablations, for one protein, view and different run
 TARGET_BYTES = 55.0  # skip, for one protein, sweep, source and target
+# Of the substitution assays of ProteinGym; what a config names itself is taken to be alike.
+PUBLISHED_ASSAYS = 217
+ASSAYED_RESIDUES = 400
+ASSAYED_VARIANTS = 10_000
 
 
 class Sizes(NamedTuple):
@@ -488,3 +492,47 @@ def ablations(study: Study) -> Iterator[Price]:
                         memory_bytes=process_bytes(study, name),
                         device_bytes=device_bytes(study, name),
                     )
+
+
+@priced("score_variants")
+def fitness(study: Study) -> Iterator[Price]:
+    """Price the scores of variants; how many there are is known only when the assays have been read: it is assumed."""
+    section = study.config.get("fitness")
+    if section is None:
+        return
+    n_assays = sum(
+        len(assay.get("ids", range(PUBLISHED_ASSAYS))) if assay["format"] == "proteingym" else 1
+        for assay in section["assays"]
+    )
+    length, n = min(ASSAYED_RESIDUES, section["window"]), min(section["max_variants"], ASSAYED_VARIANTS)
+    n_embedded, scorers = min(section["embed_variants"], n), set(section["scorers"])
+    networks = 1 + sum(null["null_model"] in section["null_models"] for null in study.config["nulls"])
+    chosen = section.get("models", study.models)
+    for name in (name for name in _priced_models(study) if name in chosen):
+        entry, size = study.models[name], size_of(study, name)
+        layers, embeds = size.n_blocks + 1, bool(scorers & {"emb_zs", "emb_ridge"})
+        embedded = n_embedded if embeds else 0
+        if entry["objective"] == "ar":
+            likely = bool(scorers & {"ar", "ar_parity"})
+            # Both directions; from the first substitution on, half of the residues on average are read out.
+            cost = forward_cost(size, length + 2, n_reads=length // 2 if likely else 0, n_layers_read=layers)
+            cost *= 2 * (n if likely else embedded)
+            rows = 2 * (len(scorers & {"ar", "ar_parity"}) * n + ("emb_zs" in scorers) * embedded)
+        else:
+            masked = min(n, length) if "mask" in scorers else 0  # one pass a position, where substitutions are single
+            cost = forward_cost(size, length + 2, n_reads=1, n_layers_read=layers) * (masked + embedded)
+            rows = len(scorers & {"wt", "mask"}) * n + ("emb_zs" in scorers) * embedded
+        gram = layers * embedded * (embedded + 1) / 2 if "emb_ridge" in scorers else 0
+        per_assay = 4.0 * (rows * layers + gram)
+        for shard in range(section["shards"]):
+            share = n_assays / section["shards"] * networks * len(section["conditions"])
+            yield Price(
+                "score_variants",
+                f"{_results(study)}/fitness/scores/{name}/{shard}/scores.parquet",
+                name,
+                cost * share,
+                itemsize(entry),
+                disk_bytes=per_assay * share,
+                memory_bytes=process_bytes(study, name),
+                device_bytes=device_bytes(study, name),
+            )

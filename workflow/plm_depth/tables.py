@@ -321,6 +321,80 @@ CODES = _schema(
     codes=(pa.list_(_i32), "a code a residue of the sequence, -1 where unknown"),
 )
 
+# Zero-shot fitness (metrics H): assays of variants, their scores at every layer, and how well these rank the variants.
+VARIANTS = _schema(
+    "one measured variant of an assay; the rows of an assay stand together, in the order of their keyed hashes",
+    assay_id=(_cat, "assay"),
+    uniprot_id=(_cat, "UniProt id of the protein"),
+    category=(_cat, "function class of the assay: Activity, Binding, Expression, OrganismalFitness, Stability, ..."),
+    sequence=(_cat, "wild type, canonical residues"),
+    variant=(_i32, "place in the order of the keyed hash, from 0: the k variants of a smaller draw are the first k"),
+    mutations=(_text, "substitutions like A12C, joined by ':', by ascending position, counted from 1 in the sequence"),
+    n_mutations=(_i16, "substitutions"),
+    score=(_f64, "measured; higher is fitter"),
+)
+ASSAYS = _schema(
+    "rows of the source of one assay by what became of them; counts add up to the rows read",
+    assay_id=(_text, "assay"),
+    uniprot_id=(_text, "UniProt id of the protein"),
+    category=(_text, "function class"),
+    n_residues=(_i32, "residues of the wild type"),
+    reason=(_text, "drawn, not_drawn, or why the row was left out"),
+    n_rows=(_i64, "rows"),
+)
+FITNESS_KEYS = {
+    "scorer": (
+        _cat,
+        "wt: wild-type marginals; mask: masked marginals; ar: log-likelihood ratio; ar_parity: the same by the "
+        "family's own score; emb_zs: distance of the mean states; emb_ridge: ridge on them (supervised); "
+        "blosum62: substitution matrix, no model",
+    ),
+    "lens": (_cat, "logit: the model's own head at every layer; none where nothing is read out"),
+}
+FITNESS_VAR = _schema(
+    "scores of one variant at every layer; (n_blocks + 1) x 4 bytes and little else",
+    **COMMON,
+    **FITNESS_KEYS,
+    assay_id=(_cat, "assay"),
+    variant=(_i32, "as in VARIANTS"),
+    scores=(pa.list_(_f32), "layers 0..n_blocks; nats, for emb_zs the cosine of both mean states less 1"),
+)
+FITNESS_GRAM = _schema(
+    "inner products of the mean states of the variants of one assay at one layer, taken from the wild type's",
+    **COMMON,
+    assay_id=(_cat, "assay"),
+    layer=(_i16, "0..n_blocks"),
+    variants=(pa.list_(_i32), "as in VARIANTS, n of them"),
+    gram=(pa.list_(_f32), "lower triangle with the diagonal, row by row, n (n + 1) / 2; squared activation units"),
+)
+FITNESS = _schema(
+    "how well the scores of one layer rank measured variants, of one assay or over assays",
+    **COMMON
+    | {
+        "direction": (_cat, "as in COMMON; both: mean over the reading directions"),
+        "noise_t": (_f32, "0 clean; NaN for autoregressive models; -1 for mask, where it differs by variant"),
+    },
+    **FITNESS_KEYS,
+    folds=(_cat, "of emb_ridge: random, modulo or contiguous; else none"),
+    level=(
+        _cat,
+        "assay; uniprot: mean of its assays of a class; category: mean of its proteins; all: mean of the classes",
+    ),
+    assay_id=(_cat, "assay, or - beyond that level"),
+    uniprot_id=(_cat, "UniProt id, or - beyond that level"),
+    category=(_cat, "function class, or - for all"),
+    layer=(_i16, "0..n_blocks; -1 for blosum62"),
+    value=(_f64, "Spearman correlation with the measured score, or the mean of such; NaN where it is undefined"),
+    ci_lo=(_f64, "2.5th percentile of the bootstrap"),
+    ci_hi=(_f64, "97.5th percentile of the bootstrap"),
+    resampled=(_cat, "variants: within assays, these proteins only; proteins: UniProt ids; none: no interval"),
+    n_var=(_i64, "variants behind the value"),
+    n_assay=(_i32, "assays with a defined correlation"),
+    n_uniprot=(_i32, "UniProt ids among them"),
+    n_nan=(_i32, "assays without one: all their scores are equal"),
+    n_boot=(_i32, "resamples in which the value was defined"),
+)
+
 # Structures, reduced to the backbone and to what is read off it.
 _xyz = pa.list_(pa.float32(), 3)
 STRUCTURES = _schema(

@@ -12,7 +12,12 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
 from plm_depth import preflight, runtime, sizing
-from plm_depth.activations import ABLATION_VERSION, EFFECTS_VERSION, EMBED_VERSION
+from plm_depth.activations import (
+    ABLATION_VERSION,
+    EFFECTS_VERSION,
+    EMBED_VERSION,
+    FITNESS_VERSION,
+)
 from plm_depth.activations import VERSION as EXTRACTION
 from plm_depth.code_digest import code_of
 from plm_depth.config import FROM_STRUCTURES, ConfigError, Study
@@ -46,6 +51,7 @@ SEED = study.config["seed"]
 EFFECTS = study.config.get("effects")
 GEOMETRY = study.config.get("geometry")
 ABLATION = study.config.get("ablation")
+FITNESS = study.config.get("fitness")
 # Figures that need a section of the config, and the tables that a figure reads beside profiles and summaries.
 SECTION_OF_FIGURE = {
     "skip_matrices": "effects",
@@ -59,6 +65,7 @@ SECTION_OF_FIGURE = {
     "block_removal": "ablation",
     "removed_share": "ablation",
     "ablation_matrices": "ablation",
+    "fitness": "fitness",
 }
 MORE_TABLES_OF_FIGURE = {
     "training_loss": ["losses"],
@@ -73,6 +80,7 @@ MORE_TABLES_OF_FIGURE = {
     "block_removal": ["ablations"],
     "removed_share": ["ablations"],
     "ablation_matrices": ["ablations"],
+    "fitness": ["fitness"],
 }
 CHOICES = study.choices
 VARIANTS = ["trained", "null"] if study.config["nulls"] else ["trained"]
@@ -493,6 +501,7 @@ def tables_of_figure(figure):
     per_section = {
         "geometries": ("geometry", "geometry/{dataset}/{model}.parquet"),
         "ablations": ("ablation", "ablation/{dataset}/{model}.parquet"),
+        "fitness": ("fitness", "fitness/{model}.parquet"),
     }
     per_dataset = {"verdicts": "verdicts/{dataset}.parquet"}
     wanted = ["profiles", "summaries", *MORE_TABLES_OF_FIGURE.get(figure, [])]
@@ -578,6 +587,11 @@ def figures_of_the_study():
             dataset=study.datasets if EFFECTS else [],
         ),
         *outputs_of_choices(),
+        *(
+            f"{RESULTS}/fitness/{model}.parquet"
+            for dataset in study.datasets
+            for model in study.models_in("fitness", dataset)
+        ),
         *expand(
             f"{RESULTS}/structures/{{table}}.parquet",
             table=["structures", "backbone"] if study.structures else [],

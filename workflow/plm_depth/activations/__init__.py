@@ -12,3 +12,6 @@ EMBED_VERSION = 1
 
 # The same for the table that ``activations.ablation`` writes.
 ABLATION_VERSION = 1
+
+# The same for the tables that ``activations.variants`` writes.
+FITNESS_VERSION = 1

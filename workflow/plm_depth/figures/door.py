@@ -1,7 +1,7 @@
 """The door of every figure: options, tables read and checked, the picture and its numbers written together.
 
     python -m plm_depth.figures.<figure> --profiles P... --summaries P... --losses P... --skips P... --verdicts P...
-        --geometries P... --pairs P... --ablations P... --models JSON --svg P --csv P --html P
+        --geometries P... --pairs P... --ablations P... --fitness P... --models JSON --svg P --csv P --html P
 
 Every figure takes all options and reads only what it needs.
 """
@@ -25,7 +25,19 @@ from plm_depth.figures.number_table import as_csv, as_html
 from plm_depth.figures.select import FigureError, Model, Study, clean_rows, models_of, primary_rows, with_depths
 from plm_depth.figures.style import RC
 from plm_depth.progress import start_log
-from plm_depth.tables import ABLATION, GEOM, LOSS, PROFILE, SKIP, SUMMARY, VERDICT, TableError, read_table, replacing
+from plm_depth.tables import (
+    ABLATION,
+    FITNESS,
+    GEOM,
+    LOSS,
+    PROFILE,
+    SKIP,
+    SUMMARY,
+    VERDICT,
+    TableError,
+    read_table,
+    replacing,
+)
 
 TABLES = {
     "profiles": PROFILE,
@@ -36,6 +48,7 @@ TABLES = {
     "geometries": GEOM,
     "pairs": GEOM,
     "ablations": ABLATION,
+    "fitness": FITNESS,
 }
 
 
@@ -126,6 +139,8 @@ def _read(path: Path, schema: pa.Schema, models: Sequence[Model]) -> pl.DataFram
             )
     if schema is GEOM:
         return clean_rows(table)
+    if schema is FITNESS:  # inputs follow from the scorer: ``figures.fitness`` chooses
+        return table
     return primary_rows(table) if "null_model" in table.columns else table
 
 

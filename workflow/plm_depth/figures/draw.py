@@ -98,6 +98,8 @@ def profile_figure(
     notes: Sequence[str] = (),
     remarks: Mapping[str, str] | None = None,
     x_label: str = "relative depth",
+    counts: Sequence[str] | None = None,
+    headings: Mapping[str, str] | None = None,
 ) -> Figure:
     """Return profiles against relative depth: a column of panels a family, a row a quantity, a line a model.
 
@@ -110,6 +112,8 @@ def profile_figure(
         notes: sentences for the foot of the figure.
         remarks: further text about a model in its legend.
         x_label: of the profiles, where ``relative_depth`` holds another share from 0 to 1.
+        counts: sentences that say what stands behind the numbers; by default proteins and similarity clusters.
+        headings: by family, what stands below its name; by default objective and primary input.
     """
     hidden = _not_on_log_axis(numbers, rows)
     if hidden:
@@ -120,8 +124,8 @@ def profile_figure(
         x_labels=[x_label] * len(rows) + ([points.x_label] if points else []),
         title=title,
         key=_profile_key(numbers, rows),
-        notes=[*count_notes(numbers, models), *notes],
-        headings={family: _objective_of(numbers, family) for family in columns_of(models)},
+        notes=[*(count_notes(numbers, models) if counts is None else counts), *notes],
+        headings=headings or {family: _objective_of(numbers, family) for family in columns_of(models)},
         remarks=remarks or {},
     )
     for (r, family), axes in grid.panels.items():

@@ -125,6 +125,7 @@ class Study:
         geometries: GEOM rows of one model each, at clean or autoregressive inputs.
         pairs: GEOM rows of two models each, at the same inputs.
         ablations: ABLATION rows at primary inputs.
+        fitness: FITNESS rows, at all inputs.
     """
 
     models: Sequence[Model]
@@ -136,6 +137,7 @@ class Study:
     geometries: pl.DataFrame = field(default_factory=pl.DataFrame)
     pairs: pl.DataFrame = field(default_factory=pl.DataFrame)
     ablations: pl.DataFrame = field(default_factory=pl.DataFrame)
+    fitness: pl.DataFrame = field(default_factory=pl.DataFrame)
 
 
 def models_of(rows: object) -> list[Model]:

@@ -95,6 +95,26 @@ def cosine_depth(cosine: np.ndarray) -> np.ndarray:
     return _where_defined(cosine, np.where(turns.any(-1), (last - 0.5) / n_blocks, np.nan))
 
 
+def retention_depth(scores: np.ndarray, *, fraction: float, floor: np.ndarray | float) -> np.ndarray:
+    """Return the relative depth from which on a score keeps a fraction of its last value (I4), in [0, 1].
+
+    The first layer l with score >= floor + fraction (last score - floor) in all layers from l on, / n_blocks.
+
+    Args:
+        scores: (..., n_blocks + 1) by layer; larger is better.
+        fraction: of what the last layer has above the floor, 0..1.
+        floor: what knowing nothing gives, (...) or one number.
+    Returns:
+        (...); NaN where the last layer is not above the floor, or a layer is undefined.
+    """
+    floor = np.broadcast_to(np.asarray(floor, np.float64), scores.shape[:-1])
+    gain = scores[..., -1] - floor
+    bound = floor + fraction * gain
+    # A hair of tolerance, so that the last layer holds its own bound whatever the rounding.
+    holds = scores >= (bound - 1e-12 * np.abs(gain))[..., None]
+    return np.where(gain > 0, _where_defined(scores, sustained_depth(holds)), np.nan)
+
+
 def area(states: np.ndarray) -> np.ndarray:
     """Return the integral of a state profile over relative depth, by the trapezoid rule (I7)."""
     return ((states[..., 1:] + states[..., :-1]) / 2).mean(-1)

@@ -1,0 +1,139 @@
+"""Figures of zero-shot fitness: the numbers are the tables', the pictures are the numbers."""
+
+import csv
+import math
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import polars as pl
+import pytest
+
+from plm_depth.figures import door, fitness, select
+from plm_depth.figures.select import FigureError, replace
+from plm_depth.figures.style import RC
+from plm_depth.tables import FITNESS, read_table
+from unit.figures import invented
+from unit.figures.invented_fitness import write_fitness
+from unit.figures.test_figures import check_texts, words_of
+
+MODELS = (invented.MINI[0], invented.MINI[3], invented.MINI[4])  # masked with 4 blocks, autoregressive 8, diffusion 4
+
+
+def read(models, folder: Path, **options) -> select.Study:
+    paths = [write_fitness(model, folder / f"{model.model}.parquet", **options) for model in models]
+    return door.read_study(invented.models_json(models, folder / "models.json"), {"fitness": paths})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("fitness")
+
+
+@pytest.fixture(scope="module")
+def study(folder) -> select.Study:
+    """The correlations of three models, as the door reads them."""
+    return read(MODELS, folder)
+
+
+def picture(stage, study):
+    numbers = stage.numbers(study)
+    with matplotlib.rc_context(RC):
+        return numbers, stage.draw(numbers, study.models)
+
+
+def test_the_csv_is_exactly_the_rows_of_the_tables(study, folder, tmp_path):
+    """Read with another library and another path of code: no figure makes a new number."""
+    tables = sorted(folder.glob("*.parquet"))
+    files = {kind: tmp_path / f"figure.{kind}" for kind in ("svg", "csv", "html")}
+    options = ["--models", str(folder / "models.json"), "--fitness", *map(str, tables)]
+    door.run(fitness.STAGE, [*options, *(word for kind, path in files.items() for word in (f"--{kind}", str(path)))])
+    expected: dict[tuple, list] = {}
+    for table in tables:
+        for row in read_table(table, FITNESS).to_pylist():
+            is_shown = row["level"] == "all" and row["condition"] == "seq" and row["folds"] in ("none", "random")
+            is_shown = is_shown and row["direction"] in ("none", "both") and row["scorer"] != "ar_parity"
+            if is_shown and row["null_model"] in ("trained", "randinit"):
+                layer = "" if row["layer"] < 0 else str(row["layer"])
+                key = (row["model_id"], row["null_model"], row["scorer"], layer)
+                expected.setdefault(key, []).append((row["value"], row["ci_lo"], row["ci_hi"]))
+    with files["csv"].open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(expected) > 50
+    for row in rows:
+        null = {"trained": "trained", "untrained": "randinit", "none": "trained"}[row["network"]]
+        value, lo, hi = np.array(expected[row["model"], null, row["scorer"], row["layer"]]).T
+        want = (value[0], lo[0], hi[0])
+        if row["network"] == "untrained":
+            assert len(value) == int(row["n_seeds"]) == 3
+            want = value.mean(), value.min(), value.max()
+        np.testing.assert_allclose([float(row[name]) for name in ("value", "lo", "hi")], want, rtol=1e-5)
+
+
+def test_every_model_is_shown_by_its_own_scorer_and_in_both_directions(study):
+    numbers = fitness.numbers(study)
+    read_out = numbers.filter(pl.col("quantity") == "read-out")
+    assert dict(read_out.select("objective", "scorer").unique().rows()) == {
+        "mlm": "mask",
+        "ar": "ar",
+        "diffusion": "mask",
+    }
+    assert set(read_out.filter(pl.col("objective") == "ar")["direction"]) == {"both"}
+    own = read_out.filter((pl.col("model") == "progen2_l8") & (pl.col("network") == "trained"))
+    assert own["relative_depth"].to_list() == [k / 8 for k in range(9)]
+
+
+def test_a_model_that_reads_in_one_direction_only_is_shown_in_that_one(tmp_path):
+    study = read(MODELS[1:2], tmp_path, scorers=[("ar", "n2c", "none", math.nan)])
+    numbers, figure = picture(fitness.STAGE, study)
+    assert set(numbers.filter(pl.col("quantity") == "read-out")["direction"]) == {"n2c"}
+    assert "log-likelihood ratio, N to C" in words_of(figure)
+
+
+def test_lines_bands_and_the_matrix_are_drawn_where_the_numbers_say(study):
+    numbers, figure = picture(fitness.STAGE, study)
+    axes = figure.axes
+    assert len(axes) == 3 * 4, "a column a family; read-out, wild-type marginals, distance, ridge"
+    first = axes[0]
+    own = numbers.filter((pl.col("model") == "esm2_l4") & (pl.col("quantity") == "read-out"))
+    trained = own.filter(pl.col("network") == "trained")
+    lines = [line for line in first.lines if len(line.get_xdata()) == 5]
+    found = [line for line in lines if np.allclose(line.get_ydata(), trained["value"])]
+    assert len(lines) == 2 and len(found) == 1
+    np.testing.assert_allclose(found[0].get_xdata(), np.arange(5) / 4)
+    levels = [line.get_ydata()[0] for line in first.lines if len(set(line.get_ydata())) == 1]
+    assert 0.31 in levels and 0.0 in levels
+    lo, hi = first.get_ylim()
+    assert lo <= 0 <= hi
+
+
+def test_the_foot_counts_variants_and_says_what_was_resampled(study, tmp_path):
+    _, figure = picture(fitness.STAGE, study)
+    words = words_of(figure)
+    assert "400 variants in 4 assays of 4 proteins" in words and "bootstrap over proteins" in words
+    assert "substitution matrix (BLOSUM62)" in words and "Untrained: same architecture" in words
+    _, other = picture(fitness.STAGE, read(MODELS[:1], tmp_path, resampled="variants", nulls=[("trained", -1)]))
+    words = words_of(other)
+    assert "bootstrap over the variants of these proteins" in words and "No untrained network was measured" in words
+
+
+def test_models_without_scores_are_named_and_a_study_without_any_says_so(tmp_path):
+    path = write_fitness(MODELS[0], tmp_path / "one.parquet")
+    study = door.read_study(invented.models_json(MODELS[:2], tmp_path / "m.json"), {"fitness": [path]})
+    numbers, figure = picture(fitness.STAGE, study)
+    assert set(numbers["model"]) == {"esm2_l4"} and "Without scores: toy ProGen2, 8" in words_of(figure)
+    empty = write_fitness(MODELS[1], tmp_path / "none.parquet", scorers=[])
+    study = door.read_study(invented.models_json(MODELS[1:2], tmp_path / "n.json"), {"fitness": [empty]})
+    numbers, figure = picture(fitness.STAGE, study)
+    assert numbers.is_empty() and fitness.NOTHING in words_of(figure)
+
+
+def test_a_table_given_twice_is_refused(study):
+    with pytest.raises(FigureError, match="a row stands twice"):
+        fitness.numbers(replace(study, fitness=pl.concat([study.fitness, study.fitness])))
+
+
+@pytest.mark.parametrize("models", [invented.MINI, invented.LARGE, MODELS[:1]], ids=["mini", "large", "one"])
+def test_no_text_overlaps_or_leaves_the_sheet(models, tmp_path):
+    _, figure = picture(fitness.STAGE, read(models, tmp_path, nulls=invented.NULLS[:3]))
+    check_texts(figure)
