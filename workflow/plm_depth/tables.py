@@ -63,6 +63,13 @@ CLUSTERS = _schema(
     sequence_id=(_text, "accession"),
     cluster_id=(_text, "accession of the cluster's representative"),
 )
+ANNOTATIONS = _schema(
+    "what is known of a protein on which probes are tested",
+    sequence_id=(_text, "protein"),
+    source=(_cat, "structures: a chain; families: a member of a labelled family"),
+    group=(_text, "what is to be recognised (superfamily or family), empty if unknown"),
+    part=(_text, "part of the group that is held out (family or subfamily), empty if unknown"),
+)
 LOSS = _schema(
     "training curve of one checkpoint",
     model_id=(_text, "model"),
