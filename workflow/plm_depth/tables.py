@@ -327,6 +327,49 @@ CODES = _schema(
     family=(_cat, "the family whose tokenizer gave the codes; no other family is shown them"),
     codes=(pa.list_(_i32), "a code a residue of the sequence, -1 where unknown"),
 )
+# Linear probes (metrics G). In these tables ``direction`` is also "both": the streams of both directions side by side.
+PROBE_KEYS = {
+    "task": (_cat, "ss3, rsa, exposed, hse (residues); contacts (pairs); homology (proteins)"),
+    "space": (_cat, "pca256: at most so many principal components; full: all coordinates; raw, centred: retrieval"),
+    "probe": (_cat, "logistic, ridge, retrieval (cosine, no training), attention (of attention maps)"),
+    "control": (_cat, "none, perm (permuted labels), kmer (random label per 3-mer), untrained, onehot (no model)"),
+    "metric": (_cat, "accuracy, macro_f1, auroc, spearman; p_at_l_short, _medium, _long; top1, first_error"),
+}
+PROBE = _schema(
+    "score of one probe of one layer on the test proteins of one fold",
+    **COMMON,
+    **PROBE_KEYS,
+    layer=(_i16, "0..n_blocks; -1 where no layer is read (onehot)"),
+    dim=(_i32, "numbers that the probe reads of a residue, pair or protein"),
+    fold=(_i16, "fold that is test"),
+    value=(_f64, "the score"),
+    n_train=(_i32, "rows (residues, pairs, proteins) that the probe was fitted on; 0 for retrieval"),
+    n_test=(_i32, "rows that it was scored on"),
+    **{"lambda": (_f64, "penalty chosen on training rows; NaN where there is none")},
+)
+PROBES = _schema(
+    "corpus value of a probe's score or of what follows from it, with its cluster-bootstrap interval",
+    **COMMON,
+    **PROBE_KEYS,
+    stat=(
+        _cat,
+        "score; validation (what layers are chosen by); selectivity (score less kmer); over_untrained, over_onehot "
+        "(score less that control); best_layer, shallowest (of the layers within the tolerance of the best, by "
+        "validation); selected (test score of the layer that each fold's validation chose); retention_depth (I4)",
+    ),
+    layer=(_i16, "0..n_blocks; -1 in values that belong to no layer, whose value may be a layer"),
+    param=(_f64, "retention_depth: share of the gain; shallowest: tolerance; else NaN"),
+    floor=(_cat, "retention_depth: chance or layer_0, from which the gain is counted; else none"),
+    value=(_f64, "corpus value"),
+    ci_lo=(_f64, "2.5th percentile of the cluster bootstrap"),
+    ci_hi=(_f64, "97.5th percentile of the cluster bootstrap"),
+    chance=(_f64, "score of a guess that reads nothing"),
+    in_plateau=(_bool, "score rows: whether the validation score is within the tolerance of the best"),
+    n_rows=(_i32, "residues, pairs or proteins scored"),
+    n_seq=(_i32, "proteins among them"),
+    n_cluster=(_i32, "similarity clusters among them"),
+    n_boot=(_i32, "resamples in which the value was defined"),
+)
 
 # Zero-shot fitness (metrics H): assays of variants, their scores at every layer, and how well these rank the variants.
 VARIANTS = _schema(

@@ -1,0 +1,412 @@
+"""Probes of a whole model: planted answers at known layers, controls, folds, and the tables they are written to."""
+
+import hashlib
+import json
+import logging
+
+import numpy as np
+import polars as pl
+import pytest
+
+from plm_depth.metrics.bootstrap import Bootstrap
+from plm_depth.metrics.probe_curves import Curve, Settings, fold_of_chains, splits_beside
+from plm_depth.metrics.probes import main, probe
+from plm_depth.metrics.probing import ProbeError
+from plm_depth.metrics.stream import Stream
+from plm_depth.randomness import generator
+from plm_depth.tables import (
+    AMINO_ACIDS,
+    ANNOTATIONS,
+    BACKBONE,
+    CLUSTERS,
+    PROBE,
+    PROBES,
+    STREAM_KEYS,
+    TableError,
+    VectorWriter,
+    read_table,
+    write_table,
+)
+
+WIDTH, N_BLOCKS, PLANTED = 12, 4, 2  # the answers are there from layer PLANTED on
+N_SITES = 6
+
+
+class World:
+    """Chains and families with planted answers, and streams of invented models in which they can be read."""
+
+    def __init__(self, folder, *, n_chains=12, length=36, seed=0):
+        self.folder, random = folder, generator(seed, "world")
+        self.chains = {f"C{i:02d}": "".join(random.choice(list(AMINO_ACIDS), size=length)) for i in range(n_chains)}
+        self.state = {name: random.choice(list("HEC"), size=length) for name in self.chains}
+        self.site = {name: random.integers(N_SITES, size=length) for name in self.chains}
+        self.hse = {name: random.normal(size=length) for name in self.chains}
+        members = [(f"M{g}{p}{i}", f"G{g}", f"P{p}") for g in range(3) for p in range(3) for i in range(3)]
+        self.members = [*members, ("M_lone", "G9", "")]
+        self.random = random
+        self.write_tables()
+
+    def write_tables(self):
+        rows = {name: [] for name in BACKBONE.names}
+        for name, sequence in self.chains.items():
+            for position, letter in enumerate(sequence):
+                # Residues of one site are in one place, sites are far apart.
+                at = np.array([100.0 * self.site[name][position], 0, 0], np.float32)
+                row = {
+                    "sequence_id": name,
+                    "sequence_hash": hashlib.sha256(sequence.encode()).hexdigest(),
+                    "position": position,
+                    "aa": letter,
+                    "is_resolved": True,
+                    "after_break": position == 0,
+                    "plddt": np.nan,
+                    **{atom: at.tolist() for atom in ("n", "ca", "c", "o", "cb")},
+                    "three_di": "D",
+                    "ss8": "-",
+                    "ss3": self.state[name][position],
+                    "rsa": np.nan,
+                    "hse_up": self.hse[name][position],
+                }
+                for column, value in row.items():
+                    rows[column].append(value)
+        write_table(rows, BACKBONE, self.folder / "backbone")
+        known = [(name, "structures", "", "") for name in self.chains]
+        known += [(name, "families", group, part) for name, group, part in self.members]
+        write_table(dict(zip(ANNOTATIONS.names, zip(*known))), ANNOTATIONS, self.folder / "annotations")
+        names = [name for name, *_ in known]
+        cluster = [f"{name[0]}{int(name[1:]) // 2}" if name in self.chains else name for name in names]
+        write_table({"sequence_id": names, "cluster_id": cluster}, CLUSTERS, self.folder / "clusters")
+
+    def vectors(self, name, layer, noise):
+        """Return the mean and the residues of a protein at a layer, (1 + n, WIDTH)."""
+        if name not in self.chains:
+            group = next(g for n, g, _ in self.members if n == name)
+            kin = np.array([group == g for g in ("G0", "G1", "G2")]) * 12.0
+            return np.r_[kin * (layer >= PLANTED), noise.normal(size=WIDTH - 3)][None]
+        x = noise.normal(size=(len(self.chains[name]), WIDTH))
+        if layer >= PLANTED:
+            x[:, :3] = np.array([list("HEC")]) == self.state[name][:, None]
+            x[:, 3] = self.hse[name]
+            x[:, 4 : 4 + N_SITES] = 3 * np.eye(N_SITES)[self.site[name]]
+        return np.r_[x.mean(0, keepdims=True), x]
+
+    def write_stream(self, path, *, views=(("trained", "none", 0.0),), order=None, objective="mlm", **constants):
+        about = {
+            "model_id": "toy",
+            "family": "toy",
+            "objective": objective,
+            "n_blocks": N_BLOCKS,
+            "d_model": WIDTH,
+            "dtype": "float32",
+            "readout": "seq",
+            "tokens_are_residues": True,
+            "seed": 0,
+            "version": 1,
+            **constants,
+        }
+        names = [*self.chains, *(name for name, *_ in self.members)]
+        with VectorWriter(path, STREAM_KEYS, range(N_BLOCKS + 1), WIDTH, "float32", about) as writer:
+            for null, direction, noise_t in views:
+                for name in names if order is None else [names[i] for i in order]:
+                    noise = generator("noise", null, direction, noise_t, name)
+                    # An untrained network knows nothing; reading backwards comes to it a layer later.
+                    late = {"trained": 0, "randinit": 99}[null] + (direction == "c2n")
+                    x = np.stack([self.vectors(name, layer - late, noise) for layer in range(N_BLOCKS + 1)])
+                    writer.append(self.keys(name, x.shape[1], null, direction, noise_t), x)
+        return path
+
+    def keys(self, name, n, null, direction, noise_t):
+        return {
+            "sequence_id": [name] * n,
+            "n_residues": n - 1,
+            "null_model": null,
+            "null_seed": -1 if null == "trained" else 0,
+            "condition": "seq",
+            "direction": direction,
+            "noise_t": noise_t,
+            "mask_draw": -1,
+            "position": list(range(-1, n - 1)),
+        }
+
+    def probe(self, stream, **settings):
+        n_boot = settings.pop("n_boot", 50)
+        settings = {"folds": 4, "penalties": (1e-3, 1e-1), "residues": 30, **settings}
+        probe(
+            stream=stream,
+            annotations=self.folder / "annotations",
+            clusters=self.folder / "clusters",
+            backbone=self.folder / "backbone",
+            settings=Settings(**settings),
+            n_boot=n_boot,
+            seed=1,
+            probe=self.folder / "probe",
+            probes=self.folder / "probes",
+        )
+        return read(self.folder / "probe", PROBE), read(self.folder / "probes", PROBES)
+
+
+def read(path, schema):
+    return pl.from_arrow(read_table(path, schema)).with_columns(pl.col(pl.Categorical).cast(pl.String))
+
+
+def by_layer(table, **where):
+    where = {"control": "none", "stat": "score", **where}
+    found = table.filter(*(pl.col(name) == value for name, value in where.items() if name in table.columns))
+    layers = found["layer"].to_list()
+    assert len(set(layers)) == len(layers) and layers
+    return dict(zip(layers, found["value"].to_list()))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return World(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def tables(world):
+    """Return the tables of a trained and an untrained network on all tasks."""
+    views = (("trained", "none", 0.0), ("randinit", "none", 0.0))
+    stream = world.write_stream(world.folder / "stream", views=views)
+    return world.probe(stream, tasks=("ss3", "hse", "rsa", "contacts", "homology"))
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# What is found
+
+
+def test_planted_states_are_read_from_the_layer_that_has_them_and_not_before(tables):
+    found = by_layer(tables[1], task="ss3", metric="accuracy")
+    assert set(found) == set(range(N_BLOCKS + 1))
+    for layer, value in found.items():
+        assert value == 1.0 if layer >= PLANTED else abs(value - 1 / 3) < 0.12
+    hse = by_layer(tables[1], task="hse", metric="spearman")
+    assert min(hse[layer] for layer in range(PLANTED, N_BLOCKS + 1)) > 0.99
+    assert max(abs(hse[layer]) for layer in range(PLANTED)) < 0.2
+
+
+def test_planted_contacts_are_read_from_the_layer_that_has_them(tables):
+    for metric in ("p_at_l_short", "p_at_l_medium"):
+        found = by_layer(tables[1], task="contacts", metric=metric)
+        chance = tables[1].filter(metric=metric, stat="score")["chance"][0]
+        assert abs(chance - 1 / N_SITES) < 0.05
+        assert max(found[layer] for layer in range(PLANTED)) < 2 * chance
+        assert min(found[layer] for layer in range(PLANTED, N_BLOCKS + 1)) > 0.6 > 2 * chance
+
+
+def test_planted_kin_are_found_by_cosine_and_by_probes_on_parts_that_were_not_seen(tables):
+    kinds = (("top1", "retrieval", "raw", 0.95), ("accuracy", "logistic", "pca256", 0.85))
+    for metric, probe_kind, space, least in kinds:
+        found = by_layer(tables[1], task="homology", metric=metric, probe=probe_kind, space=space)
+        assert min(found[layer] for layer in range(PLANTED, N_BLOCKS + 1)) > least
+        assert max(found[layer] for layer in range(PLANTED)) < 0.7
+    asked = tables[1].filter(task="homology", probe="logistic", stat="score")["n_rows"].unique().to_list()
+    assert asked == [27]  # the member without a part only trains
+
+
+def test_untrained_networks_and_permuted_labels_score_chance_and_selectivity_is_the_difference(tables):
+    _, probes = tables
+    for control in ("untrained", "perm"):
+        for layer, value in by_layer(probes, task="ss3", metric="accuracy", control=control).items():
+            assert abs(value - 1 / 3) < 3 * np.sqrt(2 / 9 / 360) + 0.06, (control, layer)
+    score = by_layer(probes, task="ss3", metric="accuracy")
+    for control, stat in (("kmer", "selectivity"), ("untrained", "over_untrained")):
+        other = by_layer(probes, task="ss3", metric="accuracy", control=control)
+        difference = by_layer(probes, task="ss3", metric="accuracy", stat=stat)
+        assert difference == pytest.approx({layer: score[layer] - other[layer] for layer in score})
+    one_hot = by_layer(probes, task="ss3", metric="accuracy", control="onehot")
+    over = by_layer(probes, task="ss3", metric="accuracy", stat="over_onehot")
+    assert set(one_hot) == {-1} and over[N_BLOCKS] == pytest.approx(score[N_BLOCKS] - one_hot[-1])
+
+
+def test_depth_in_one_number_is_the_planted_layer(tables):
+    _, probes = tables
+    rows = probes.filter(task="ss3", metric="accuracy", control="none")
+    one = {row["stat"]: row for row in rows.to_dicts() if row["layer"] == -1 and row["stat"] != "retention_depth"}
+    assert one["best_layer"]["value"] == one["shallowest"]["value"] == PLANTED
+    assert one["shallowest"]["ci_lo"] == one["shallowest"]["ci_hi"] == PLANTED
+    assert one["selected"]["value"] == 1.0
+    retention = rows.filter(stat="retention_depth")
+    assert retention["value"].to_list() == [PLANTED] * 6
+    assert set(zip(retention["floor"], retention["param"])) == {
+        (floor, share) for floor in ("chance", "layer_0") for share in (0.9, 0.95, 0.99)
+    }
+    inside = rows.filter(stat="score").sort("layer")["in_plateau"].to_list()
+    assert inside == [layer >= PLANTED for layer in range(N_BLOCKS + 1)]
+
+
+def test_every_fold_has_its_rows_and_the_corpus_value_is_that_of_all_of_them(tables):
+    folds, probes = tables
+    mine = folds.filter(task="ss3", metric="accuracy", control="none", layer=1)
+    assert mine["fold"].to_list() == [0, 1, 2, 3] and mine["n_test"].sum() == 360
+    pooled = (mine["value"] * mine["n_test"]).sum() / 360
+    assert by_layer(probes, task="ss3", metric="accuracy")[1] == pytest.approx(pooled)
+    assert (mine["dim"] == WIDTH).all() and set(mine["lambda"]) <= {1e-3, 1e-1}
+    one = probes.filter(task="ss3", metric="accuracy", control="none", stat="score", layer=1).to_dicts()[0]
+    assert (one["n_rows"], one["n_seq"], one["n_cluster"], one["n_boot"]) == (360, 12, 6, 50)
+    assert one["ci_lo"] < one["value"] < one["ci_hi"]
+    retrieval = folds.filter(task="homology", probe="retrieval", metric="top1")
+    assert (retrieval["n_train"] == 0).all() and retrieval["lambda"].is_nan().all()
+
+
+def test_a_task_without_any_label_is_left_out_and_said(world, tables, caplog):
+    assert "rsa" not in set(tables[1]["task"])
+    with caplog.at_level(logging.WARNING), pytest.raises(ProbeError, match="none of the tasks rsa could be done"):
+        world.probe(world.folder / "stream", tasks=("rsa",))
+    assert "task rsa: no residue of the 12 chains has a label" in caplog.text
+
+
+def test_order_and_sharding_of_the_stream_change_nothing(world, tables):
+    views = (("randinit", "none", 0.0), ("trained", "none", 0.0))
+    order = generator(0, "order").permutation(len(world.chains) + len(world.members))
+    stream = world.write_stream(world.folder / "shuffled", views=views, order=order)
+    folds, probes = world.probe(stream, tasks=("ss3", "hse", "rsa", "contacts", "homology"))
+    assert folds.equals(tables[0], null_equal=True) and probes.equals(tables[1], null_equal=True)
+
+
+def test_both_directions_are_read_alone_and_side_by_side(world):
+    views = tuple((null, direction, np.nan) for null in ("trained", "randinit") for direction in ("n2c", "c2n"))
+    stream = world.write_stream(world.folder / "ar", views=views, objective="ar")
+    folds, probes = world.probe(stream, tasks=("ss3",), controls=("perm", "untrained"), penalties=(0.01,))
+    dims = dict(zip(folds["direction"], folds["dim"]))
+    assert dims == {"n2c": WIDTH, "c2n": WIDTH, "both": 2 * WIDTH}
+    first = {d: by_layer(probes, task="ss3", metric="accuracy", direction=d, stat="best_layer") for d in dims}
+    assert [first[d][-1] for d in ("n2c", "c2n", "both")] == [PLANTED, PLANTED + 1, PLANTED]
+    assert set(probes.filter(control="perm")["direction"]) == {"both"}  # controls stand beside the richest input
+    assert set(probes.filter(control="untrained")["direction"]) == set(dims)
+    only, _ = world.probe(stream, tasks=("ss3",), controls=(), directions=("n2c",), penalties=(0.01,))
+    assert set(only["direction"]) == {"n2c"}
+
+
+def test_a_label_that_a_block_of_a_network_writes_is_chance_before_it_and_certain_after(tmp_path):
+    from planted import label_of, toy, with_label
+    from plm_depth.activations.embed import embed
+    from plm_depth.activations.nulls import Null
+    from plm_depth.views import View
+
+    world = World(tmp_path, n_chains=10, length=40)
+    world.state = {
+        name: np.array(["EH"[label_of(letter)] for letter in sequence]) for name, sequence in world.chains.items()
+    }
+    world.write_tables()
+    adapter = with_label(toy(norm="identity"), 3)
+    embed(
+        adapter,
+        list(world.chains.items()),
+        output=tmp_path / "stream",
+        model_id="toy",
+        nulls=[Null("trained", -1)],
+        views=[View("none", 0.0, -1)],
+        seed=0,
+        log=logging.getLogger("test"),
+    )
+    _, probes = world.probe(tmp_path / "stream", tasks=("ss3",), controls=(), residues=None)
+    found = by_layer(probes, task="ss3", metric="accuracy")
+    for layer in range(adapter.n_blocks + 1):
+        assert found[layer] == 1.0 if layer >= 3 else abs(found[layer] - 0.5) < 0.1
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Parts
+
+
+def test_chains_of_one_superfamily_share_a_fold_though_they_are_not_similar():
+    names = [f"C{i}" for i in range(12)]
+    sizes = {name: [1.0] for name in names}
+    alone = {name: name for name in names}
+    group = {name: "" for name in names} | {"C0": "s", "C5": "s", "C9": "s"}
+    fold, joined = fold_of_chains(alone, group, sizes, 4, 0)
+    assert fold["C0"] == fold["C5"] == fold["C9"] and joined["C5"] == "C0" and joined["C1"] == "C1"
+    with pytest.raises(ProbeError, match="2 groups of 12 proteins in 4 folds"):
+        fold_of_chains(dict.fromkeys(names, "x") | {"C0": "y"}, dict.fromkeys(names, ""), sizes, 4, 0)
+
+
+def test_proteins_that_ask_nothing_train_in_every_fold():
+    fold = np.array([0, -1, 1, 2, -1, 0])
+    for split in splits_beside(fold, 3):
+        assert {1, 4} <= set(split.train.tolist())
+        assert not {1, 4} & {*split.test.tolist(), *split.valid.tolist()}
+        assert (fold[split.test] == split.fold).all()
+
+
+def test_the_selected_score_takes_each_fold_at_the_layer_its_validation_rows_chose():
+    bootstrap = Bootstrap.of({f"P{i}": f"P{i}" for i in range(6)}, n_boot=3, seed=0)
+    fold = np.array([0, 0, 1, 1, 2, 2])
+    curve = Curve({}, ("top1",), bootstrap, np.arange(6), fold, None, np.zeros(3))
+    nothing = np.full(3, np.nan)
+    # Fold 1 validates fold 0, fold 2 validates fold 1, fold 0 validates fold 2.
+    curve.add(0, np.array([10.0, 10, 11, 11, 12, 12]), np.array([0.9, 0.9, 0.1, 0.1, 0.9, 0.9]), nothing, nothing)
+    curve.add(1, np.array([20.0, 20, 21, 21, 22, 22]), np.array([0.1, 0.1, 0.9, 0.9, 0.1, 0.1]), nothing, nothing)
+    chosen, n_undefined = curve.selected("top1")
+    assert chosen.tolist() == [20, 20, 11, 11, 12, 12] and n_undefined == 0
+
+
+def test_a_row_that_is_not_in_the_stream_is_named(world, tables):
+    stream = Stream(world.folder / "stream")
+    one = stream.representations(("both",))[0]
+    with pytest.raises(TableError, match="no rows of 1 proteins, the first nobody; embed them"):
+        stream.rows(one, ["nobody"], np.array([0]), np.array([0]))
+    with pytest.raises(TableError, match=r"no row of C00 at position 36 under .*embed all residues"):
+        stream.rows(one, ["C00"], np.array([0]), np.array([36]))
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# The stage
+
+
+def call(world, stream, *words):
+    options = {
+        "--stream": stream,
+        "--annotations": world.folder / "annotations",
+        "--clusters": world.folder / "clusters",
+        "--backbone": world.folder / "backbone",
+        "--settings": json.dumps({"tasks": ["ss3"], "folds": 4, "penalties": [0.1], "controls": []}),
+        "--resamples": 20,
+        "--seed": 1,
+        "--probe": world.folder / "cli_probe",
+        "--probes": world.folder / "cli_probes",
+    }
+    main([*(str(part) for option in options.items() for part in option), *map(str, words)])
+    return read(world.folder / "cli_probes", PROBES)
+
+
+def test_the_command_writes_both_tables_and_a_model_of_pieces_has_homology_only(world, tables, capfd):
+    assert set(call(world, world.folder / "stream")["task"]) == {"ss3"}
+    pieces = world.write_stream(world.folder / "pieces", tokens_are_residues=False)
+    settings = '{"tasks": ["ss3", "contacts", "homology"], "penalties": [0.1]}'
+    assert set(call(world, pieces, "--settings", settings)["task"]) == {"homology"}
+    assert "its tokens hold several residues" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--settings", "{"], "--settings: expected a JSON object"),
+        (["--settings", '{"task": []}'], "unknown \\['task'\\]"),
+        (["--settings", '{"tasks": ["ss4"]}'], "tasks \\['ss4'\\]; expected some of ss3"),
+        (["--settings", '{"penalties": [0]}'], "penalties above 0"),
+        (["--settings", '{"tasks": ["ss3"], "folds": 9}'], "6 groups of 12 proteins in 9 folds"),
+        (["--stream", "nowhere"], "nowhere"),
+        (["--clusters", "CUT"], "no cluster of 39 annotated proteins"),
+    ],
+)
+def test_bad_input_ends_in_one_message(world, tables, words, message):
+    if words[1] == "CUT":
+        write_table({"sequence_id": ["C00"], "cluster_id": ["C00"]}, CLUSTERS, world.folder / "few")
+        words = ["--clusters", world.folder / "few"]
+    with pytest.raises(SystemExit, match=f"metrics.probes: .*{message}"):
+        call(world, world.folder / "stream", *words)
+
+
+def test_tasks_of_residues_without_backbones_are_refused(world, tables):
+    with pytest.raises(ProbeError, match="12 annotated chains and no table of backbones"):
+        probe(
+            stream=world.folder / "stream",
+            annotations=world.folder / "annotations",
+            clusters=world.folder / "clusters",
+            backbone=None,
+            settings=Settings(),
+            n_boot=5,
+            seed=0,
+            probe=world.folder / "x",
+            probes=world.folder / "y",
+        )

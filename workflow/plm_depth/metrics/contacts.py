@@ -1,0 +1,90 @@
+"""Contacts within a chain, and how well scores of residue pairs find them (metrics G).
+
+Two residues are in contact if their beta carbons are less than 8 Angstrom apart; where a file has none (glycine,
+missing atoms) the beta carbon is placed by the ideal geometry of N, CA and C. Pairs are judged by their separation
+along the sequence: short 6 to 11, medium 12 to 23, long 24 and more; nearer pairs are never counted.
+
+Precision at L: of the L best-scored pairs of one class, L the residues with coordinates, the share that are contacts;
+of all pairs where there are fewer.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+DISTANCE = 8.0
+SEPARATIONS = {"short": (6, 11), "medium": (12, 23), "long": (24, np.iinfo(np.int64).max)}
+NEAREST = 6
+# CA to CB in the frame of b = CA - N, c = C - CA and their cross product: ideal bond lengths and angles (trRosetta)
+_CROSS, _B, _C = -0.58273431, 0.56802827, -0.54067466
+
+
+def beta_carbons(n: np.ndarray, ca: np.ndarray, c: np.ndarray, cb: np.ndarray) -> np.ndarray:
+    """Return beta carbons (n_residues, 3): those of the file, else ideal ones; NaN without N, CA and C.
+
+    Args:
+        n, ca, c, cb: (n_residues, 3) coordinates in Angstrom, NaN where missing.
+    """
+    b, c = ca - n, c - ca
+    ideal = _CROSS * np.cross(b, c) + _B * b + _C * c + ca
+    return np.where(np.isfinite(cb), cb, ideal)
+
+
+def distances(cb: np.ndarray) -> np.ndarray:
+    """Return the distances (n, n) of beta carbons (n, 3), NaN where one is missing."""
+    return np.linalg.norm(cb[:, None] - cb[None], axis=-1)
+
+
+def pairs_of(cb: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the pairs i < j of residues with coordinates, at least ``NEAREST`` apart, and whether they touch.
+
+    Returns:
+        i, j: (n_pairs,) positions; touch: (n_pairs,) bool.
+    """
+    present = np.flatnonzero(np.isfinite(cb).all(1))
+    first, second = np.triu_indices(len(present), 1)
+    i, j = present[first], present[second]
+    far = j - i >= NEAREST
+    i, j = i[far], j[far]
+    return i, j, np.linalg.norm(cb[i] - cb[j], axis=-1) < DISTANCE
+
+
+def precision_at_length(score: np.ndarray, touch: np.ndarray, separation: np.ndarray, length: int) -> dict[str, float]:
+    """Return the precision at L by class of separation; NaN where a class has no pairs.
+
+    Args:
+        score, touch, separation: (n_pairs,) score, whether in contact, and j - i. Equal scores: in the order given.
+        length: L.
+    """
+    found = {}
+    for name, (low, high) in SEPARATIONS.items():
+        mine = (separation >= low) & (separation <= high)
+        best = np.argsort(-score[mine], kind="stable")[:length]
+        found[name] = float(touch[mine][best].mean()) if len(best) else np.nan
+    return found
+
+
+def densities(touch: np.ndarray, separation: np.ndarray) -> Mapping[str, float]:
+    """Return the share of contacts by class of separation: what random scores find on average."""
+    found = {}
+    for name, (low, high) in SEPARATIONS.items():
+        mine = (separation >= low) & (separation <= high)
+        found[name] = float(touch[mine].mean()) if mine.any() else np.nan
+    return found
+
+
+def pair_features(z: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """Return what a probe reads of pairs: products and absolute differences of features (n, k), (n_pairs, 2 k)."""
+    return np.concatenate([z[i] * z[j], np.abs(z[i] - z[j])], 1)
+
+
+def apc(maps: np.ndarray) -> np.ndarray:
+    """Return symmetrised maps with the average product correction, (..., n, n).
+
+    ``A + A^T`` less the product of its row and column sums over the total (Dunn et al. 2008; Rao et al. 2021).
+    """
+    symmetric = maps + np.swapaxes(maps, -1, -2)
+    rows = symmetric.sum(-1, keepdims=True)
+    total = rows.sum(-2, keepdims=True)
+    expected = np.divide(rows * np.swapaxes(rows, -1, -2), total, out=np.zeros_like(symmetric), where=total != 0)
+    return symmetric - expected

@@ -1,0 +1,539 @@
+"""The predictions of every probe at every layer: residues, pairs of residues, proteins, and their controls (metrics G).
+
+Folds, rows and control labels depend on the proteins and the seed alone, so that they are the same for every layer and
+model. Controls use the penalties that the task itself chose.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from plm_depth.metrics import contacts, homology
+from plm_depth.metrics.bootstrap import Bootstrap
+from plm_depth.metrics.probing import (
+    CAPACITY,
+    INNER_FOLDS,
+    PENALTIES,
+    TOLERANCE,
+    Notes,
+    ProbeError,
+    Scaling,
+    Score,
+    Split,
+    choose_penalty,
+    cross_validated,
+    fit_linear,
+    folds_of,
+    merged_groups,
+    scaled,
+    scores,
+    splits,
+)
+from plm_depth.metrics.residue_tasks import TASKS, Chain, Rows, control_labels, kmers, one_hot, permuted
+from plm_depth.metrics.stream import DIRECTIONS, MEAN_POSITION, Stream, primary_view, vectors
+from plm_depth.progress import Progress
+from plm_depth.randomness import generator, key_of
+
+LOG = logging.getLogger("metrics.probes")
+PAIR_DIM = 64
+P_AT_L = tuple(f"p_at_l_{name}" for name in contacts.SEPARATIONS)
+ALL_TASKS = (*TASKS, "contacts", "homology")
+CONTROLS = ("perm", "kmer", "untrained", "onehot")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is probed; see the module. ``None`` for a number of chains or residues takes all."""
+
+    tasks: tuple[str, ...] = ("ss3", "homology")
+    folds: int = 5
+    residues: int | None = 64
+    contact_chains: int | None = 100
+    pairs: int = 400
+    capacity: int = CAPACITY
+    spaces: tuple[str, ...] = ("pca",)
+    penalties: tuple[float, ...] = PENALTIES
+    controls: tuple[str, ...] = CONTROLS
+    directions: tuple[str, ...] = DIRECTIONS
+    tolerance: float = TOLERANCE
+    retention: tuple[float, ...] = (0.9, 0.95, 0.99)
+
+    @classmethod
+    def of(cls, text: str) -> "Settings":
+        """Return settings from JSON.
+
+        Raises:
+            ProbeError: not an object, an unknown key, or a value that is none.
+        """
+        try:
+            given = json.loads(text)
+            unknown = set(given) - set(cls.__dataclass_fields__)
+        except (ValueError, TypeError) as error:
+            raise ProbeError(f"--settings: expected a JSON object, got {text!r} ({error})") from error
+        if unknown:
+            raise ProbeError(
+                f"--settings: unknown {sorted(unknown)}; expected some of {list(cls.__dataclass_fields__)}"
+            )
+        found = cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
+        allowed = {"tasks": ALL_TASKS, "controls": CONTROLS, "directions": DIRECTIONS, "spaces": ("pca", "full")}
+        for key, choices in allowed.items():
+            if wrong := [value for value in getattr(found, key) if value not in choices]:
+                raise ProbeError(f"--settings: {key} {wrong}; expected some of {', '.join(choices)}")
+        if not found.tasks or not found.penalties or min(found.penalties) <= 0:
+            raise ProbeError("--settings: expected at least one task, and penalties above 0")
+        return found
+
+    def space_names(self) -> dict[str, int | None]:
+        """Return the capacity of each space by its name in the tables."""
+        names = {"pca": (f"pca{self.capacity}", self.capacity), "full": ("full", None)}
+        return dict(names[space] for space in self.spaces)
+
+
+@dataclass
+class Curve:
+    """Predictions (or values per protein) of one kind of probe at every layer.
+
+    Attributes:
+        columns: COMMON and PROBE_KEYS columns but the metric.
+        metrics: scores to be given; with values per protein the one that they are.
+        bootstrap: whose proteins ``owner`` counts.
+        owner, fold: (n,) protein and test fold of each row.
+        y: target; None where ``test`` holds values per protein.
+        chance: of values per protein.
+        layers, test, valid: a layer each: (n, ...) predictions of probes that did not see the row's group.
+        penalty, dim: a layer each, (n_folds,).
+        n_train: (n_folds,).
+    """
+
+    columns: dict[str, object]
+    metrics: Sequence[str]
+    bootstrap: Bootstrap
+    owner: np.ndarray
+    fold: np.ndarray
+    y: np.ndarray | None
+    n_train: np.ndarray
+    chance: float = math.nan
+    layers: list[int] = field(default_factory=list)
+    test: list[np.ndarray] = field(default_factory=list)
+    valid: list[np.ndarray] = field(default_factory=list)
+    penalty: list[np.ndarray] = field(default_factory=list)
+    dim: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, layer: int, test: np.ndarray, valid: np.ndarray, penalty: np.ndarray, dim: np.ndarray) -> None:
+        self.layers.append(layer)
+        self.test.append(test)
+        self.valid.append(valid)
+        self.penalty.append(penalty)
+        self.dim.append(dim)
+
+    def score(
+        self, metric: str, predictions: Sequence[np.ndarray], *, rows: np.ndarray | None = None, resample: bool = True
+    ) -> Score:
+        """Return the score of each layer's predictions, of all rows or some."""
+        stacked = np.stack(predictions)
+        rows = np.arange(len(self.owner)) if rows is None else rows
+        if self.y is not None:
+            bootstrap = self.bootstrap if resample else None
+            return scores(metric, self.y[rows], stacked[:, rows], owner=self.owner[rows], bootstrap=bootstrap)
+        values = np.full((len(stacked), len(self.bootstrap.sequence_ids)), np.nan)
+        values[:, self.owner[rows]] = stacked[:, rows]
+        if resample:
+            return Score(*self.bootstrap.means(values), self.chance)
+        defined = ~np.isnan(values)
+        total = np.where(defined, values, 0).sum(1)
+        mean = np.divide(total, defined.sum(1), out=np.full(len(total), np.nan), where=defined.any(1))
+        return Score(mean, np.empty((len(values), 0)), self.chance)
+
+    def selected(self, metric: str) -> tuple[np.ndarray, int]:
+        """Return the test predictions with each fold at the layer that its validation rows chose; and NaN folds."""
+        found, n_undefined = self.test[-1].copy(), 0
+        n_folds = int(self.fold.max()) + 1
+        for fold in range(n_folds):
+            test, valid = np.flatnonzero(self.fold == fold), np.flatnonzero(self.fold == (fold + 1) % n_folds)
+            score = self.score(metric, self.valid, rows=valid, resample=False).value
+            if np.isnan(score).all():
+                n_undefined += 1
+                continue
+            found[test] = self.test[int(np.nanargmax(score))][test]
+        return found, n_undefined
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Residues
+
+
+@dataclass(frozen=True)
+class ResiduePlan:
+    """Rows, folds and controls of the tasks of residues: the same for every layer and model."""
+
+    chains: Mapping[str, Chain]
+    rows: Rows
+    fold: np.ndarray
+    group: np.ndarray
+    n_folds: int
+    bootstrap: Bootstrap
+    owner: np.ndarray
+
+
+def fold_of_chains(
+    clusters: Mapping[str, str],
+    groups: Mapping[str, str],
+    sizes: Mapping[str, Sequence[float]],
+    n_folds: int,
+    seed: int,
+) -> tuple[dict[str, int], dict[str, str]]:
+    """Return the fold and the group of each chain; a group joins similarity clusters and known superfamilies."""
+    names = sorted(sizes)
+    number = merged_groups([clusters[name] for name in names], [groups[name] for name in names])
+    group = {name: names[first] for name, first in zip(names, number.tolist())}
+    return folds_of(group, n_folds=n_folds, seed=seed, sizes=sizes), group
+
+
+def residue_curves(
+    stream: Stream, plan: ResiduePlan, settings: Settings, seed: int, notes: Notes, progress: Progress
+) -> list[Curve]:
+    """Return the curves of the tasks of residues, controls included."""
+    rows, chains = plan.rows, plan.chains
+    wanted = [task for task in settings.tasks if task in TASKS and rows.known(task).any()]
+    for task in sorted(set(settings.tasks) & set(TASKS) - set(wanted)):
+        LOG.warning(f"task {task}: no residue of the {len(chains)} chains has a label; left out")
+    if not wanted:
+        return []
+    outer = splits(plan.fold, plan.n_folds)
+    types = kmers(chains, rows)
+    curves: dict[tuple, Curve] = {}
+    targets = {}
+    for task in wanted:
+        y = rows.targets[task]
+        known = np.flatnonzero(rows.known(task))
+        targets[task] = {"none": y[known]}
+        if "perm" in settings.controls:
+            targets[task]["perm"] = permuted(y[known], seed=seed, task=task)
+        if "kmer" in settings.controls:
+            targets[task]["kmer"] = control_labels([types[i] for i in known], y[known], seed=seed, task=task)
+
+    def curve_of(key: tuple, columns: Mapping[str, object], task: str, control: str, space: str) -> Curve:
+        known = rows.known(task)
+        inner = restricted(outer, known)
+        n_train = np.array([len(split.train) for split in inner])
+        probe = "ridge" if TASKS[task].kind == "regression" else "logistic"
+        about = {"task": task, "space": space, "probe": probe, "control": control}
+        y = targets[task][control if control in targets[task] else "none"]
+        return curves.setdefault(
+            key,
+            Curve(
+                {**stream.common, **columns, **about},
+                TASKS[task].metrics,
+                plan.bootstrap,
+                plan.owner[known],
+                plan.fold[known],
+                y,
+                n_train,
+            ),
+        )
+
+    def fit(curve: Curve, layer: int, z: Sequence[np.ndarray], task: str, penalties) -> np.ndarray:
+        known = rows.known(task)
+        found = cross_validated(
+            [one[known] for one in z],
+            curve.y,
+            plan.group[known],
+            restricted(outer, known),
+            kind=TASKS[task].kind,
+            n_classes=TASKS[task].n_classes,
+            penalties=penalties,
+            seed=seed,
+            notes=notes,
+        )
+        curve.add(layer, found.test, found.valid, found.penalty, found.dim)
+        return found.penalty
+
+    representations = stream.representations(settings.directions)
+    primary = primary_view(representations)
+    if "onehot" in settings.controls:
+        z = scaled(one_hot(chains, rows), outer, capacity=None)
+        for task in wanted:
+            columns = {**representations[0].columns, **_NO_VIEW}
+            fit(curve_of(("onehot", task), columns, task, "onehot", "full"), -1, z, task, settings.penalties)
+    for layer, of, x in vectors(stream, representations, rows.names, rows.owner, rows.position):
+        for space, capacity in settings.space_names().items():
+            z = scaled(x, outer, capacity=capacity)
+            for task in wanted:
+                control = "untrained" if of.is_untrained else "none"
+                key = (of.views, task, space)
+                penalty = fit(
+                    curve_of((*key, control), of.columns, task, control, space), layer, z, task, settings.penalties
+                )
+                if of.is_untrained or of.views != primary.views:
+                    continue
+                for control in (name for name in ("perm", "kmer") if name in settings.controls):
+                    fit(curve_of((*key, control), of.columns, task, control, space), layer, z, task, penalty)
+        progress.advance()
+    return list(curves.values())
+
+
+_NO_VIEW = {"null_model": "trained", "null_seed": -1, "direction": "none", "noise_t": math.nan, "mask_draw": -1}
+
+
+def restricted(outer: Sequence[Split], keep: np.ndarray) -> list[Split]:
+    """Return the outer folds on the kept rows, counted anew."""
+    new = np.cumsum(keep) - 1
+
+    def of(rows: np.ndarray) -> np.ndarray:
+        return new[rows[keep[rows]]]
+
+    return [Split(split.fold, of(split.train), of(split.valid), of(split.test)) for split in outer]
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Contacts
+
+
+@dataclass(frozen=True)
+class PairPlan:
+    """Pairs of the chains: their residues, all pairs that are scored, and those that probes are fitted on."""
+
+    names: list[str]
+    owner: np.ndarray  # of residues
+    position: np.ndarray
+    start: np.ndarray  # first residue of each chain
+    pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray]]  # i, j, touch of each chain, counted from its start
+    train: list[np.ndarray]  # of each chain, the pairs to fit on
+    fold: np.ndarray  # of chains
+    group: np.ndarray  # of chains
+    length: np.ndarray  # residues with coordinates
+
+
+def pair_plan(
+    chains: Mapping[str, Chain], fold: Mapping[str, int], group: Mapping[str, str], *, settings: Settings, seed: int
+) -> PairPlan:
+    """Return the pairs of at most ``contact_chains`` chains, those with the smallest hashes of (seed, chain).
+
+    Up to ``settings.pairs`` contacts and as many other pairs of each chain are there to fit on.
+    """
+    long = [name for name in chains if chains[name].n_resolved > contacts.NEAREST]
+    names = sorted(sorted(long, key=lambda name: key_of(seed, "contacts", name))[: settings.contact_chains])
+    lengths = [len(chains[name].sequence) for name in names]
+    pairs, train = [], []
+    for name in names:
+        i, j, touch = contacts.pairs_of(chains[name].cb)
+        pairs.append((i, j, touch))
+        draw = generator(seed, "contact_pairs", name)
+        chosen = []
+        for is_contact in (True, False):
+            choice = np.flatnonzero(touch == is_contact)
+            chosen.append(draw.choice(choice, size=min(settings.pairs, len(choice)), replace=False))
+        train.append(np.sort(np.concatenate(chosen)))
+    return PairPlan(
+        list(names),
+        np.repeat(np.arange(len(names)), lengths),
+        np.concatenate([np.arange(n) for n in lengths]) if lengths else np.empty(0, np.int64),
+        np.cumsum([0, *lengths[:-1]]) if lengths else np.empty(0, np.int64),
+        pairs,
+        train,
+        np.array([fold[name] for name in names], np.int64),
+        np.array([group[name] for name in names], str),
+        np.array([chains[name].n_resolved for name in names], np.int64),
+    )
+
+
+def contact_curves(
+    stream: Stream,
+    plan: PairPlan,
+    bootstrap: Bootstrap,
+    settings: Settings,
+    seed: int,
+    notes: Notes,
+    progress: Progress,
+) -> list[Curve]:
+    """Return the curves of contacts read off states, one for each class of separation."""
+    representations = stream.representations(settings.directions)
+    primary = primary_view(representations)
+    n_folds = settings.folds
+    if sorted(set(plan.fold.tolist())) != list(range(n_folds)):
+        LOG.warning(f"task contacts: {len(plan.names)} chains do not fill {n_folds} folds; left out")
+        return []
+    outer = splits(plan.fold, n_folds)
+    owner = bootstrap.index(plan.names)
+    density = [contacts.densities(touch, j - i) for i, j, touch in plan.pairs]
+    chance = {name: float(np.nanmean([d[name] for d in density])) for name in contacts.SEPARATIONS}
+    curves: dict[tuple, Curve] = {}
+    for layer, of, x in vectors(stream, representations, plan.names, plan.owner, plan.position):
+        with_perm = "perm" in settings.controls and not of.is_untrained and of.views == primary.views
+        penalty: dict[int, float] = {}
+        for control in ("untrained",) if of.is_untrained else ("none", *(("perm",) if with_perm else ())):
+            value = {which: np.full((len(plan.names), len(P_AT_L)), np.nan) for which in ("test", "valid")}
+            chosen, dims, n_train = [], [], []
+            for split in outer:
+                is_train = np.isin(plan.owner, split.train)
+                z = Scaling.of(x[is_train], capacity=PAIR_DIM)(x)
+                fitted = _fit_pairs(z, plan, split, control, settings, seed, notes, penalty.get(split.fold))
+                penalty.setdefault(split.fold, fitted[1])
+                for which, members in (("test", split.test), ("valid", split.valid)):
+                    for chain in members:
+                        value[which][chain] = _precision(fitted[0], z, plan, chain)
+                chosen.append(fitted[1])
+                dims.append(2 * z.shape[1])
+                n_train.append(fitted[2])
+            for column, metric in enumerate(P_AT_L):
+                key = (of.views, control, metric)
+                about = {"task": "contacts", "space": f"pca{PAIR_DIM}", "probe": "logistic", "control": control}
+                if key not in curves:
+                    curves[key] = Curve(
+                        {**stream.common, **of.columns, **about},
+                        (metric,),
+                        bootstrap,
+                        owner,
+                        plan.fold,
+                        None,
+                        np.array(n_train),
+                        chance[metric.removeprefix("p_at_l_")],
+                    )
+                curves[key].add(
+                    layer, value["test"][:, column], value["valid"][:, column], np.array(chosen), np.array(dims)
+                )
+        progress.advance()
+    return list(curves.values())
+
+
+def _fit_pairs(z, plan: PairPlan, split: Split, control: str, settings: Settings, seed, notes, penalty):
+    """Return the fitted map, its penalty and the number of pairs it was fitted on."""
+    parts, touches, groups = [], [], []
+    for chain in split.train:
+        i, j, touch = plan.pairs[chain]
+        kept, start = plan.train[chain], plan.start[chain]
+        parts.append(contacts.pair_features(z, start + i[kept], start + j[kept]))
+        touches.append(touch[kept])
+        groups.append(np.full(len(kept), plan.group[chain]))
+    x, y, group = np.concatenate(parts), np.concatenate(touches).astype(np.int64), np.concatenate(groups)
+    if control == "perm":
+        y = permuted(y, seed=seed, task=f"contacts {split.fold}")
+    options = {"kind": "classification", "n_classes": 2, "notes": notes}
+    if penalty is None:
+        penalty = choose_penalty(x, y, group, penalties=settings.penalties, n_inner=INNER_FOLDS, seed=seed, **options)
+    return fit_linear(x, y, penalties=[penalty], **options)[0], penalty, len(y)
+
+
+def _precision(linear, z: np.ndarray, plan: PairPlan, chain: int) -> list[float]:
+    i, j, touch = plan.pairs[chain]
+    start = plan.start[chain]
+    score = linear(contacts.pair_features(z, start + i, start + j))[:, 1]
+    found = contacts.precision_at_length(score, touch, j - i, int(plan.length[chain]))
+    return [found[name] for name in contacts.SEPARATIONS]
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Homology
+
+
+def homology_curves(
+    stream: Stream,
+    members: Sequence[tuple[str, str, str]],
+    bootstrap: Bootstrap,
+    settings: Settings,
+    seed: int,
+    notes: Notes,
+    progress: Progress,
+) -> list[Curve]:
+    """Return the curves of homology: retrieval among all members, logistic probes tested on unseen parts.
+
+    Args:
+        members: (sequence_id, group, part), sorted.
+    """
+    names = [name for name, _, _ in members]
+    groups, parts = [group for _, group, _ in members], [part for _, _, part in members]
+    right, wrong = homology.kinship(groups, parts)
+    is_query = right.any(1)
+    if not is_query.any():
+        LOG.warning("task homology: no group has two known parts beside another group; left out")
+        return []
+    # Parts of one group go to different folds where they can: a part is found by what was learned of the others.
+    part_of = {name: f"{group}\x1f{part}" for name, group, part in members}
+    classes, y = np.unique(groups, return_inverse=True)
+    queries = [name for name, wanted in zip(names, is_query) if wanted]
+    sizes = {name: np.eye(len(classes))[y[names.index(name)]] for name in queries}
+    n_folds = min(settings.folds, len({part_of[name] for name in queries}))
+    if n_folds < 3:
+        LOG.warning(f"task homology: {n_folds} parts of groups; at least 3 are needed; left out")
+        return []
+    fold_of = folds_of({name: part_of[name] for name in queries}, n_folds=n_folds, seed=seed, sizes=sizes)
+    fold = np.array([fold_of.get(name, -1) for name in names])
+    outer = splits_beside(fold, n_folds)
+    # A class that a fold's training rows lack cannot be said; such rows are no question.
+    unanswerable = np.zeros(len(names), bool)
+    for split in outer:
+        for rows in (split.test, split.valid):
+            unanswerable[rows] |= ~np.isin(y[rows], y[split.train])
+    asked = is_query & ~unanswerable
+    if n_left := int((is_query & unanswerable).sum()):
+        LOG.info(
+            f"task homology: {n_left} members whose group has no other part to learn from are not asked (logistic)"
+        )
+    owner = bootstrap.index(names)
+    query = np.flatnonzero(is_query)
+    group_ids = np.array([part_of[name] for name in names])
+    group_ids = np.where(np.array(parts) == "", np.array(names), group_ids)
+    representations = stream.representations(settings.directions)
+    primary = primary_view(representations)
+    shuffled = np.array(groups)[generator(seed, "perm", "homology").permutation(len(groups))]
+    permuted_kin = homology.kinship(shuffled, parts)
+    curves: dict[tuple, Curve] = {}
+    position = np.full(len(names), MEAN_POSITION)
+    for layer, of, x in vectors(stream, representations, names, np.arange(len(names)), position):
+        control = "untrained" if of.is_untrained else "none"
+        with_perm = "perm" in settings.controls and not of.is_untrained and of.views == primary.views
+        for space, z in (("raw", x), ("centred", x - x.mean(0))):
+            kinds = [(control, right, wrong)] + ([("perm", *permuted_kin)] if with_perm else [])
+            for name, *kin in kinds:
+                found = homology.retrieve(z, *kin)
+                for metric, values in (("top1", found.top1), ("first_error", found.first_error)):
+                    key = (of.views, space, name, metric)
+                    about = {"task": "homology", "space": space, "probe": "retrieval", "control": name}
+                    if key not in curves:
+                        chance = float(np.nanmean(found.chance)) if metric == "top1" else math.nan
+                        curves[key] = Curve(
+                            {**stream.common, **of.columns, **about},
+                            (metric,),
+                            bootstrap,
+                            owner[query],
+                            fold[query],
+                            None,
+                            np.zeros(n_folds, np.int64),
+                            chance,
+                        )
+                    nothing = np.full(n_folds, np.nan)
+                    curves[key].add(layer, values[query], values[query], nothing, np.full(n_folds, x.shape[1]))
+        if len(np.unique(y[asked])) > 1:
+            for space, capacity in settings.space_names().items():
+                z = scaled(x, outer, capacity=capacity)
+                options = {"kind": "classification", "n_classes": len(classes), "seed": seed, "notes": notes}
+                found = cross_validated(z, y, group_ids, outer, penalties=settings.penalties, **options)
+                key = (of.views, space, control, "logistic")
+                about = {"task": "homology", "space": space, "probe": "logistic", "control": control}
+                if key not in curves:
+                    curves[key] = Curve(
+                        {**stream.common, **of.columns, **about},
+                        ("accuracy", "macro_f1"),
+                        bootstrap,
+                        owner[asked],
+                        fold[asked],
+                        y[asked],
+                        found.n_train,
+                    )
+                curves[key].add(layer, found.test[asked], found.valid[asked], found.penalty, found.dim)
+        progress.advance()
+    return list(curves.values())
+
+
+def splits_beside(fold: np.ndarray, n_folds: int) -> list[Split]:
+    """Return the outer folds as ``probing.splits``; rows of fold -1 always train."""
+    inside = np.flatnonzero(fold >= 0)
+    always = np.flatnonzero(fold < 0)
+    return [
+        Split(s.fold, np.sort(np.r_[inside[s.train], always]), inside[s.valid], inside[s.test])
+        for s in splits(fold[inside], n_folds)
+    ]
