@@ -458,7 +458,8 @@ tabled("moments of another kind", other_table, "not a vector table", stage="metr
 tabled("a page for lens", b"<html>", "not a readable Parquet", stage="metrics.lens",
        options="--logits IN --output OUT/o.parquet")  # fmt: skip
 tabled("left-out records of another kind", sequences, "no column 'reason'", stage="figures.records",
-       options="--left-out IN --clusters IN --dataset d --size 1 --csv OUT/c.csv --html OUT/h.html")  # fmt: skip
+       options="--left-out IN --clusters IN --letters IN --policies {} --letters-csv OUT/l --letters-html OUT/h "
+       "--dataset d --size 1 --csv OUT/c.csv --html OUT/h.html")  # fmt: skip
 tabled("a card that is none", b"{}", "not the card of a checkpoint", stage="models.listing",
        options='--models [{"model":"m","family":"esm2"}] --cards IN --output OUT/m.json')  # fmt: skip
 tabled("models that are no list", b"{}", "JSON list", stage="models.listing", names_file=False,

@@ -58,6 +58,13 @@ LEFT_OUT = _schema(
     reason=(_text, "sampled, not_sampled, or why the record was left out"),
     n_records=(_i64, "records"),
 )
+LETTERS = _schema(
+    "letters of a source beside the 20 amino acids, and what became of the records that hold them",
+    letter=(_text, "the letter; lower case, or stop: a * at the end"),
+    n_records=(_i64, "records that hold it"),
+    n_letters=(_i64, "how often it stands in them"),
+    fate=(_cat, "left out, upper-cased, or dropped"),
+)
 CLUSTERS = _schema(
     "similarity cluster of each protein",
     sequence_id=(_text, "accession"),

@@ -21,6 +21,7 @@ from plm_depth.activations import (
 from plm_depth.activations import VERSION as EXTRACTION
 from plm_depth.code_digest import code_of
 from plm_depth.config import FROM_STRUCTURES, ConfigError, Study
+from plm_depth.models.letters import policies
 from plm_depth.models.registry import FAMILIES
 from plm_depth.prices import prices
 from plm_depth.sizing import growing
@@ -37,7 +38,7 @@ try:
         figures=sorted(
             p.stem
             for p in (WORKFLOW / "report").glob("*.rst")
-            if p.stem not in ("workflow", "records", "choice")
+            if p.stem not in ("workflow", "records", "letters", "choice")
         ),
     )
 except ConfigError as error:
@@ -121,6 +122,18 @@ def dataset_fasta(wildcards):
     if dataset["source"] == FROM_STRUCTURES:
         return f"{RESULTS}/structures/sequences.fasta"
     return source_file(dataset["source"])
+
+
+def pool_letters(wildcards):
+    """Return the table of letters of the training pool, for the data sets that come out of it."""
+    is_of_pool = study.datasets[wildcards.dataset]["part"] == "held_out"
+    return f"{RESULTS}/training/letters.parquet" if is_of_pool else []
+
+
+def structures_of_dataset(wildcards):
+    """Return the table of structures of a data set that is made of them."""
+    is_of_structures = study.datasets[wildcards.dataset]["source"] == FROM_STRUCTURES
+    return f"{RESULTS}/structures/structures.parquet" if is_of_structures else []
 
 
 def source_identity(name):

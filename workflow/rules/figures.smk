@@ -29,10 +29,13 @@ rule list_models:
 
 
 rule tabulate_records:
-    """Counts of records by reason, for the report."""
+    """Counts of records by reason, and of letters beside the 20 amino acids, for the report."""
     input:
         left_out=f"{RESULTS}/datasets/{{dataset}}/left_out.parquet",
         clusters=f"{RESULTS}/datasets/{{dataset}}/clusters.parquet",
+        letters=f"{RESULTS}/datasets/{{dataset}}/letters.parquet",
+        pool_letters=pool_letters,
+        structures=structures_of_dataset,
     output:
         html=report(
             f"{RESULTS}/figures/{{dataset}}/records.html",
@@ -41,6 +44,13 @@ rule tabulate_records:
             labels={"data set": "{dataset}", "table": "records by reason"},
         ),
         csv=f"{RESULTS}/figures/{{dataset}}/records.csv",
+        letters_html=report(
+            f"{RESULTS}/figures/{{dataset}}/letters.html",
+            category="Data",
+            caption="../report/letters.rst",
+            labels={"data set": "{dataset}", "table": "odd letters"},
+        ),
+        letters_csv=f"{RESULTS}/figures/{{dataset}}/letters.csv",
     log:
         f"logs/{RESULTS}/tabulate_records/{{dataset}}.log",
     benchmark:
@@ -50,10 +60,21 @@ rule tabulate_records:
         "../../envs/main.yaml"
     params:
         size=lambda wc: study.datasets[wc.dataset]["size"],
+        more=lambda wc, input: options_of(
+            (kind.replace("_", "-"), [path])
+            for kind, path in (
+                ("pool_letters", input.get("pool_letters")),
+                ("structures", input.get("structures")),
+            )
+            if path
+        ),
+        policies=as_json(policies([m["family"] for m in study.models.values()])),
         code=code_of("figures.records"),
     shell:
         "python -m plm_depth.figures.records --left-out {input.left_out:q} --clusters {input.clusters:q}"
-        " --dataset {wildcards.dataset:q} --size {params.size} --csv {output.csv:q} --html {output.html:q} > {log:q} 2>&1"
+        " --dataset {wildcards.dataset:q} --size {params.size} --csv {output.csv:q} --html {output.html:q}"
+        " --letters {input.letters:q} {params.more:q} --policies {params.policies:q}"
+        " --letters-csv {output.letters_csv:q} --letters-html {output.letters_html:q} > {log:q} 2>&1"
 
 
 # One rule a figure: each has its caption, and those of effects wait for effects.

@@ -36,6 +36,7 @@ rule sample_pool:
     output:
         sample=f"{RESULTS}/training/pool.parquet",
         left_out=f"{RESULTS}/training/left_out.parquet",
+        letters=f"{RESULTS}/training/letters.parquet",
     log:
         f"logs/{RESULTS}/sample_pool.log",
     benchmark:
@@ -55,7 +56,7 @@ rule sample_pool:
     shell:
         "python -m plm_depth.sequences.sample --fasta {input:q} --size {params.size} --seed {params.seed}"
         " --min-length {params.shortest} --max-length {params.longest}"
-        " --sample {output.sample:q} --left-out {output.left_out:q} > {log:q} 2>&1"
+        " --sample {output.sample:q} --left-out {output.left_out:q} --letters {output.letters:q} > {log:q} 2>&1"
 
 
 rule cluster_pool:
@@ -139,6 +140,7 @@ rule draw_candidates:
     output:
         candidates=f"{RESULTS}/datasets/{{dataset}}/candidates.parquet",
         left_out=f"{RESULTS}/datasets/{{dataset}}/left_out.parquet",
+        letters=f"{RESULTS}/datasets/{{dataset}}/letters.parquet",
     log:
         f"logs/{RESULTS}/draw_candidates/{{dataset}}.log",
     benchmark:
@@ -158,7 +160,7 @@ rule draw_candidates:
     shell:
         "python -m plm_depth.sequences.sample --fasta {input:q} --size {params.size} --at-most --seed {params.seed}"
         " --min-length {params.shortest} --max-length {params.longest}"
-        " --sample {output.candidates:q} --left-out {output.left_out:q} > {log:q} 2>&1"
+        " --sample {output.candidates:q} --left-out {output.left_out:q} --letters {output.letters:q} > {log:q} 2>&1"
 
 
 rule cut_sample:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from plm_depth.sequences import SourceError
 from plm_depth.sequences.sample import REASONS, draw, main
-from plm_depth.tables import LEFT_OUT, SEQUENCES, read_table
+from plm_depth.tables import LEFT_OUT, LETTERS, SEQUENCES, read_table
 
 MINI = Path(__file__).parents[3] / "resources" / "mini" / "sequences.fasta"
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
@@ -290,3 +290,29 @@ def test_at_most_takes_all_that_pass_where_fewer_do(tmp_path):
     assert len(drawn.columns["sequence_id"]) == 2
     with pytest.raises(SourceError, match="0 of 3 records pass the filters, expected at least 1"):
         draw([fasta], size=10, seed=1, min_length=45, max_length=50, at_most=True)
+
+
+def test_every_odd_letter_is_counted_by_record_and_by_letter(tmp_path):
+    (tmp_path / "f.fasta").write_text(">a\nMKUUT\n>b\nMKUX*T\n>c\nmkvLAT\n>d\nMKVLAT*\n>e\nMK-u.T\n>f\nMKV\n")
+    paths = {name: tmp_path / name for name in ("sample", "left_out", "letters")}
+    words = [word for name, path in paths.items() for word in (f"--{name.replace('_', '-')}", str(path))]
+    main(
+        [
+            *words,
+            "--fasta",
+            str(tmp_path / "f.fasta"),
+            *["--size", "2", "--seed", "1", "--min-length", "2", "--max-length", "9"],
+        ]
+    )
+    rows = read_table(paths["letters"], LETTERS).to_pylist()
+    assert [tuple(row.values()) for row in rows] == [
+        ("*", 1, 1, "left out"),
+        ("-", 1, 1, "left out"),
+        (".", 1, 1, "left out"),
+        ("U", 3, 4, "left out"),
+        ("X", 1, 1, "left out"),
+        ("lower case", 2, 4, "upper-cased"),
+        ("stop", 1, 1, "dropped"),
+    ]
+    counts = dict(zip(*read_table(paths["left_out"], LEFT_OUT).to_pydict().values()))
+    assert counts["non_canonical"] == 3, "a record with several odd letters is one record"

@@ -31,6 +31,7 @@ CANONICAL = AMINO_ACIDS.encode()
 WHITE_SPACE = b" \t\r\n\v\f"
 NO_RESIDUES = "no residues; expected them on the lines behind the header: complete the record, or remove it"
 _MAY_STAND_IN_A_SEQUENCE = bytes(range(ord("A"), ord("Z") + 1)) + b"*-."
+_LOWER = bytes(range(ord("a"), ord("z") + 1))
 _MAGIC = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz"}
 _UNIPROT_DATABASES = frozenset({b"sp", b"tr", b"up"})
 
@@ -44,12 +45,14 @@ class Residues:
         canonical: whether all of them are among the 20 amino acids of ``tables.AMINO_ACIDS``.
         upper_cased: whether a letter was lower case.
         stop_dropped: whether a ``*`` at the end was dropped.
+        n_lower: lower-case letters among them.
     """
 
     text: bytes
     canonical: bool
     upper_cased: bool
     stop_dropped: bool
+    n_lower: int = 0
 
 
 def raw_batches(path: str | Path, on_read: Callable[[int], None] | None = None) -> Iterator[list[bytes]]:
@@ -160,4 +163,5 @@ def clean(body: bytes) -> Residues:
         text = text[:-1]
     if not text:
         raise SourceError(NO_RESIDUES)
-    return Residues(text, not text.translate(None, CANONICAL), text != found[: len(text)], stop_dropped)
+    n_lower = len(found) - len(found.translate(None, _LOWER))
+    return Residues(text, not text.translate(None, CANONICAL), n_lower > 0, stop_dropped, n_lower)

@@ -1,20 +1,22 @@
 """Sample proteins from FASTA of any size: the K records with the smallest keyed hash of their accession.
 
     python -m plm_depth.sequences.sample --fasta F... --size K --seed N --min-length A --max-length B \\
-        --sample sample.parquet --left-out left_out.parquet
+        --sample sample.parquet --left-out left_out.parquet [--letters letters.parquet]
 
 Whether a protein is in depends on (seed, accession) alone. So the sample is the same for every order of the records and
 every split of the source into files, it can be drawn from a stream that is read once, and the sample of size K is the
 first K proteins of the sample of size 2K.
 
 Records are filtered first, in this order: ``non_canonical``, ``too_short``, ``too_long`` (nothing is ever cropped; odd
-letters: ``plm_depth.sequences.fasta``). Every record read is counted under exactly one reason.
+letters: ``plm_depth.sequences.fasta``). Every record read is counted under exactly one reason, and every letter beside
+the 20 amino acids with what became of it.
 """
 
 import argparse
 import hashlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,7 @@ from plm_depth.megabytes import Megabytes
 from plm_depth.progress import start_log
 from plm_depth.sequences import SourceError
 from plm_depth.sequences.fasta import CANONICAL, NO_RESIDUES, WHITE_SPACE, clean, raw_accession, raw_batches
-from plm_depth.tables import LEFT_OUT, SEQUENCES, write_table
+from plm_depth.tables import LEFT_OUT, LETTERS, SEQUENCES, write_table
 
 LONGEST_ACCESSION = 256  # characters: it becomes a key of every table
 _LINE_ENDS = "its lines end with a carriage return alone; expected line feeds: convert the file"
@@ -39,12 +41,23 @@ class Sample:
         counts: records by reason, in the order of ``REASONS``; they add up to the records read.
         upper_cased: records in which lower-case letters were upper-cased, whatever became of them.
         stop_dropped: records whose ``*`` at the end was dropped, whatever became of them.
+        lower_letters: lower-case letters in the former.
+        odd: records that hold a letter beside the 20 amino acids and how often it stands in them, by letter.
     """
 
     columns: dict[str, list]
     counts: dict[str, int]
     upper_cased: int
     stop_dropped: int
+    lower_letters: int
+    odd: dict[str, tuple[int, int]]
+
+    def letters(self) -> dict[str, list]:
+        """Return the columns of ``tables.LETTERS``: odd letters by name, then lower case and stops."""
+        rows = [(letter, *self.odd[letter], "left out") for letter in sorted(self.odd)]
+        rows.append(("lower case", self.upper_cased, self.lower_letters, "upper-cased"))
+        rows.append(("stop", self.stop_dropped, self.stop_dropped, "dropped"))
+        return dict(zip(LETTERS.names, map(list, zip(*rows, strict=True)), strict=True))
 
 
 @dataclass(slots=True)
@@ -121,7 +134,8 @@ def draw(
     started = time.monotonic()
     keyed = hashlib.blake2b(digest_size=16, key=str(seed).encode(), person=b"plm-depth sample")
     smallest = _Smallest(size)
-    n_read = n_text = non_canonical = too_short = too_long = upper_cased = stop_dropped = 0
+    n_read = n_text = non_canonical = too_short = too_long = upper_cased = stop_dropped = n_lower = 0
+    odd_records, odd_letters = Counter[int](), Counter[int]()
 
     for path in fastas:
         number = 0
@@ -137,8 +151,12 @@ def draw(
                         residues = clean(body)
                         upper_cased += residues.upper_cased
                         stop_dropped += residues.stop_dropped
+                        n_lower += residues.n_lower
                         if not residues.canonical:
                             non_canonical += 1
+                            odd = residues.text.translate(None, CANONICAL)
+                            odd_records.update(set(odd))
+                            odd_letters.update(odd)
                             continue
                         body, rest = residues.text, b""
                     length = len(body) - len(rest)
@@ -172,8 +190,9 @@ def draw(
         )
     _check_accessions(chosen)
     _check_unique(chosen)
+    odds = {chr(letter): (odd_records[letter], odd_letters[letter]) for letter in odd_letters}
     counts = (len(chosen), n_passed - len(chosen), non_canonical, too_short, too_long)
-    return Sample(_columns(chosen), dict(zip(REASONS, counts, strict=True)), upper_cased, stop_dropped)
+    return Sample(_columns(chosen), dict(zip(REASONS, counts, strict=True)), upper_cased, stop_dropped, n_lower, odds)
 
 
 def _check_options(fastas: Sequence[str | Path], size: int, min_length: int, max_length: int) -> None:
@@ -227,9 +246,10 @@ def sample(
     at_most: bool = False,
     sample: str | Path,
     left_out: str | Path,
+    letters: str | Path | None = None,
     log: logging.Logger,
 ) -> None:
-    """Draw a sample (``draw``) and write it (SEQUENCES) and the records by what became of them (LEFT_OUT)."""
+    """Draw a sample (``draw``) and write it (SEQUENCES), the records by what became of them (LEFT_OUT), and LETTERS."""
     drawn = draw(fastas, size=size, seed=seed, min_length=min_length, max_length=max_length, at_most=at_most, log=log)
     log.info(", ".join(f"{reason} {n}" for reason, n in drawn.counts.items()))
     log.info("upper-cased %d records, dropped the stop of %d", drawn.upper_cased, drawn.stop_dropped)
@@ -237,6 +257,8 @@ def sample(
     if len(set(hashes)) < len(hashes):
         log.info("%d sampled proteins have the sequence of another one", len(hashes) - len(set(hashes)))
     write_table({"reason": list(drawn.counts), "n_records": list(drawn.counts.values())}, LEFT_OUT, left_out)
+    if letters is not None:
+        write_table(drawn.letters(), LETTERS, letters)
     settings = {"seed": seed, "min_length": min_length, "max_length": max_length}
     write_table(drawn.columns, SEQUENCES, sample, **settings)
 
@@ -251,6 +273,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--max-length", type=int, required=True, help="most residues, included")
     parser.add_argument("--sample", required=True, help="table of the sampled proteins (SEQUENCES)")
     parser.add_argument("--left-out", required=True, help="table of records by what became of them (LEFT_OUT)")
+    parser.add_argument("--letters", help="table of letters beside the 20 amino acids (LETTERS)")
     options = vars(parser.parse_args(argv))
     log = start_log("sample")
     try:
