@@ -308,6 +308,27 @@ ABLATION = _schema(
     n_cluster=(_i32, "similarity clusters among them"),
     n_boot=(_i32, "bootstrap resamples"),
 )
+DEPTHS = _schema(
+    "effective depth of one model by one definition (metrics I), at its primary input",
+    **COMMON,
+    definition=(_cat, "what it is, its profile and its parameter; see plm_depth.metrics.depths"),
+    index=(_cat, "number of the definition, I1 to I10"),
+    kind=(_cat, "where: a relative depth, 0 the embedding, 1 the last layer; amount: the share of the depth in use"),
+    value=(_f64, "0 to 1"),
+    ci_lo=(_f64, "2.5th percentile of the cluster bootstrap"),
+    ci_hi=(_f64, "97.5th percentile of the cluster bootstrap"),
+    n_seq=(_i32, "proteins"),
+    n_cluster=(_i32, "similarity clusters"),
+    n_boot=(_i32, "resamples in which the statistic was defined"),
+)
+DEPTH_TAU = _schema(
+    "how far two definitions of effective depth order the trained models of a data set alike",
+    definition=(_cat, "one definition"),
+    other=(_cat, "the other definition"),
+    tau=(_f64, "Kendall's tau-b over models, -1 to 1; NaN with fewer than 3 models or where a definition is constant"),
+    p_value=(_f64, "of no association, two-sided; NaN where tau is"),
+    n_models=(_i32, "models with a value of both"),
+)
 VERDICT = _schema(
     "one statistic of one claim, beside its margin and its null, and what follows",
     claim=(_cat, "K1 to K6"),

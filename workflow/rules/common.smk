@@ -53,6 +53,8 @@ EFFECTS = study.config.get("effects")
 GEOMETRY = study.config.get("geometry")
 ABLATION = study.config.get("ablation")
 FITNESS = study.config.get("fitness")
+# Tables of effective depths by model (schema SUMMARY), and the section of the config that each needs, if any.
+SUMMARIES = {"summary": None}
 # Figures that need a section of the config, and the tables that a figure reads beside profiles and summaries.
 SECTION_OF_FIGURE = {
     "skip_matrices": "effects",
@@ -82,6 +84,8 @@ MORE_TABLES_OF_FIGURE = {
     "removed_share": ["ablations"],
     "ablation_matrices": ["ablations"],
     "fitness": ["fitness"],
+    "depth_definitions": ["depths"],
+    "depth_agreement": ["depths", "taus"],
 }
 CHOICES = study.choices
 VARIANTS = ["trained", "null"] if study.config["nulls"] else ["trained"]
@@ -329,6 +333,19 @@ def per_variant(table):
     return paths
 
 
+def all_summaries(wildcards):
+    """Return the tables of effective depths of every model of a data set that this study makes."""
+    return [
+        f"{RESULTS}/{table}/{wildcards.dataset}/{model}.parquet"
+        for table, section in SUMMARIES.items()
+        for model in (
+            study.models_in(section, wildcards.dataset)
+            if section
+            else study.models_of(wildcards.dataset)
+        )
+    ]
+
+
 def stream_of(model):
     """Return an input function: the stream tables of all shards and variants of a model, named or by its wildcard."""
 
@@ -516,7 +533,11 @@ def tables_of_figure(figure):
         "ablations": ("ablation", "ablation/{dataset}/{model}.parquet"),
         "fitness": ("fitness", "fitness/{model}.parquet"),
     }
-    per_dataset = {"verdicts": "verdicts/{dataset}.parquet"}
+    per_dataset = {
+        "verdicts": "verdicts/{dataset}.parquet",
+        "depths": "depths/{dataset}/depths.parquet",
+        "taus": "depths/{dataset}/tau.parquet",
+    }
     wanted = ["profiles", "summaries", *MORE_TABLES_OF_FIGURE.get(figure, [])]
 
     def tables(wildcards):
@@ -580,6 +601,11 @@ def figures_of_the_study():
             for kind in ("ablation", "ablation_summary")
         ),
         *expand(f"{RESULTS}/figures/{{dataset}}/records.html", dataset=study.datasets),
+        *expand(
+            f"{RESULTS}/depths/{{dataset}}/{{table}}.parquet",
+            dataset=study.datasets,
+            table=["depths", "tau"],
+        ),
         *(
             f"{RESULTS}/geometry/{dataset}/{model}.parquet"
             for dataset in study.datasets

@@ -5,6 +5,7 @@ Needs   activations of every shard from activations.smk, datasets/{dataset}/clus
 Gives   results/{study}/metrics/{dataset}/{model}/{variant}/{contributions,lens}.parquet    per protein and layer
         results/{study}/profiles/{dataset}/{model}.parquet                                  per layer, with intervals
         results/{study}/summary/{dataset}/{model}.parquet                                   depth in one number
+        results/{study}/depths/{dataset}/{depths,tau}.parquet                               all of them, by definition
 """
 
 
@@ -101,3 +102,31 @@ rule summarise_depth:
         "python -m plm_depth.metrics.summary --contributions {input.contributions:q} --lens {input.lens:q}"
         " --clusters {input.clusters:q} --grid {params.grid:q} --thresholds {params.thresholds:q}"
         " --resamples {params.resamples} --seed {params.seed} --output {output:q} > {log:q} 2>&1"
+
+
+rule gather_depths:
+    """Every definition of effective depth of every model, and whether they order the models alike."""
+    input:
+        summaries=all_summaries,
+        skips=lambda wc: expand(
+            f"{RESULTS}/skip/{wc.dataset}/{{model}}.parquet",
+            model=study.models_of(wc.dataset) if EFFECTS else [],
+        ),
+    output:
+        depths=f"{RESULTS}/depths/{{dataset}}/depths.parquet",
+        tau=f"{RESULTS}/depths/{{dataset}}/tau.parquet",
+    log:
+        f"logs/{RESULTS}/gather_depths/{{dataset}}.log",
+    benchmark:
+        f"logs/benchmarks/{RESULTS}/gather_depths/{{dataset}}.jsonl"
+    conda:
+        "../../envs/main.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=20,
+    params:
+        skips=lambda wc, input: ["--skips", *input.skips] if input.skips else [],
+        code=code_of("metrics.depths"),
+    shell:
+        "python -m plm_depth.metrics.depths --summaries {input.summaries:q} {params.skips:q} --depths {output.depths:q}"
+        " --tau {output.tau:q} > {log:q} 2>&1"

@@ -1,7 +1,8 @@
 """The door of every figure: options, tables read and checked, the picture and its numbers written together.
 
     python -m plm_depth.figures.<figure> --profiles P... --summaries P... --losses P... --skips P... --verdicts P...
-        --geometries P... --pairs P... --ablations P... --fitness P... --models JSON --svg P --csv P --html P
+        --geometries P... --pairs P... --ablations P... --fitness P... --depths P... --taus P...
+        --models JSON --svg P --csv P --html P
 
 Every figure takes all options and reads only what it needs.
 """
@@ -27,6 +28,8 @@ from plm_depth.figures.style import RC
 from plm_depth.progress import start_log
 from plm_depth.tables import (
     ABLATION,
+    DEPTH_TAU,
+    DEPTHS,
     FITNESS,
     GEOM,
     LOSS,
@@ -49,6 +52,8 @@ TABLES = {
     "pairs": GEOM,
     "ablations": ABLATION,
     "fitness": FITNESS,
+    "depths": DEPTHS,
+    "taus": DEPTH_TAU,
 }
 
 
@@ -141,7 +146,8 @@ def _read(path: Path, schema: pa.Schema, models: Sequence[Model]) -> pl.DataFram
         return clean_rows(table)
     if schema is FITNESS:  # inputs follow from the scorer: ``figures.fitness`` chooses
         return table
-    return primary_rows(table) if "null_model" in table.columns else table
+    has_other_inputs = "null_model" in table.columns and schema is not DEPTHS
+    return primary_rows(table) if has_other_inputs else table
 
 
 def log_counts(numbers: pl.DataFrame, models: Sequence[Model], log: logging.Logger) -> None:

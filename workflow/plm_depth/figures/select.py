@@ -78,6 +78,14 @@ GEOMETRY_NUMBERS = {
     "n_points": pl.Int64,  # points behind the value
     "n_nan": pl.Int64,  # points without a value, or coinciding with another
 }
+# The columns of the numbers of effective depths, in this order.
+DEPTH_NUMBERS = {
+    **{column: NUMBERS[column] for column in tuple(NUMBERS)[: tuple(NUMBERS).index("quantity")]},
+    "index": pl.String,  # I1 to I10
+    "kind": pl.String,  # where or amount
+    "quantity": pl.String,  # the definition
+    **{column: NUMBERS[column] for column in tuple(NUMBERS)[tuple(NUMBERS).index("value") :]},
+}
 HALF_WIDTH = 1.96  # standard errors on each side of a 95 % interval
 # The columns of the numbers of depth ablations, in this order.
 ABLATION_NUMBERS = {
@@ -126,6 +134,8 @@ class Study:
         pairs: GEOM rows of two models each, at the same inputs.
         ablations: ABLATION rows at primary inputs.
         fitness: FITNESS rows, at all inputs.
+        depths: DEPTHS rows, which are at primary inputs already.
+        taus: DEPTH_TAU rows.
     """
 
     models: Sequence[Model]
@@ -138,6 +148,8 @@ class Study:
     pairs: pl.DataFrame = field(default_factory=pl.DataFrame)
     ablations: pl.DataFrame = field(default_factory=pl.DataFrame)
     fitness: pl.DataFrame = field(default_factory=pl.DataFrame)
+    depths: pl.DataFrame = field(default_factory=pl.DataFrame)
+    taus: pl.DataFrame = field(default_factory=pl.DataFrame)
 
 
 def models_of(rows: object) -> list[Model]:
@@ -484,6 +496,31 @@ def geometry_numbers(study: Study, *, wanted: Sequence[Geometry], kind: str = "g
         .with_columns(pl.col("interval").replace({"bootstrap": "standard error"}))
         .sort("place", "other_model", "order", "network", "layer", "other_layer", maintain_order=True)
         .select(pl.col(column).cast(dtype) for column, dtype in GEOMETRY_NUMBERS.items())
+    )
+
+
+def depth_numbers(study: Study, *, definitions: Sequence[str]) -> pl.DataFrame:
+    """Return effective depths of every model (``DEPTH_NUMBERS``), trained first, then untrained.
+
+    Args:
+        definitions: those that are wanted, in the order in which they shall stand; a model may lack some.
+    Raises:
+        FigureError: a model has none of them, or one twice.
+    """
+    parts = []
+    for model in study.models:
+        rows = _rows_of(study.depths, model, what="depths").filter(pl.col("definition").is_in(list(definitions)))
+        if rows.is_empty():
+            raise FigureError(f"depths of {model.model}: none of {', '.join(definitions)}; run metrics.depths again")
+        if rows.select("null_model", "null_seed", "definition").is_duplicated().any():
+            raise FigureError(f"depths of {model.model}: a definition stands twice; give one table of one data set")
+        parts.append(rows.with_columns(quantity=pl.col("definition")))
+    keys = ["model_id", "direction", "noise_t", "index", "kind", "quantity"]
+    order = {name: place for place, name in enumerate(definitions)}
+    return (
+        _named(_networks(pl.concat(parts), keys), study.models)
+        .sort("place", pl.col("quantity").replace_strict(order), "network", maintain_order=True)
+        .select(pl.col(column).cast(kind) for column, kind in DEPTH_NUMBERS.items())
     )
 
 

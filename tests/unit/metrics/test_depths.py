@@ -1,0 +1,191 @@
+"""Definitions of effective depth side by side: the tables' own numbers on one scale, primary inputs, Kendall's tau."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from scipy.stats import kendalltau
+
+from plm_depth.metrics.depths import DEFINITIONS, NO_DEPTH, agreement, main, primary, tau_of
+from plm_depth.metrics.summary import statistics_of
+from plm_depth.tables import DEPTH_TAU, DEPTHS, SKIP, SUMMARY, read_table, write_table
+from unit.figures import invented
+
+MODELS = invented.MINI
+
+
+def table_of(path: Path, schema) -> pl.DataFrame:
+    return pl.from_arrow(read_table(path, schema)).with_columns(pl.col(pl.Categorical).cast(pl.String))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("depths")
+    for model in MODELS:
+        invented.write_summary(model, folder / f"{model.model}.summary.parquet")
+        write_skip_statistics(model, folder / f"{model.model}.skip.parquet")
+    return folder
+
+
+def write_skip_statistics(model: invented.Invented, path: Path) -> None:
+    """Write a SKIP table of statistics of profiles: of both position sets, both vocabularies, every aggregate."""
+    rows = []
+    for seed, (null, null_seed) in enumerate(invented.NULLS):
+        for direction, noise in invented.INPUTS[model.objective]:
+            for pos_set in ("all", "prefix", "other"):
+                for quantity, vocab in (
+                    ("influence_depth_score", "none"),
+                    ("influence_half_contrast", "none"),
+                    ("l2_n80", "aa20"),
+                    ("l2_n80", "full"),
+                    ("effect", "none"),
+                ):
+                    for part, local, ablation, agg in (
+                        ("layer", False, "zero", "mean"),
+                        ("attn", False, "zero", "mean"),
+                        ("layer", True, "zero", "mean"),
+                        ("layer", False, "mean", "mean"),
+                        ("layer", False, "zero", "p95"),
+                    ):
+                        value = 0.001 * len(rows) % 0.9 - (0.5 if "contrast" in quantity else 0) + 0.01 * seed
+                        rows.append({**invented._common(model, null, null_seed, direction, noise), "part": part,
+                                     "pos_set": pos_set, "local": local, "ablation": ablation, "vocab": vocab,
+                                     "quantity": quantity, "src": -1, "tgt": -1, "agg": agg, "value": value,
+                                     "ci_lo": value - 0.02, "ci_hi": value + 0.03, "n_seq": 40, "n_cluster": 38,
+                                     "n_boot": 2000, "n_nan": 0, "below_floor": 0.0})  # fmt: skip
+    write_table({name: [row[name] for row in rows] for name in SKIP.names}, SKIP, path)
+
+
+def run(folder: Path, to: Path, *, models=MODELS, with_skips: bool = True) -> tuple[pl.DataFrame, pl.DataFrame]:
+    def paths(kind: str) -> list[str]:
+        return [str(folder / f"{model.model}.{kind}.parquet") for model in models]
+
+    skips = ["--skips", *paths("skip")] if with_skips else []
+    files = to / "depths.parquet", to / "tau.parquet"
+    main(["--summaries", *paths("summary"), *skips, "--depths", str(files[0]), "--tau", str(files[1])])
+    return table_of(files[0], DEPTHS), table_of(files[1], DEPTH_TAU)
+
+
+def test_every_statistic_of_a_summary_is_a_definition_or_known_to_be_none():
+    for statistic in statistics_of({}):
+        assert (statistic.stat in DEFINITIONS) != (statistic.stat in NO_DEPTH)
+
+
+def test_the_numbers_are_those_of_the_tables_at_the_primary_input_on_one_scale(folder, tmp_path):
+    found, _ = run(folder, tmp_path)
+    inputs = {"ar": ("n2c", None), "mlm": ("none", 0.15), "diffusion": ("none", -1.0)}
+    turned = {"overlap_area": lambda x: 1 - x, "half_contrast": lambda x: (1 + x) / 2}
+    expected = {}
+    for model in MODELS:
+        direction, noise = inputs[model.objective]
+        for kind, schema in (("summary", SUMMARY), ("skip", SKIP)):
+            for row in read_table(folder / f"{model.model}.{kind}.parquet", schema).to_pylist():
+                if row["null_model"] not in ("trained", "randinit") or row["direction"] != direction:
+                    continue
+                if noise is not None and not math.isclose(row["noise_t"], noise, rel_tol=1e-6):
+                    continue
+                if kind == "skip":
+                    profile, _, stat = row["quantity"].partition("_")
+                    wanted = "all" if profile == "l2" else "prefix" if model.objective == "ar" else "other"
+                    swept = (row["part"], row["local"], row["ablation"], row["agg"])
+                    if not stat or row["pos_set"] != wanted or row["vocab"] == "full":
+                        continue
+                    if swept != ("layer", False, "zero", "mean"):
+                        continue
+                    name = f"{stat} {profile}"
+                else:
+                    stat = row["stat"]
+                    if stat.startswith("growth"):
+                        continue
+                    parameter = "" if math.isnan(row["param"]) else f" {row['param']:g}"
+                    name = f"{stat} {row['profile']}{parameter}"
+                turn = turned.get(stat, lambda x: x)
+                value = turn(row["value"])
+                bounds = sorted((turn(row["ci_lo"]), turn(row["ci_hi"])))
+                expected[row["model_id"], row["null_model"], row["null_seed"], name] = (value, *bounds)
+    rows = {
+        (row["model_id"], row["null_model"], row["null_seed"], row["definition"]): (
+            row["value"], row["ci_lo"], row["ci_hi"]
+        )
+        for row in found.iter_rows(named=True)
+    }  # fmt: skip
+    assert rows.keys() == expected.keys() and len(rows) == found.height > 300
+    for key, values in expected.items():
+        assert rows[key] == pytest.approx(values, abs=1e-12), key
+    assert (found["ci_lo"] <= found["ci_hi"]).all()
+    assert set(found["kind"]) == {"where", "amount"} and {"I1", "I2", "I6", "I9", "I10"} <= set(found["index"])
+
+
+def test_tau_is_kendalls_over_trained_models_that_have_both(folder, tmp_path):
+    found, tau = run(folder, tmp_path)
+    trained = found.filter(pl.col("null_model") == "trained")
+    values = {
+        definition: dict(rows.select("model_id", "value").iter_rows())
+        for (definition,), rows in trained.group_by("definition")
+    }
+    n = len(values)
+    assert tau.height == n * (n + 1) // 2 and set(tau["n_models"]) == {6}
+    for one, other, value, p_value in tau.select("definition", "other", "tau", "p_value").iter_rows():
+        plain = kendalltau([values[one][m.model] for m in MODELS], [values[other][m.model] for m in MODELS])
+        assert (value, p_value) == pytest.approx((plain.statistic, plain.pvalue))
+        assert one != other or value == pytest.approx(1)
+
+
+def test_tau_is_undefined_below_three_models_or_where_all_are_alike(folder, tmp_path):
+    assert tau_of([1, 2, 3], [3, 5, 9])[0] == pytest.approx(1)
+    assert tau_of([1, 2, 3], [3, 2, 1])[0] == pytest.approx(-1)
+    assert all(map(math.isnan, tau_of([1, 2], [1, 2])))
+    assert all(map(math.isnan, tau_of([1, 2, 3], [4, 4, 4])))
+    _, tau = run(folder, tmp_path, models=MODELS[:2])
+    assert tau["tau"].is_nan().all() and set(tau["n_models"]) == {2}
+    found = pl.DataFrame(
+        {
+            "definition": ["a"] * 4 + ["b"] * 4,
+            "model_id": list("wxyz") * 2,
+            "null_model": "trained",
+            "value": [1.0, 2, 3, 4, 1, 3, 2, np.nan],
+        }
+    )
+    columns = agreement(found)
+    assert columns["n_models"] == [4, 3, 3]
+    assert columns["tau"] == pytest.approx([1, 1 / 3, 1])
+
+
+def test_without_skip_effects_the_definitions_of_the_summary_stand_alone(folder, tmp_path):
+    found, _ = run(folder, tmp_path, with_skips=False)
+    assert not found["definition"].str.contains("influence|l2|dnll").any() and found.height > 100
+
+
+def test_of_two_noise_levels_equally_far_from_the_primary_one_the_lower_counts():
+    rows = [invented._common(MODELS[0], "trained", -1, "none", t) for t in (0.1, 0.2, 0.0, 1.0)]
+    found = primary(pl.DataFrame(rows).with_columns(noise_t=pl.col("noise_t").cast(pl.Float32)))
+    assert found["noise_t"].to_list() == pytest.approx([0.1])
+
+
+def test_a_statistic_that_nobody_knows_is_left_out_and_said(folder, tmp_path, caplog):
+    table = read_table(folder / f"{MODELS[0].model}.summary.parquet", SUMMARY)
+    columns = {name: table.column(name).to_pylist() for name in SUMMARY.names}
+    columns["stat"] = ["moonshine" if stat == "kl_depth" else stat for stat in columns["stat"]]
+    (tmp_path / "other").mkdir()
+    write_table(columns, SUMMARY, tmp_path / "other" / f"{MODELS[0].model}.summary.parquet")
+    found, _ = run(tmp_path / "other", tmp_path, models=MODELS[:1], with_skips=False)
+    assert not found["definition"].str.contains("kl_depth |moonshine").any()
+
+
+def test_bad_tables_end_in_one_message_and_nothing_is_written(folder, tmp_path):
+    one = str(folder / f"{MODELS[0].model}.summary.parquet")
+
+    def call(*summaries: str) -> None:
+        main(["--summaries", *summaries, "--depths", str(tmp_path / "d.parquet"), "--tau", str(tmp_path / "t.parquet")])
+
+    with pytest.raises(SystemExit, match=r"metrics.depths: depth_score \w+ of esm2_l4 .* stands twice"):
+        call(one, one)
+    with pytest.raises(SystemExit, match="not a readable Parquet file"):
+        call(str(tmp_path / "nothing.parquet"))
+    table = table_of(Path(one), SUMMARY).filter(pl.col("noise_t") == 0)
+    write_table({name: table[name].to_list() for name in SUMMARY.names}, SUMMARY, tmp_path / "clean.parquet")
+    with pytest.raises(SystemExit, match="no statistic of any model at its primary input"):
+        call(str(tmp_path / "clean.parquet"))
+    assert not (tmp_path / "d.parquet").exists() and not (tmp_path / "t.parquet").exists()
