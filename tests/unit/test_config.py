@@ -125,6 +125,28 @@ def test_the_commented_section_on_proteingym_is_a_good_one():
     assert all(source["url"].startswith("https://") for source in sources)
 
 
+def test_the_shipped_study_of_structures_is_accepted_over_the_paper_config():
+    over = yaml.safe_load((ROOT / "config" / "structure.yaml").read_text())
+    base = paper()
+    for key, value in over.items():  # as Snakemake lays one config over another
+        base[key] = {**base.get(key, {}), **value} if isinstance(value, dict) else value
+    resolved = Study(base, OBJECTIVES, FIGURES, ROOT, reads_structure=READS)
+    assert len({entry.structure_id for entry in resolved.structures}) == len(resolved.structures) > 90
+    assert resolved.conditions_of("folds", "saprot_650m") == ["seq", "seq_struct", "struct"]
+    assert "esm3_open" not in resolved.models, "its licence is accepted by the user, not by us"
+
+
+def test_codes_make_a_family_that_reads_them_able_to_be_shown_structures(good):
+    good["structures"]["codes"] = {"dplm2": "resources/mini/structures/codes.tsv"}
+    resolved = Study(good, OBJECTIVES, FIGURES, ROOT, reads_structure=READS)
+    assert resolved.can_be_shown("dplm2") and resolved.can_be_shown("saprot") and not resolved.can_be_shown("esm2")
+    good["structures"]["codes"] = {"saprot": "nowhere.tsv"}
+    with pytest.raises(ConfigError) as caught:
+        Study(good, OBJECTIVES, FIGURES, ROOT, reads_structure=READS)
+    assert "structures.codes.saprot: no family that reads codes; they are: dplm2, esm3" in str(caught.value)
+    assert "structures.codes.saprot: no file nowhere.tsv" in str(caught.value)
+
+
 def test_the_paper_config_has_the_twenty_variants_but_for_those_whose_licence_waits_to_be_accepted():
     sheet = read_models(ROOT / "config" / "models.tsv")
     variants = {name for name, row in sheet.items() if row["in_study"] == "inferred"}

@@ -446,17 +446,6 @@ class Study:
                         f"datasets.{name}.part: 'held_out' is a part of training.source "
                         f"({self.training['source']}), not of {dataset['source']!r}"
                     )
-        sizes = {name: dataset["size"] for name, dataset in self.datasets.items()}
-        if "effects" in self.config and self.config["effects"]["size"] > max(sizes.values()):
-            lines.append(
-                f"effects.size: {self.config['effects']['size']} proteins, but the largest data set has "
-                f"{max(sizes.values())}; expected at most as many"
-            )
-        if "ablation" in self.config and self.config["ablation"]["size"] > max(sizes.values()):
-            lines.append(
-                f"ablation.size: {self.config['ablation']['size']} proteins, but the largest data set has "
-                f"{max(sizes.values())}; expected at most as many"
-            )
         for where, item in drawn:
             if item.get("min_length", 1) > item.get("max_length", math.inf):
                 lines.append(f"{where}: min_length {item['min_length']} is above max_length {item['max_length']}")
@@ -740,9 +729,13 @@ class Study:
         pairs = self.config["geometry"]["pairs"] if models else []
         return [(one, other) for one, other in pairs if one in models and other in models]
 
+    def section_size(self, section: str, dataset: str) -> int:
+        """Return how many proteins of a data set a section measures: its ``size``, or a smaller data set whole."""
+        return min(self.config[section]["size"], self.datasets[dataset]["size"])
+
     def effects_size(self, dataset: str) -> int:
         """Return on how many proteins of a data set skip effects are measured: a smaller data set is measured whole."""
-        return min(self.config["effects"]["size"], self.datasets[dataset]["size"])
+        return self.section_size("effects", dataset)
 
     def ablation_size(self, dataset: str) -> int:
         """Return on how many proteins of a data set depth is ablated: a smaller data set is measured whole."""
