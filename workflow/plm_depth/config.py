@@ -101,6 +101,21 @@ FITNESS_DEFAULTS: dict[str, object] = {
     "conditions": ["seq"],
     "resamples": 500,
 }
+ATTRIBUTION_DEFAULTS: dict[str, object] = {
+    "size": 48,
+    "shard_size": 16,
+    "null_models": ["randinit"],
+    "inputs": {"ar": {"directions": ["n2c"]}, "mlm": {"clean": False}, "diffusion": {"clean": False}},
+    "methods": ["gate", "erasure"],
+    "targets": ["logp", "prob"],
+    "vocab": "aa20",
+    "steps": 64,
+    "rule": "midpoint",
+    "power": 4,
+    "specials": False,
+    "positions": 16,
+    "reference": 32,
+}
 DATASET_DEFAULTS = {"part": "all", "reserve": 16384, "shard_size": 256, "min_length": 50, "max_length": 512}
 TRAINING_DEFAULTS = {"min_length": 30, "max_length": 400, "held_out": 0.3, "structures": False}
 
@@ -372,6 +387,10 @@ class Study:
             self.config["ablation"] = ablation
         if "fitness" in config:
             self.config["fitness"] = {**FITNESS_DEFAULTS, **config["fitness"]}
+        if "attribution" in config:
+            own = config["attribution"]
+            inputs = {**ATTRIBUTION_DEFAULTS["inputs"], **own.get("inputs", {})}
+            self.config["attribution"] = {**ATTRIBUTION_DEFAULTS, **own, "inputs": inputs}
         figures = list(figures)
         self.config.setdefault("figures", figures)
         self.config["inputs"] = {"conditions": ["seq"], **self.config["inputs"]}
@@ -522,6 +541,7 @@ class Study:
         lines += self._check_conditions()
         lines += self._check_geometry()
         lines += self._check_choices()
+        lines += self._check_section("attribution", found)
         seen = set()
         for null in self.config["nulls"]:
             key = (null["null_model"], null["seed"])
@@ -561,6 +581,23 @@ class Study:
             )
         if "seq_struct" in section["conditions"] and not self.structures:
             lines.append("fitness.conditions: seq_struct needs a section structures, and there is none")
+        return lines
+
+    def _check_section(self, section: str, found: list[str]) -> list[str]:
+        """Return what is wrong with the models and the size of an optional section; ``found``: models that failed."""
+        own = self.config.get(section, {})
+        lines = []
+        for model in own.get("models", []):
+            if model not in self.models and not found:
+                close = difflib.get_close_matches(model, self.models, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"its models: {_list(self.models)}"
+                lines.append(f"{section}.models: no model {model!r} in this study; {hint}")
+        largest = max(dataset["size"] for dataset in self.datasets.values())
+        if own.get("size", 0) > largest:
+            lines.append(
+                f"{section}.size: {own['size']} proteins, but the largest data set has {largest}; expected at most as "
+                "many"
+            )
         return lines
 
     def _check_conditions(self) -> list[str]:
@@ -732,6 +769,28 @@ class Study:
     def section_size(self, section: str, dataset: str) -> int:
         """Return how many proteins of a data set a section measures: its ``size``, or a smaller data set whole."""
         return min(self.config[section]["size"], self.datasets[dataset]["size"])
+
+    def size_in(self, section: str, dataset: str) -> int:
+        """Return how many proteins of a data set an optional section measures: a smaller data set whole."""
+        return min(self.config[section]["size"], self.datasets[dataset]["size"])
+
+    def ranks_in(self, section: str, dataset: str, shard: int) -> tuple[int, int]:
+        """Return the first rank of a shard of an optional section and the one after its last."""
+        first = shard * self.config[section]["shard_size"]
+        return first, min(first + self.config[section]["shard_size"], self.size_in(section, dataset))
+
+    def nulls_in(self, section: str) -> list[dict[str, object]]:
+        """Return the null models that an optional section measures: of each kind the first seeds, all by default."""
+        own, wanted = self.config[section], []
+        for kind in own["null_models"]:
+            of_kind = [null for null in self.config["nulls"] if null["null_model"] == kind]
+            wanted += of_kind[: own.get("null_seeds", len(of_kind))]
+        return wanted
+
+    def inputs_in(self, section: str, objective: str) -> dict[str, object]:
+        """Return the views of an objective under which an optional section measures: the study's, with its changes."""
+        own = self.config[section]["inputs"].get(objective, {})
+        return {objective: {**self.config["inputs"][objective], **own}}
 
     def effects_size(self, dataset: str) -> int:
         """Return on how many proteins of a data set skip effects are measured: a smaller data set is measured whole."""

@@ -32,6 +32,8 @@ KEY_BYTES = 6.0  # keys of a row of a vector table
 METRIC_BYTES = 1300.0  # contributions and lens together, for one protein, view and layer
 SOURCE_BYTES = 700.0  # output_change, and the keys of skip, for one protein, sweep and source
 ABLATION_BYTES = 60.0  # ablations, for one protein, view and different run
+GROUP_BYTES = 6000.0  # attribution or erasure of one protein, network and view: what its row group takes at least
+ERASURE_BYTES = 12.0  # one row of an erasure
 TARGET_BYTES = 55.0  # skip, for one protein, sweep, source and target
 # Of the substitution assays of ProteinGym; what a config names itself is taken to be alike.
 PUBLISHED_ASSAYS = 217
@@ -536,3 +538,51 @@ def fitness(study: Study) -> Iterator[Price]:
                 memory_bytes=process_bytes(study, name),
                 device_bytes=device_bytes(study, name),
             )
+
+
+@priced("measure_attribution")
+def attribution(study: Study) -> Iterator[Price]:
+    """Price integrated gradients and erasures.
+
+    A step is a forward pass, a second one on the way back, and a backward pass for each target: to states alone, which
+    takes about as many operations as a forward pass.
+    """
+    section = study.config.get("attribution")
+    if section is None:
+        return
+    budget = study.config["compute"]["token_budget"]
+    methods, n_targets = section["methods"], len(section["targets"])
+    n_networks = 1 + len(study.nulls_in("attribution"))
+    for dataset in study.datasets:
+        length = length_of(study, dataset)
+        for name in study.models_in("attribution", dataset):
+            if sizes_of(study, name) is None:
+                continue
+            entry, size = study.models[name], size_of(study, name)
+            cost, bytes_ = Cost(), 0.0
+            views = views_of(entry["objective"], study.inputs_in("attribution", entry["objective"]))
+            for view in views if FAMILIES[entry["family"]].tokens_are_residues else ():
+                one = forward_cost(size, length + 2, n_reads=n_read(view, length))
+                n_objects = sum({"gate": 1, "gate_part": 2, "erasure": 0}.get(method, 1) for method in methods)
+                gated = sum(method in ("gate", "gate_part") for method in methods)
+                states = sum(method in ("layer", "attn", "mlp") for method in methods)
+                n_passes = section["steps"] * (2 + n_targets) * (gated + states * size.n_blocks / 2)
+                bytes_ += n_objects * (GROUP_BYTES + n_targets * size.n_blocks * 4 * length)
+                if "erasure" in methods:
+                    n_erasures = (section["positions"] + 1) * (size.n_blocks + 1)
+                    n_passes += n_erasures / 2
+                    bytes_ += GROUP_BYTES + 2 * n_erasures * ERASURE_BYTES
+                cost += one * (n_passes + 1)
+            for shard in range(-(-study.size_in("attribution", dataset) // section["shard_size"])):
+                first, last = study.ranks_in("attribution", dataset, shard)
+                yield Price(
+                    "measure_attribution",
+                    f"{_results(study)}/attributed/{dataset}/{name}/{shard}/attribution.parquet",
+                    name,
+                    cost * ((last - first) * n_networks),
+                    itemsize(entry),
+                    disk_bytes=(last - first) * n_networks * bytes_,
+                    memory_bytes=process_bytes(study, name),
+                    # The states between all blocks are kept for the way back.
+                    device_bytes=device_bytes(study, name) + 4.0 * size.n_blocks * size.d_model * budget,
+                )

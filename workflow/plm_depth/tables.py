@@ -473,6 +473,73 @@ FITNESS = _schema(
     n_boot=(_i32, "resamples in which the value was defined"),
 )
 
+# Attribution and erasure (metrics E). A row of a layer whose attributions miss the difference of the ends by more than
+# this, relative to the larger of that difference and the sum of their absolute values, is left out of corpus values.
+COMPLETE = 0.01
+ATTR_SEQ = _schema(
+    "integrated gradients (metrics E1, E2) of one protein at one layer; F is the sum of the target over all reads",
+    **COMMON,
+    **PER_SEQUENCE,
+    layer=(_i16, "1..n_blocks for gates and updates, 0..n_blocks for states"),
+    object=(
+        _cat,
+        "gate, gate_attn, gate_mlp, gate_geom; layer (state), attn, mlp; see plm_depth.activations.attribution",
+    ),
+    target=(_cat, "what F sums: logp (nats) or prob of the true residue"),
+    vocab=(_cat, "aa20: renormalised over the canonical residues; full: all real tokens"),
+    value=(_f64, "attribution, summed over all tokens; of a gate also its block's share of f_end - f_base"),
+    special=(_f64, "of it, at tokens that are no canonical residues"),
+    l1=(_f64, "sum of the absolute attributions of all tokens"),
+    by_position=(pa.list_(_f32), "attribution of each residue, n_residues values"),
+    n_reads=(_i32, "reads that F sums over"),
+    f_end=(_f64, "F of the clean run"),
+    f_base=(_f64, "F at the other end of the way: all gates closed, or the object replaced by its mean"),
+    completeness_err=(_f64, "how far the attributions are from adding up to f_end - f_base, see COMPLETE"),
+    n_steps=(_i16, "points of the integral"),
+)
+ERASE_SEQ = _schema(
+    "change of the output of one protein when the state of a residue, or of all before a point, is erased (metric E3)",
+    **COMMON,
+    **PER_SEQUENCE,
+    layer=(_i16, "0..n_blocks, whose state is replaced by its mean"),
+    pos=(_i32, "0-based position of the erased residue, -1: all visible residues before a point"),
+    vocab=(_cat, "aa20: renormalised over the canonical residues; full: all real tokens"),
+    quantity=(_cat, "l2 of the probabilities, or kl_fo: KL(clean || erased), nats"),
+    n=(_i32, "reads at other positions"),
+    sum=(_f64, "sum over these reads"),
+    max=(_f64, "largest value"),
+    floor=(_f64, "largest value over all reads when every state that enters block 1 is replaced by itself"),
+)
+ATTRIBUTION = _schema(
+    "corpus value of attribution or erasure, with its cluster-bootstrap interval",
+    **COMMON,
+    object=(_cat, "as in ATTR_SEQ; erase_position or erase_prefix"),
+    target=(_cat, "as in ATTR_SEQ; quantity of ERASE_SEQ for erasures"),
+    vocab=(_cat, "as in the sequence tables"),
+    quantity=(_cat, "see plm_depth.metrics.attribution"),
+    layer=(_i16, "as in the sequence tables; -1 in statistics over layers"),
+    value=(_f64, "corpus value"),
+    ci_lo=(_f64, "2.5th percentile of the bootstrap; NaN for largest"),
+    ci_hi=(_f64, "97.5th percentile of the bootstrap; NaN for largest"),
+    n_seq=(_i32, "proteins with a defined value"),
+    n_cluster=(_i32, "similarity clusters among them"),
+    n_boot=(_i32, "bootstrap resamples"),
+    n_rejected=(_i32, "rows of the sequence table left out for their completeness error; 0 for erasures"),
+)
+ATTRIBUTION_MAP = _schema(
+    "attribution of one residue of the example protein at one layer, averaged over mask draws and, for the primary row "
+    "of diffusion models, over noise levels",
+    **COMMON,
+    **PER_SEQUENCE,
+    object=(_cat, "as in ATTR_SEQ"),
+    target=(_cat, "as in ATTR_SEQ"),
+    vocab=(_cat, "as in ATTR_SEQ"),
+    layer=(_i16, "as in ATTR_SEQ"),
+    position=(_i32, "0-based position of the residue"),
+    value=(_f64, "attribution divided by the reads of the protein"),
+    completeness_err=(_f64, "largest completeness error behind it"),
+)
+
 # Structures, reduced to the backbone and to what is read off it.
 _xyz = pa.list_(pa.float32(), 3)
 STRUCTURES = _schema(

@@ -14,6 +14,7 @@ from snakemake.logging import logger
 from plm_depth import preflight, runtime, sizing
 from plm_depth.activations import (
     ABLATION_VERSION,
+    ATTRIBUTION_VERSION,
     EFFECTS_VERSION,
     EMBED_VERSION,
     FITNESS_VERSION,
@@ -55,6 +56,7 @@ ABLATION = study.config.get("ablation")
 FITNESS = study.config.get("fitness")
 # Tables of effective depths by model (schema SUMMARY), and the section of the config that each needs, if any.
 SUMMARIES = {"summary": None}
+ATTRIBUTION = study.config.get("attribution")
 # Figures that need a section of the config, and the tables that a figure reads beside profiles and summaries.
 SECTION_OF_FIGURE = {
     "skip_matrices": "effects",
@@ -69,6 +71,9 @@ SECTION_OF_FIGURE = {
     "removed_share": "ablation",
     "ablation_matrices": "ablation",
     "fitness": "fitness",
+    "gate_attribution": "attribution",
+    "attribution_map": "attribution",
+    "erasure": "attribution",
 }
 MORE_TABLES_OF_FIGURE = {
     "training_loss": ["losses"],
@@ -86,6 +91,15 @@ MORE_TABLES_OF_FIGURE = {
     "fitness": ["fitness"],
     "depth_definitions": ["depths"],
     "depth_agreement": ["depths", "taus"],
+    "gate_attribution": ["attributions"],
+    "attribution_map": ["attribution_maps"],
+    "erasure": ["attributions"],
+}
+# Figures that need a method of the section.
+METHOD_OF_FIGURE = {
+    "gate_attribution": "gate",
+    "attribution_map": "gate",
+    "erasure": "erasure",
 }
 CHOICES = study.choices
 VARIANTS = ["trained", "null"] if study.config["nulls"] else ["trained"]
@@ -497,6 +511,12 @@ def per_effect_shard(table):
     return paths
 
 
+def shards_in(section, dataset):
+    """Return the shards of a data set in a section."""
+    own = study.config[section]
+    return range(-(-study.size_in(section, dataset) // own["shard_size"]))
+
+
 def of_all_models(paths, wildcards):
     """Return what an input function of one model gives, for all models of a data set."""
     return [
@@ -518,6 +538,10 @@ def drawn_figures():
         for figure in study.config["figures"]
         if (figure != "training_loss" or TRAINED_HERE)
         and study.config.get(SECTION_OF_FIGURE.get(figure, "models"))
+        and (
+            figure not in METHOD_OF_FIGURE
+            or METHOD_OF_FIGURE[figure] in ATTRIBUTION["methods"]
+        )
     ]
 
 
@@ -532,6 +556,11 @@ def tables_of_figure(figure):
         "geometries": ("geometry", "geometry/{dataset}/{model}.parquet"),
         "ablations": ("ablation", "ablation/{dataset}/{model}.parquet"),
         "fitness": ("fitness", "fitness/{model}.parquet"),
+        "attributions": ("attribution", "attribution/{dataset}/{model}.parquet"),
+        "attribution_maps": (
+            "attribution",
+            "attribution/{dataset}/{model}.example.parquet",
+        ),
     }
     per_dataset = {
         "verdicts": "verdicts/{dataset}.parquet",
@@ -630,6 +659,11 @@ def figures_of_the_study():
             f"{RESULTS}/fitness/{model}.parquet"
             for dataset in study.datasets
             for model in study.models_in("fitness", dataset)
+        ),
+        *(
+            f"{RESULTS}/attribution/{dataset}/{model}.parquet"
+            for dataset in study.datasets
+            for model in study.models_in("attribution", dataset)
         ),
         *expand(
             f"{RESULTS}/structures/{{table}}.parquet",

@@ -15,3 +15,9 @@ ABLATION_VERSION = 1
 
 # The same for the tables that ``activations.variants`` writes.
 FITNESS_VERSION = 1
+
+# The same for the tables that ``activations.attribution`` writes.
+ATTRIBUTION_VERSION = 1
+
+# The same for what ``activations.tuned_lens`` writes.
+TUNED_LENS_VERSION = 1

@@ -2,6 +2,7 @@
 
     python -m plm_depth.figures.<figure> --profiles P... --summaries P... --losses P... --skips P... --verdicts P...
         --geometries P... --pairs P... --ablations P... --fitness P... --depths P... --taus P...
+        --attributions P... --attribution_maps P...
         --models JSON --svg P --csv P --html P
 
 Every figure takes all options and reads only what it needs.
@@ -28,6 +29,8 @@ from plm_depth.figures.style import RC
 from plm_depth.progress import start_log
 from plm_depth.tables import (
     ABLATION,
+    ATTRIBUTION,
+    ATTRIBUTION_MAP,
     DEPTH_TAU,
     DEPTHS,
     FITNESS,
@@ -54,6 +57,8 @@ TABLES = {
     "fitness": FITNESS,
     "depths": DEPTHS,
     "taus": DEPTH_TAU,
+    "attributions": ATTRIBUTION,
+    "attribution_maps": ATTRIBUTION_MAP,
 }
 
 

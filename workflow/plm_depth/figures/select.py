@@ -136,6 +136,8 @@ class Study:
         fitness: FITNESS rows, at all inputs.
         depths: DEPTHS rows, which are at primary inputs already.
         taus: DEPTH_TAU rows.
+        attributions: ATTRIBUTION rows at primary inputs.
+        attribution_maps: ATTRIBUTION_MAP rows at primary inputs.
     """
 
     models: Sequence[Model]
@@ -150,6 +152,8 @@ class Study:
     fitness: pl.DataFrame = field(default_factory=pl.DataFrame)
     depths: pl.DataFrame = field(default_factory=pl.DataFrame)
     taus: pl.DataFrame = field(default_factory=pl.DataFrame)
+    attributions: pl.DataFrame = field(default_factory=pl.DataFrame)
+    attribution_maps: pl.DataFrame = field(default_factory=pl.DataFrame)
 
 
 def models_of(rows: object) -> list[Model]:
@@ -581,6 +585,87 @@ def ablation_numbers(study: Study, *, wanted: pl.Expr, depth: pl.Expr) -> pl.Dat
         .sort("place", "quantity", "op", "policy", "network", "length", "start", maintain_order=True)
         .select(pl.col(column).cast(kind) for column, kind in ABLATION_NUMBERS.items())
     )
+
+
+@dataclass(frozen=True)
+class Attributed:
+    """One quantity of the attribution tables that a figure shows; ``object`` and ``target`` as in these tables."""
+
+    object: str
+    target: str
+    quantity: str
+    is_optional: bool = False
+
+    @property
+    def name(self) -> str:
+        """Return the name under which it stands in a figure's numbers."""
+        return statistic_name(self.quantity, f"{self.object} {self.target}")
+
+    def layers(self, n_blocks: int) -> list[int]:
+        """Return the layers at which it must be defined."""
+        if self.quantity in ("gained", "erasure_depth", "depth_score", "n80", "participation", "half_contrast"):
+            return [-1]
+        return list(range(0 if self.object.startswith("erase") or self.object == "layer" else 1, n_blocks + 1))
+
+
+def measured_models(models: Sequence[Model], table: pl.DataFrame) -> list[Model]:
+    """Return the models that a table of an optional section has rows of, in the order of the study."""
+    present = set() if table.is_empty() else set(table["model_id"])
+    return [model for model in models if model.model in present]
+
+
+def attribution_numbers(study: Study, *, wanted: Sequence[Attributed]) -> pl.DataFrame:
+    """Return attributions and erasures of every measured model (``NUMBERS``), trained first, then untrained.
+
+    A block stands at relative depth (k - 1/2) / n, a state at k / n. The section of the config names the models that
+    are measured; those without any row are left out.
+
+    Args:
+        wanted: which rows, in the order in which they shall stand.
+    Raises:
+        FigureError: no model was measured, a model lacks a quantity that is not optional or one of its layers, or a row
+            stands twice.
+    """
+    models = measured_models(study.models, study.attributions)
+    if not models:
+        raise FigureError("attributions: no rows at primary inputs; measure at least one model (attribution: models)")
+    parts = []
+    for model in models:
+        rows = _rows_of(study.attributions, model, what="attributions")
+        for one in wanted:
+            own = rows.filter(
+                (pl.col("object") == one.object)
+                & (pl.col("target") == one.target)
+                & (pl.col("quantity") == one.quantity)
+            )
+            trained = own.filter(pl.col("null_model") == TRAINED)
+            if trained.is_empty():
+                if one.is_optional:
+                    continue
+                raise FigureError(
+                    f"attributions of {model.model}: no trained row of {one.name}; measure it (attribution: methods "
+                    "and targets in the config) or leave this figure out"
+                )
+            for (null, seed), network in own.group_by("null_model", "null_seed", maintain_order=True):
+                came = network["layer"].sort().to_list()
+                if came != one.layers(model.n_blocks):
+                    raise FigureError(
+                        f"attributions of {model.model} ({null}, seed {seed}): {one.name} has layers {came}, expected "
+                        f"{one.layers(model.n_blocks)}; run metrics.attribution again"
+                    )
+            layer, is_state = pl.col("layer").cast(pl.Float64), 0 in one.layers(model.n_blocks)
+            parts.append(
+                own.with_columns(
+                    quantity=pl.lit(one.name),
+                    parameter=pl.lit(math.nan),
+                    aggregate=pl.lit("mean"),
+                    layer=pl.when(pl.col("layer") >= 0).then(pl.col("layer").cast(pl.Int64)),
+                    relative_depth=pl.when(pl.col("layer") < 0)
+                    .then(math.nan)
+                    .otherwise((layer - (0.0 if is_state else 0.5)) / model.n_blocks),
+                )
+            )
+    return _tidy(pl.concat(parts), study.models, [one.name for one in wanted], ["mean"])
 
 
 def statistic_name(stat: str, profile: str) -> str:
