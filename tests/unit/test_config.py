@@ -78,6 +78,21 @@ def test_a_study_scores_variants_with_all_of_its_models_or_those_named_and_witho
     assert study(good).models_in("fitness", "mini") == []
 
 
+def test_probes_ask_for_what_there_are_data_for(good):
+    assert study(good).models_in("probes", "mini") == list(study(good).models)
+    del good["probes"]["tasks"]
+    assert study(good).config["probes"]["tasks"] == ["ss3", "rsa", "exposed", "hse", "contacts", "homology"]
+    del good["structures"]
+    assert study(good).config["probes"]["tasks"] == ["homology"]
+    assert study(good).config["probes"]["folds"] == 4 and study(good).config["probes"]["capacity"] == 256
+    good["probes"] = {}
+    assert "probes: nothing to probe; give a section structures or probes.families" in complaint(good)
+    good["probes"] = {"tasks": ["contacts", "ss3"]}
+    assert "probes.tasks: contacts, ss3; these need a section structures, and there is none" in complaint(good)
+    del good["probes"]
+    assert study(good).models_in("probes", "mini") == []
+
+
 def test_variants_with_structures_need_the_section_of_structures(good):
     good["fitness"]["conditions"] = ["seq", "seq_struct"]
     study(good)
@@ -86,7 +101,7 @@ def test_variants_with_structures_need_the_section_of_structures(good):
 
 
 def test_without_a_section_there_are_no_structures(good):
-    del good["structures"]
+    del good["structures"], good["probes"]
     assert study(good).structures == []
 
 
@@ -240,6 +255,16 @@ CASES = [
     ("fitness.null_models", ["shuffle_seq"], "fitness.null_models[0]: 'shuffle_seq' is not allowed"),
     ("fitness.shards", 3, "fitness.shards: 3 shards for 2 assays; expected at least one assay each"),
     ("fitness.variants", 5, "fitness.variants: unknown key"),
+    ("probes.models", ["esm2_toy"], "probes.models: no model 'esm2_toy' in this study"),
+    ("probes.tasks", ["ss4"], "probes.tasks[0]: 'ss4' is not allowed; choose from ss3, rsa"),
+    ("probes.families", KeyError, "probes.tasks: homology needs probes.families, and there is none"),
+    ("probes.families.table", "no.tsv", "probes.families.table: no file no.tsv"),
+    ("probes.families.columns.clan", "c", "probes.families.columns.clan: unknown key; known keys: id, sequence"),
+    ("probes.folds", 2, "probes.folds: 2; expected at least 3"),
+    ("probes.penalties", [0], "probes.penalties[0]: 0; expected more than 0"),
+    ("probes.min_length", 300, "probes: min_length 300 is above max_length 200"),
+    ("probes.untrained", 9, "probes.untrained: 9 networks, but nulls lists 3 of randinit"),
+    ("clusters.tool", "cdhit", "clusters.tool: 'cdhit' is not allowed; choose from auto, mmseqs, builtin"),
     ("figures", ["contribution"], "figures: no figure 'contribution'; did you mean 'contributions'?"),
     ("compute.device", "gpu", "compute.device: 'gpu' is not allowed; choose from auto, cpu, cuda"),
     ("compute.batchsize", 4, "compute.batchsize: unknown key; known keys: device, token_budget"),

@@ -116,6 +116,27 @@ ATTRIBUTION_DEFAULTS: dict[str, object] = {
     "positions": 16,
     "reference": 32,
 }
+PROBE_DEFAULTS: dict[str, object] = {
+    "chains": 200,
+    "min_length": 30,
+    "max_length": 512,
+    "every": 1,
+    "noise": [],
+    "untrained": 1,
+    "folds": 5,
+    "residues": 64,
+    "contact_chains": 100,
+    "pairs": 400,
+    "capacity": 256,
+    "spaces": ["pca"],
+    "penalties": [1e-4, 1e-3, 1e-2, 1e-1, 1.0],
+    "controls": ["perm", "kmer", "untrained", "onehot"],
+    "directions": ["n2c", "c2n", "both"],
+    "tolerance": 0.02,
+    "retention": [0.9, 0.95, 0.99],
+    "resamples": 1000,
+}
+PROBES_OF_STRUCTURES = ("ss3", "rsa", "exposed", "hse", "contacts")
 DATASET_DEFAULTS = {"part": "all", "reserve": 16384, "shard_size": 256, "min_length": 50, "max_length": 512}
 TRAINING_DEFAULTS = {"min_length": 30, "max_length": 400, "held_out": 0.3, "structures": False}
 
@@ -391,6 +412,10 @@ class Study:
             own = config["attribution"]
             inputs = {**ATTRIBUTION_DEFAULTS["inputs"], **own.get("inputs", {})}
             self.config["attribution"] = {**ATTRIBUTION_DEFAULTS, **own, "inputs": inputs}
+        if "probes" in config:
+            tasks = [*PROBES_OF_STRUCTURES] if "structures" in config else []
+            tasks += ["homology"] if "families" in config["probes"] else []
+            self.config["probes"] = {"tasks": tasks, **PROBE_DEFAULTS, **config["probes"]}
         figures = list(figures)
         self.config.setdefault("figures", figures)
         self.config["inputs"] = {"conditions": ["seq"], **self.config["inputs"]}
@@ -538,6 +563,8 @@ class Study:
                 lines += str(error).splitlines()
         if "fitness" in self.config:
             lines += self._check_fitness()
+        if "probes" in self.config:
+            lines += self._check_probes()
         lines += self._check_conditions()
         lines += self._check_geometry()
         lines += self._check_choices()
@@ -597,6 +624,31 @@ class Study:
             lines.append(
                 f"{section}.size: {own['size']} proteins, but the largest data set has {largest}; expected at most as "
                 "many"
+            )
+        return lines
+
+    def _check_probes(self) -> list[str]:
+        """Return what is wrong with the section ``probes``."""
+        lines, section = [], self.config["probes"]
+        for model in section.get("models", []):
+            if model not in self.models:
+                lines.append(f"probes.models: no model {model!r} in this study; its models: {_list(self.models)}")
+        of_structures = [task for task in section["tasks"] if task in PROBES_OF_STRUCTURES]
+        if of_structures and "structures" not in self.config:
+            lines.append(f"probes.tasks: {_list(of_structures)}; these need a section structures, and there is none")
+        if "homology" in section["tasks"] and "families" not in section:
+            lines.append("probes.tasks: homology needs probes.families, and there is none")
+        if not section["tasks"]:
+            lines.append("probes: nothing to probe; give a section structures or probes.families")
+        if "families" in section and not (self.root / section["families"]["table"]).is_file():
+            lines.append(f"probes.families.table: no file {section['families']['table']}; give a path that exists")
+        if section["min_length"] > section["max_length"]:
+            lines.append(f"probes: min_length {section['min_length']} is above max_length {section['max_length']}")
+        n_untrained = sum(null["null_model"] == "randinit" for null in self.config["nulls"])
+        if "untrained" in section["controls"] and section["untrained"] > n_untrained:
+            lines.append(
+                f"probes.untrained: {section['untrained']} networks, but nulls lists {n_untrained} of randinit; list "
+                "more, or take untrained out of probes.controls"
             )
         return lines
 

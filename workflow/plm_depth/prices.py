@@ -586,3 +586,32 @@ def attribution(study: Study) -> Iterator[Price]:
                     # The states between all blocks are kept for the way back.
                     device_bytes=device_bytes(study, name) + 4.0 * size.n_blocks * size.d_model * budget,
                 )
+
+
+@priced("embed_annotated")
+def probes(study: Study) -> Iterator[Price]:
+    """Price the states of annotated proteins; of families as many members are assumed as chains are taken."""
+    section = study.config.get("probes")
+    if section is None:
+        return
+    length = (section["min_length"] + section["max_length"]) / 2
+    n_chains = section["chains"] if set(section["tasks"]) - {"homology"} else 0
+    n_members = section["chains"] if "homology" in section["tasks"] else 0
+    networks = 1 + (section["untrained"] if "untrained" in section["controls"] else 0)
+    chosen = section.get("models", study.models)
+    for name in (name for name in _priced_models(study) if name in chosen):
+        entry, size = study.models[name], size_of(study, name)
+        views = 2 if entry["objective"] == "ar" else 1 + len(section["noise"])
+        cost = forward_cost(size, round(length) + 2) * ((n_chains + n_members) * views * networks)
+        layers = size.n_blocks // section["every"] + 1
+        rows = n_chains * (length + 1) + n_members
+        yield Price(
+            "embed_annotated",
+            f"{_results(study)}/probes/stream/{name}.parquet",
+            name,
+            cost,
+            itemsize(entry),
+            disk_bytes=rows * views * networks * (layers * size.d_model * 2 + KEY_BYTES),
+            memory_bytes=process_bytes(study, name),
+            device_bytes=device_bytes(study, name),
+        )

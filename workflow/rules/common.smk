@@ -57,6 +57,7 @@ FITNESS = study.config.get("fitness")
 # Tables of effective depths by model (schema SUMMARY), and the section of the config that each needs, if any.
 SUMMARIES = {"summary": None}
 ATTRIBUTION = study.config.get("attribution")
+PROBES = study.config.get("probes")
 # Figures that need a section of the config, and the tables that a figure reads beside profiles and summaries.
 SECTION_OF_FIGURE = {
     "skip_matrices": "effects",
@@ -74,6 +75,8 @@ SECTION_OF_FIGURE = {
     "gate_attribution": "attribution",
     "attribution_map": "attribution",
     "erasure": "attribution",
+    "probes": "probes",
+    "contacts": "probes",
 }
 MORE_TABLES_OF_FIGURE = {
     "training_loss": ["losses"],
@@ -89,6 +92,8 @@ MORE_TABLES_OF_FIGURE = {
     "removed_share": ["ablations"],
     "ablation_matrices": ["ablations"],
     "fitness": ["fitness"],
+    "probes": ["probes"],
+    "contacts": ["probes"],
     "depth_definitions": ["depths"],
     "depth_agreement": ["depths", "taus"],
     "gate_attribution": ["attributions"],
@@ -556,6 +561,7 @@ def tables_of_figure(figure):
         "geometries": ("geometry", "geometry/{dataset}/{model}.parquet"),
         "ablations": ("ablation", "ablation/{dataset}/{model}.parquet"),
         "fitness": ("fitness", "fitness/{model}.parquet"),
+        "probes": ("probes", "probes/{model}.parquet"),
         "attributions": ("attribution", "attribution/{dataset}/{model}.parquet"),
         "attribution_maps": (
             "attribution",
@@ -656,9 +662,10 @@ def figures_of_the_study():
         ),
         *outputs_of_choices(),
         *(
-            f"{RESULTS}/fitness/{model}.parquet"
+            f"{RESULTS}/{section}/{model}.parquet"
+            for section in ("fitness", "probes")
             for dataset in study.datasets
-            for model in study.models_in("fitness", dataset)
+            for model in study.models_in(section, dataset)
         ),
         *(
             f"{RESULTS}/attribution/{dataset}/{model}.parquet"
