@@ -61,7 +61,7 @@ def test_the_example_of_a_users_model_gives_a_recommendation_and_the_checkpoint_
     from plm_depth.tables import read_metadata
 
     folder = copy_repository(tmp_path)
-    result = snakemake(folder, "choices", "--cores", "all", configfile="config/my_model.yaml")
+    result = snakemake(folder, "--cores", "all", "choices", configfile="config/my_model.yaml")
     assert result.returncode == 0, result.stdout + result.stderr
     made = folder / "results" / "my_model" / "choices" / "families"
     text = (made / "recommendation.md").read_text()
