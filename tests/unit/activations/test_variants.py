@@ -315,6 +315,19 @@ def test_a_long_wild_type_is_scored_in_windows_and_what_fits_into_none_is_left_o
     np.testing.assert_allclose(by_name["mask"].noise, 1 / 12)
 
 
+def test_a_window_shows_its_own_piece_of_the_structure():
+    assay = assay_of(n_residues=40, n_variants=6, most=1)
+    coordinates = np.arange(360, dtype=np.float32).reshape(40, 3, 3)
+    structure = Structure(three_di="dvplqsac" * 5, codes=np.arange(40), coordinates=coordinates)
+    for window in windows_of(assay, 12, structure)[0]:
+        piece = slice(window.start, window.start + 12)
+        assert window.sequence == assay.sequence[piece]
+        assert window.structure.three_di == structure.three_di[piece]
+        np.testing.assert_array_equal(window.structure.codes, np.arange(40)[piece])
+        np.testing.assert_array_equal(window.structure.coordinates, coordinates[piece])
+    assert windows_of(assay, 12)[0][0].structure is None
+
+
 def test_the_model_reads_no_more_residues_than_it_was_made_for(tmp_path, caplog):
     adapter = toy()
     adapter.max_residues = 12

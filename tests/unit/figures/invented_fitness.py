@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from plm_depth.randomness import generator
-from plm_depth.tables import FITNESS, write_table
+from plm_depth.tables import FITNESS, SUMMARY, write_table
 from unit.figures.invented import NULLS, Invented
 
 NONE, NAN = "none", np.nan
@@ -57,6 +57,29 @@ def write_fitness(
 
         columns = {f.name: pa.array([], f.type) for f in FITNESS}
     write_table(columns, FITNESS, path)
+    return path
+
+
+def write_fitness_summary(
+    model: Invented, path: Path, *, nulls: Sequence[tuple[str, int]] = NULLS[:5], undefined: bool = False
+) -> Path:
+    """Write the SUMMARY table of one model's fitness: all scorers and statistics, also rows that no figure shows."""
+    rows = []
+    for null, seed in nulls:
+        for scorer, direction, folds, noise in SCORERS[model.objective]:
+            profile = f"fitness_{scorer}" + ("" if folds == "none" else f"_{folds}")
+            for stat, param in (("best_layer", NAN), *(("retention_depth", y) for y in (0.9, 0.95, 0.99))):
+                rng = generator(6, model.model, null, seed, profile, direction, stat, param)
+                value = NAN if undefined and stat == "retention_depth" else rng.uniform(0.3, 0.9)
+                half = 0.05 if null == "trained" else NAN
+                rows.append(
+                    {"model_id": model.model, "family": model.family, "objective": model.objective,
+                     "n_blocks": model.n_blocks, "d_model": model.d_model, "dtype": "float32", "null_model": null,
+                     "null_seed": seed, "condition": "seq", "readout": "seq", "direction": direction, "noise_t": noise,
+                     "mask_draw": -1, "stat": stat, "profile": profile, "param": param, "value": value,
+                     "ci_lo": value - half, "ci_hi": value + half, "n_seq": 4, "n_cluster": 4, "n_boot": 2000}
+                )  # fmt: skip
+    write_table({name: [row[name] for row in rows] for name in SUMMARY.names}, SUMMARY, path)
     return path
 
 

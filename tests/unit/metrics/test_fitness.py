@@ -285,10 +285,10 @@ def measured_of(name: str) -> np.ndarray:
 
 
 def scores_of(name: str, *key: object) -> np.ndarray:
-    """Return scores (n, 4): layer 0 knows nothing, later layers more and more, layer 1 of assay D is constant."""
+    """Return scores (n, 4): layer 0 knows something, later layers more and more, layer 1 of assay D is constant."""
     measured = measured_of(name)
     noise = generator(2, name, *key).normal(size=(len(measured), 4))
-    found = np.linspace(0, 1, 4) * measured[:, None] + np.linspace(1, 0.3, 4) * noise
+    found = np.array([0.6, 0.75, 0.9, 1]) * measured[:, None] + np.array([1, 0.8, 0.5, 0.3]) * noise
     if name == "D":
         found[:, 1] = 0.5
     return found.astype(np.float32)
@@ -445,10 +445,26 @@ def test_the_summary_says_where_the_mean_profile_settles(tmp_path):
     row = by_stat["retention_depth", 0.9]
     bound = values[0] + 0.9 * (values[3] - values[0])
     expected = next(k for k in range(4) if (values[k:] >= bound - 1e-12).all()) / 3
+    assert 0.9 * values[3] < values[int(3 * expected) - 1] < bound, "another floor would give another depth"
     assert row["value"] == pytest.approx(expected) and row["ci_lo"] <= row["value"] <= row["ci_hi"]
     assert row["n_seq"] == 4 and 0 < row["n_boot"] <= 200
     best = own.filter(pl.col("stat") == "best_layer")["value"][0]
     assert best == pytest.approx(values.argmax() / 3)
+
+
+def test_a_retention_depth_that_is_undefined_has_no_interval(tmp_path):
+    with TableWriter(tmp_path / "falling.parquet", FITNESS_VAR) as writer:
+        for name in ASSAYS:
+            scores = scores_of(name, "mask", "none", *TRAINED.values())[:, ::-1]  # the last layer knows nothing
+            writer.append(
+                {**COMMON, **TRAINED, "objective": "mlm", "direction": "none", "noise_t": 0.025, "scorer": "mask",
+                 "lens": "logit", "assay_id": name, "variant": np.arange(len(scores)),
+                 "scores": pa.array(scores.tolist(), pa.list_(pa.float32()))}
+            )  # fmt: skip
+    _, summary = run(tmp_path, tmp_path / "falling.parquet")
+    undefined = summary.filter(pl.col("stat") == "retention_depth")
+    assert undefined["value"].is_nan().all() and undefined["ci_lo"].is_nan().all() and set(undefined["n_boot"]) == {0}
+    assert summary.filter(pl.col("stat") == "best_layer")["value"].to_list() == [0.0]
 
 
 def test_scores_of_unknown_variants_twice_or_of_another_length_are_refused(tmp_path):

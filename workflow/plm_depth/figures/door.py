@@ -1,7 +1,8 @@
 """The door of every figure: options, tables read and checked, the picture and its numbers written together.
 
     python -m plm_depth.figures.<figure> --profiles P... --summaries P... --losses P... --skips P... --verdicts P...
-        --geometries P... --pairs P... --ablations P... --fitness P... --depths P... --taus P...
+        --geometries P... --pairs P... --ablations P... --fitness P... --fitness_summaries P...
+        --depths P... --taus P...
         --attributions P... --attribution_maps P...
         --models JSON --svg P --csv P --html P
 
@@ -55,11 +56,13 @@ TABLES = {
     "pairs": GEOM,
     "ablations": ABLATION,
     "fitness": FITNESS,
+    "fitness_summaries": SUMMARY,
     "depths": DEPTHS,
     "taus": DEPTH_TAU,
     "attributions": ATTRIBUTION,
     "attribution_maps": ATTRIBUTION_MAP,
 }
+AT_OWN_INPUTS = ("fitness", "fitness_summaries")  # inputs follow from the scorer: ``figures.fitness`` chooses rows
 
 
 @dataclass(frozen=True)
@@ -132,13 +135,18 @@ def read_study(models: Path, tables: Mapping[str, Sequence[Path]]) -> Study:
     for name, paths in tables.items():
         if not paths:
             raise FigureError(f"--{name} is empty, but this figure is drawn from them; give all tables of the study")
-        read[name] = pl.concat([_read(path, TABLES[name], listed) for path in paths])
+        is_primary = name not in AT_OWN_INPUTS
+        read[name] = pl.concat([_read(path, TABLES[name], listed, is_primary=is_primary) for path in paths])
     with_sizes = [table for table in read.values() if "n_blocks" in table.columns]
     return Study(models=with_depths(listed, with_sizes), **read)
 
 
-def _read(path: Path, schema: pa.Schema, models: Sequence[Model]) -> pl.DataFrame:
-    """Return one table with plain strings; of tables with inputs and null models, only the rows that figures show."""
+def _read(path: Path, schema: pa.Schema, models: Sequence[Model], *, is_primary: bool = True) -> pl.DataFrame:
+    """Return one table with plain strings; of tables with inputs and null models, only the rows that figures show.
+
+    Args:
+        is_primary: whether the primary inputs of ``select`` are the ones of this table, too.
+    """
     table = pl.from_arrow(read_table(path, schema).select(schema.names))
     table = table.with_columns(pl.col(pl.Categorical).cast(pl.String))
     if "model_id" in table.columns:
@@ -149,9 +157,7 @@ def _read(path: Path, schema: pa.Schema, models: Sequence[Model]) -> pl.DataFram
             )
     if schema is GEOM:
         return clean_rows(table)
-    if schema is FITNESS:  # inputs follow from the scorer: ``figures.fitness`` chooses
-        return table
-    has_other_inputs = "null_model" in table.columns and schema is not DEPTHS
+    has_other_inputs = is_primary and "null_model" in table.columns and schema is not DEPTHS
     return primary_rows(table) if has_other_inputs else table
 
 

@@ -377,6 +377,7 @@ def dot_figure(
     title: str,
     statistics: Sequence[Statistic],
     notes: Sequence[str] = (),
+    counts: Sequence[str] | None = None,
 ) -> Figure:
     """Return statistics side by side: a panel a statistic, a line a model, the untrained network below the trained.
 
@@ -386,6 +387,7 @@ def dot_figure(
         title: one line at the top.
         statistics: panels from left to right, folded beyond five.
         notes: sentences for the foot of the figure.
+        counts: as in ``profile_figure``.
     """
     columns, looks, colours = columns_of(models), model_looks(models), family_colours(models)
     names = {model.model: name_of(model) for model in models}
@@ -420,7 +422,7 @@ def dot_figure(
         body=n_folds * fold_height,
         title=title,
         key=_dot_key(numbers),
-        notes=[*count_notes(numbers, models), *notes],
+        notes=[*(count_notes(numbers, models) if counts is None else counts), *notes],
         warning=toy_warning(models),
     )
     for place, statistic in enumerate(statistics):

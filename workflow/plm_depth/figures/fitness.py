@@ -59,26 +59,29 @@ def shown_rows(study: Study, *, level: str) -> pl.DataFrame:
     Raises:
         FigureError: the tables hold a model twice.
     """
-    table = study.fitness.filter(
-        (pl.col("level") == level)
-        & (pl.col("condition") == "seq")
-        & pl.col("null_model").is_in([TRAINED, UNTRAINED])
-        & pl.col("folds").is_in(["none", "random"])
-    )
-    # A model that reads in both directions is shown by their mean.
+    table = study.fitness.filter((pl.col("level") == level) & pl.col("folds").is_in(["none", "random"]))
+    table = at_shown_inputs(table).filter(pl.col("quantity").is_in([*QUANTITIES, BASELINE]))
+    keys = ["model_id", "null_model", "null_seed", "quantity", "assay_id", "uniprot_id", "category", "layer"]
+    if table.select(keys).is_duplicated().any():
+        raise FigureError("fitness: a row stands twice; give the table of each model once")
+    return table
+
+
+def at_shown_inputs(table: pl.DataFrame) -> pl.DataFrame:
+    """Return rows with a column ``scorer`` of trained and untrained networks at the inputs shown, with ``quantity``.
+
+    A model that reads in both directions is shown by their mean; the quantity of its own scorer is ``READ_OUT``.
+    """
+    table = table.filter((pl.col("condition") == "seq") & pl.col("null_model").is_in([TRAINED, UNTRAINED]))
     keys = ["model_id", "scorer"]
     with_both = table.filter(pl.col("direction") == "both").select(keys).unique().with_columns(has_both=pl.lit(True))
     table = table.join(with_both, on=keys, how="left", maintain_order="left").filter(
         pl.col("has_both").is_null() | (pl.col("direction") == "both")
     )
     primary = pl.col("objective").replace_strict(PRIMARY, return_dtype=pl.String)
-    table = table.with_columns(
+    return table.with_columns(
         quantity=pl.when(pl.col("scorer") == primary).then(pl.lit(READ_OUT)).otherwise(pl.col("scorer"))
-    ).filter(pl.col("quantity").is_in([*QUANTITIES, BASELINE]))
-    keys = ["model_id", "null_model", "null_seed", "quantity", "assay_id", "uniprot_id", "category", "layer"]
-    if table.select(keys).is_duplicated().any():
-        raise FigureError("fitness: a row stands twice; give the table of each model once")
-    return table
+    )
 
 
 def networks(rows: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:

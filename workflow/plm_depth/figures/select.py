@@ -133,7 +133,7 @@ class Study:
         geometries: GEOM rows of one model each, at clean or autoregressive inputs.
         pairs: GEOM rows of two models each, at the same inputs.
         ablations: ABLATION rows at primary inputs.
-        fitness: FITNESS rows, at all inputs.
+        fitness, fitness_summaries: FITNESS rows, and SUMMARY rows of them, at all inputs.
         depths: DEPTHS rows, which are at primary inputs already.
         taus: DEPTH_TAU rows.
         attributions: ATTRIBUTION rows at primary inputs.
@@ -150,6 +150,7 @@ class Study:
     pairs: pl.DataFrame = field(default_factory=pl.DataFrame)
     ablations: pl.DataFrame = field(default_factory=pl.DataFrame)
     fitness: pl.DataFrame = field(default_factory=pl.DataFrame)
+    fitness_summaries: pl.DataFrame = field(default_factory=pl.DataFrame)
     depths: pl.DataFrame = field(default_factory=pl.DataFrame)
     taus: pl.DataFrame = field(default_factory=pl.DataFrame)
     attributions: pl.DataFrame = field(default_factory=pl.DataFrame)
@@ -409,7 +410,7 @@ def effect_numbers(study: Study, *, effects: Sequence[Effect]) -> pl.DataFrame:
     keys = ["model_id", "direction", "noise_t", "quantity", "part", "pos_set", "aggregate", "source", "target",
             "relative_depth", "order"]  # fmt: skip
     return (
-        _named(_networks(rows, keys, shares=["below_floor"]), study.models)
+        _named(networks(rows, keys, shares=["below_floor"]), study.models)
         .sort("place", "order", "network", "source", "target", maintain_order=True)
         .select(pl.col(column).cast(kind) for column, kind in EFFECT_NUMBERS.items())
     )
@@ -496,7 +497,7 @@ def geometry_numbers(study: Study, *, wanted: Sequence[Geometry], kind: str = "g
     if found.select("null_model", "null_seed", *keys).is_duplicated().any():
         raise FigureError(f"--{kind}: a row stands twice; give one table a model or pair")
     return (
-        _named(_networks(found, keys, shares=["n_points", "n_nan"]), study.models)
+        _named(networks(found, keys, shares=["n_points", "n_nan"]), study.models)
         .with_columns(pl.col("interval").replace({"bootstrap": "standard error"}))
         .sort("place", "other_model", "order", "network", "layer", "other_layer", maintain_order=True)
         .select(pl.col(column).cast(dtype) for column, dtype in GEOMETRY_NUMBERS.items())
@@ -522,7 +523,7 @@ def depth_numbers(study: Study, *, definitions: Sequence[str]) -> pl.DataFrame:
     keys = ["model_id", "direction", "noise_t", "index", "kind", "quantity"]
     order = {name: place for place, name in enumerate(definitions)}
     return (
-        _named(_networks(pl.concat(parts), keys), study.models)
+        _named(networks(pl.concat(parts), keys), study.models)
         .sort("place", pl.col("quantity").replace_strict(order), "network", maintain_order=True)
         .select(pl.col(column).cast(kind) for column, kind in DEPTH_NUMBERS.items())
     )
@@ -581,7 +582,7 @@ def ablation_numbers(study: Study, *, wanted: pl.Expr, depth: pl.Expr) -> pl.Dat
     keys = ["model_id", "direction", "noise_t", "quantity", "op", "policy", "start", "length", "aggregate",
             "relative_depth"]  # fmt: skip
     return (
-        _named(_networks(rows, keys), study.models)
+        _named(networks(rows, keys), study.models)
         .sort("place", "quantity", "op", "policy", "network", "length", "start", maintain_order=True)
         .select(pl.col(column).cast(kind) for column, kind in ABLATION_NUMBERS.items())
     )
@@ -717,7 +718,7 @@ def _tidy(
     keys = ["model_id", "direction", "noise_t", "quantity", "parameter", "aggregate", "layer", "relative_depth"]
     order = {"quantity": list(quantities), "aggregate": list(aggregates), "network": ["trained", "untrained"]}
     return (
-        _named(_networks(rows, keys), models)
+        _named(networks(rows, keys), models)
         .sort(
             "place",
             *(pl.col(column).replace_strict(values, range(len(values))) for column, values in order.items()),
@@ -730,7 +731,7 @@ def _tidy(
     )
 
 
-def _networks(rows: pl.DataFrame, keys: Sequence[str], shares: Sequence[str] = ()) -> pl.DataFrame:
+def networks(rows: pl.DataFrame, keys: Sequence[str], shares: Sequence[str] = ()) -> pl.DataFrame:
     """Return the trained rows, then the untrained ones as mean and range over seeds; ``shares`` are averaged, too."""
     value = pl.col("value")
     trained = rows.filter(pl.col("null_model") == TRAINED).select(

@@ -168,7 +168,7 @@ def ridge_predictions(kernel: np.ndarray, measured: np.ndarray, fold: np.ndarray
         inner, outer = kernel[np.ix_(train, train)], kernel[np.ix_(test, train)]
         column, whole = inner.mean(0), inner.mean()
         inner = inner - column[:, None] - column[None, :] + whole
-        outer = outer - outer.mean(1, keepdims=True) - column[None, :] + whole
+        outer = outer - column[None, :]  # the other terms of centring meet coefficients that add up to zero
         centre = measured[train].mean()
         y = measured[train] - centre
         values, vectors = np.linalg.eigh(inner)
@@ -706,9 +706,11 @@ def _statistics(one: Level, common: Mapping[str, object]) -> list[dict[str, obje
         computed.append(("retention_depth", y, lambda x, y=y: retention_depth(x, fraction=y, floor=x[..., 0])))
     rows = []
     for stat, param, compute in computed:
+        value = float(compute(one.value[None])[0])
         lower = upper = np.array([np.nan])
         n_boot = np.array([0])
-        if resamples is not None:
+        # Of an undefined statistic those resamples in which it happens to be defined say nothing.
+        if resamples is not None and not np.isnan(value):
             lower, upper, n_boot = interval(compute(resamples)[None])
         rows.append(
             {name: value for name, value in common.items() if name in COMMON}
@@ -716,7 +718,7 @@ def _statistics(one: Level, common: Mapping[str, object]) -> list[dict[str, obje
                 "stat": stat,
                 "profile": profile,
                 "param": param,
-                "value": float(compute(one.value[None])[0]),
+                "value": value,
                 "ci_lo": float(lower[0]),
                 "ci_hi": float(upper[0]),
                 "n_seq": int(one.n_uniprot.max()),
