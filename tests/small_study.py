@@ -93,14 +93,17 @@ def snakemake(
 
 
 def planned(folder: Path, *options: str, configfile: str = "tiny.yaml") -> list[str]:
-    """Return the jobs of a dry run, sorted: "rule" or "rule model=esm2_tiny ..." without the default target."""
+    """Return the jobs of a dry run, sorted: "rule" or "rule model=esm2_tiny ...".
+
+    Without the default target and the run card, which follow whatever runs.
+    """
     result = snakemake(folder, "--dry-run", *options, configfile=configfile)
     text = result.stdout + result.stderr
     assert result.returncode == 0, text
     jobs = []
     for block in re.split(r"\n\n|\n(?=\[)", text):
         head = re.search(r"^(?:local)?rule (\w+):", block, flags=re.MULTILINE)
-        if head and head.group(1) not in ("default", "all"):
+        if head and head.group(1) not in ("default", "all", "write_run_card"):
             cards = re.search(r"^\s+wildcards: (.*)$", block, flags=re.MULTILINE)
             jobs.append(" ".join([head.group(1), *(sorted(cards.group(1).split(", ")) if cards else [])]))
     return sorted(jobs)

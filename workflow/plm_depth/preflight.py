@@ -16,9 +16,6 @@ import importlib.metadata
 import os
 import platform
 import re
-import shutil
-import subprocess
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -31,6 +28,7 @@ import yaml
 
 from plm_depth.activations.cost import hours
 from plm_depth.config import ConfigError, Study
+from plm_depth.machine import Machine, machine
 from plm_depth.models.registry import FAMILIES
 from plm_depth.prices import Price, prices, unknown_sizes
 
@@ -43,7 +41,6 @@ TIMEOUT = 8.0  # seconds to wait for a server
 HUB = "https://huggingface.co"
 PINS = Path(__file__).parents[2] / "envs" / "requirements.in"
 OLDEST_PYTHON = (3, 11)
-GPU_QUERY = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
 
 
 class PreflightError(ValueError):
@@ -58,23 +55,6 @@ class Check:
     state: str
     found: str
     mend: str = ""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What is there.
-
-    Attributes:
-        memory_bytes: of this machine, or of the control group it runs in.
-        gpus: name and memory in bytes of each.
-        product_rate: operations a second of float32 products on one thread.
-        free_bytes: a function of a path: (device of the file system, bytes free on it).
-    """
-
-    memory_bytes: float
-    gpus: tuple[tuple[str, float], ...]
-    product_rate: float
-    free_bytes: Callable[[Path], tuple[int, float]]
 
 
 @dataclass(frozen=True)
@@ -99,62 +79,6 @@ class Report:
             hours(price.cost, rate=self.rates[price.itemsize]) + (START_UP / 3600 if price.cost.flops else 0)
             for price in due
         )
-
-
-# ----------------------------------------------------------------------------------------------------------------
-# The machine
-
-
-def machine(threads: int = 1) -> Machine:
-    """Return what this machine has; measuring its product rate takes about a quarter of a second."""
-    return Machine(_memory_bytes(), _gpus(), product_rate(), _free_bytes)
-
-
-def _memory_bytes() -> float:
-    total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            text = Path(limit).read_text(encoding="ascii").strip()
-        except OSError:
-            continue
-        if text.isdigit():
-            total = min(total, float(text))
-    return total
-
-
-def _gpus() -> tuple[tuple[str, float], ...]:
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1"):
-        return ()
-    try:
-        said = subprocess.run(GPU_QUERY, capture_output=True, text=True, timeout=30, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return ()
-    rows = (line.rsplit(",", 1) for line in said.splitlines() if "," in line)
-    return tuple((name.strip(), float(megabytes) * 2**20) for name, megabytes in rows if megabytes.strip().isdigit())
-
-
-def product_rate(seconds: float = 0.2) -> float:
-    """Return the operations a second of products of float32 matrices here, on as many threads as numpy uses."""
-    import numpy as np
-
-    n = 512
-    left, right = np.ones((n, n), np.float32), np.ones((n, n), np.float32)
-    out = left @ right
-    times = []
-    end = time.perf_counter() + seconds
-    while len(times) < 3 or time.perf_counter() < end:
-        started = time.perf_counter()
-        np.matmul(left, right, out=out)
-        times.append(time.perf_counter() - started)
-    return 2 * n**3 / min(times)  # what the machine can do when nothing else runs
-
-
-def _free_bytes(path: Path) -> tuple[int, float]:
-    """Return the file system of a path that may not exist yet, and the bytes free on it."""
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return path.stat().st_dev, float(shutil.disk_usage(path).free)
 
 
 # ----------------------------------------------------------------------------------------------------------------

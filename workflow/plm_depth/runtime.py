@@ -1,6 +1,7 @@
 """Make the package and its Python reachable from every rule, whatever the caller has activated."""
 
 import os
+import shlex
 import sys
 
 
@@ -20,5 +21,7 @@ def export(workflow_folder: str) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("POLARS_MAX_THREADS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # The run card names the command of the run; the commands of its jobs inherit it.
+    os.environ.setdefault("PLM_DEPTH_COMMAND", shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]))
     # Only the download rules reach the network; they switch this off for themselves.
     os.environ["HF_HUB_OFFLINE"] = "1"

@@ -39,7 +39,7 @@ try:
         figures=sorted(
             p.stem
             for p in (WORKFLOW / "report").glob("*.rst")
-            if p.stem not in ("workflow", "records", "letters", "choice")
+            if p.stem not in ("workflow", "records", "letters", "run_card", "choice")
         ),
     )
 except ConfigError as error:
@@ -682,6 +682,18 @@ def figures_of_the_study():
             table=["structures", "backbone"] if study.structures else [],
         ),
     ]
+
+
+def stage_versions():
+    """Return the hand-raised versions of the stages that run a model."""
+    return {
+        "training": TRAINING,
+        "extraction": EXTRACTION,
+        "effects": EFFECTS_VERSION,
+        "ablation": ABLATION_VERSION,
+        "embeddings": EMBED_VERSION,
+        "fitness": FITNESS_VERSION,
+    }
 
 
 def downloads_of_the_study():

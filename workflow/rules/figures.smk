@@ -118,3 +118,36 @@ for FIGURE in drawn_figures():
         shell:
             "python -m plm_depth.figures.{params.figure} {params.tables:q} --models {input.models:q} --svg {output.svg:q}"
             " --csv {output.csv:q} --html {output.html:q} > {log:q} 2>&1"
+
+
+rule write_run_card:
+    """What made the results: written last, read by nothing; what it says of this machine and moment reruns nothing."""
+    input:
+        results=figures_of_the_study(),
+        cards=expand(f"{RESULTS}/cards/{{model}}.json", model=study.models),
+    output:
+        card=f"{RESULTS}/run_card.json",
+        html=report(
+            f"{RESULTS}/run_card.html",
+            category="Data",
+            caption="../report/run_card.rst",
+            labels={"data set": "all", "table": "what made these results"},
+        ),
+    log:
+        f"logs/{RESULTS}/write_run_card.log",
+    benchmark:
+        f"logs/benchmarks/{RESULTS}/write_run_card.jsonl"
+    localrule: True
+    conda:
+        "../../envs/main.yaml"
+    resources:
+        # No param: a setting that changes no result must not make this card say that it was there when they were made.
+        config=as_json(config),
+    params:
+        versions=as_json(stage_versions()),
+        sources=as_json({name: source_file(name) for name in study.sources}),
+        code=code_of("figures.run_card"),
+    shell:
+        "python -m plm_depth.figures.run_card --config {resources.config:q} --versions {params.versions:q}"
+        " --cards {input.cards:q} --sources {params.sources:q} --results {input.results:q}"
+        " --card {output.card:q} --html {output.html:q} > {log:q} 2>&1"
