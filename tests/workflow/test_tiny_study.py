@@ -265,3 +265,17 @@ def test_the_report_is_whole_and_says_that_toys_are_no_evidence(finished):
     text = re.sub(r"<[^>]+>", " ", dom)
     assert "toy" in text and "no evidence" in text
     assert "Figures" in text
+
+
+def test_the_run_card_is_written_last_and_a_setting_without_influence_does_not_rewrite_it(finished, study):
+    card = json.loads((finished / "results" / "tiny" / "run_card.json").read_text())
+    assert "--cores" in card["command"] and card["config"]["study"] == "tiny"
+    newest = max(path.stat().st_mtime for path in (finished / "results" / "tiny" / "figures").rglob("*.svg"))
+    assert (finished / "results" / "tiny" / "run_card.json").stat().st_mtime >= newest
+    configure(study, compute={"device": "cpu", "token_budget": 999, "threads": 1, "memory_gb": 1})
+    said = snakemake(study, "--dry-run")
+    assert "write_run_card" not in said.stdout + said.stderr
+    path = study / "workflow" / "plm_depth" / "figures" / "variance.py"
+    path.write_text(path.read_text() + "\nCOLOUR = 'changed'\n")
+    said = snakemake(study, "--dry-run")
+    assert "rule write_run_card" in said.stdout + said.stderr
