@@ -4,7 +4,7 @@ Causal skip effects and the claims judged by them, where the config has a sectio
 Needs   cards/{model}.json, datasets/{dataset}/candidates.parquet, and for verdicts metrics/{dataset}/... from metrics.smk
 Gives   results/{study}/effects/{dataset}/{model}/{variant}/{shard}/{skip,output_change}.parquet   per protein and source
         results/{study}/skip/{dataset}/{model}.parquet                                             matrices, with intervals
-        results/{study}/verdicts/{dataset}.parquet                                                 claims K1-K5
+        results/{study}/verdicts/{dataset}.parquet                                                 claims K1-K6
 """
 
 
@@ -106,6 +106,7 @@ rule judge_claims:
         change=lambda wc: of_all_models(per_effect_shard("output_change"), wc),
         lens=lambda wc: of_all_models(per_variant("lens"), wc),
         contributions=lambda wc: of_all_models(per_variant("contributions"), wc),
+        ablation=lambda wc: of_all_models(ablation_shards, wc) if ABLATION else [],
         clusters=f"{RESULTS}/datasets/{{dataset}}/clusters.parquet",
         models=f"{RESULTS}/datasets/{{dataset}}/models.json",
     output:
@@ -123,6 +124,16 @@ rule judge_claims:
         grid=as_json(study.config["inputs"]["diffusion"]["noise"]),
         effect_grid=as_json(effect_grid()),
         margins=as_json(study.config["verdicts"]),
+        ablation=lambda wc, input: (
+            [
+                "--ablation-grid",
+                as_json(ablation_grid()),
+                "--ablation",
+                *input.ablation,
+            ]
+            if input.ablation
+            else []
+        ),
         resamples=study.config["bootstrap"]["resamples"],
         seed=SEED,
         code=code_of("metrics.verdicts"),
@@ -130,5 +141,5 @@ rule judge_claims:
         "python -m plm_depth.metrics.verdicts --skip-seq {input.skip:q} --out-seq {input.change:q}"
         " --lens {input.lens:q} --contributions {input.contributions:q} --clusters {input.clusters:q}"
         " --models {input.models:q} --grid {params.grid:q}"
-        " --effect-grid {params.effect_grid:q} --margins {params.margins:q}"
+        " --effect-grid {params.effect_grid:q} {params.ablation:q} --margins {params.margins:q}"
         " --resamples {params.resamples} --seed {params.seed} --output {output:q} > {log:q} 2>&1"

@@ -390,6 +390,8 @@ def _network(model: Invented, null: str, seed: int, number: int) -> verdicts.Net
         "late/early locality": 0.6 if trained else 0.95, "late share of KL fall": 0.7 if trained else 0.52,
         "late flips": 0.03, "depth score influence": 0.4 - model.n_blocks / 400,
         "half contrast output": -0.3 - model.n_blocks / 200, "n80 output": 0.7 - model.n_blocks / 300,
+        "n80 removal loss": ratio / 2 if trained else 0.6, "rest median loss": 0.02, "rest median flips": 0.04,
+        "removable fraction at 0.95": 1 - ratio / 2,
     }  # fmt: skip
     statistics = {}
     for name, value in means.items():

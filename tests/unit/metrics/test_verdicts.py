@@ -3,23 +3,28 @@
 import json
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planted import Toy, toy
 from plm_depth.activations import effects
+from plm_depth.activations.ablation import Ablations, Protein
+from plm_depth.activations.ablation import measure as measure_ablation
 from plm_depth.activations.effects import Skips, measure
 from plm_depth.activations.extract import Files, extract
 from plm_depth.activations.nulls import Null
 from plm_depth.metrics import verdicts as stage
+from plm_depth.metrics.ablation import Profiles, ablations_of, with_changes
 from plm_depth.metrics.bootstrap import Bootstrap
 from plm_depth.metrics.contributions import contributions
 from plm_depth.metrics.lens import lens
-from plm_depth.metrics.skip import half_contrast, n80, participation
+from plm_depth.metrics.skip import half_contrast, n80, participation, views_in
 from plm_depth.metrics.verdicts import (
     Evidence,
     Judgement,
@@ -29,6 +34,7 @@ from plm_depth.metrics.verdicts import (
     Rule,
     Statistic,
     claim_of_all,
+    claim_of_concentration,
     claim_of_family,
     claim_of_structure,
     claims_of_model,
@@ -40,11 +46,13 @@ from plm_depth.metrics.verdicts import (
     judged,
     kl_share,
     late_over_early,
+    median_of_rest,
+    outside_80,
 )
 from plm_depth.models.base import Structure
 from plm_depth.models.registry import build
 from plm_depth.randomness import generator
-from plm_depth.tables import AMINO_ACIDS, CLUSTERS, VERDICT, TableError, read_table, write_table
+from plm_depth.tables import ABLATE_SEQ, AMINO_ACIDS, CLUSTERS, VERDICT, TableError, read_table, write_table
 from plm_depth.views import View
 
 LOG = logging.getLogger("test")
@@ -644,3 +652,190 @@ class TestStage:
         with pytest.raises(TableError, match="family of toy_mlm is toy, but --models says esm2"):
             evidence_of(wrong, *([p] for p in paths[0]), BOOTSTRAP)
         assert folder.is_dir()
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# K6
+
+
+def ablated(**changed: float) -> Evidence:
+    """Return a model for which K6 is true, but for the statistics that are given."""
+    values = {
+        "n80 removal loss": 0.25, "rest median loss": 0.01, "rest median flips": 0.02, "removable fraction at 0.95": 0.6
+    }  # fmt: skip
+    values |= {name.replace("_", " ").replace(" at 095", " at 0.95"): value for name, value in changed.items()}
+    spreads = {"rest median loss": 0.002, "rest median flips": 0.005}
+    trained = Network({name: around(value, spreads.get(name, 0.01)) for name, value in values.items()})
+    nulls = [{"n80 removal loss": v, "rest median loss": 0.0, "rest median flips": 0.4} for v in (0.6, 0.62, 0.61)]
+    untrained = tuple(Network({name: around(v) for name, v in null.items()}) for null in nulls)
+    return Evidence(Model("m", "f", "mlm", 12), trained, untrained)
+
+
+class TestConcentration:
+    def verdict(self, evidence: Evidence, **margins) -> dict:
+        return claim_of_concentration(evidence, Margins(**margins))[-1]
+
+    def test_true_if_all_hold_and_untrained_networks_are_less_concentrated(self):
+        rows = claim_of_concentration(ablated(), Margins())
+        assert [row["verdict"] for row in rows] == ["pass"] * 5
+        assert [row["margin"] for row in rows[:-1]] == [0.5, 0.05, 0.05, 0.5]
+        assert rows[-1]["statistic"] == stage.CLAIMS["K6"] and verdicts_by(judged([ablated()], Margins()))["K6", "m"]
+
+    @pytest.mark.parametrize(
+        ("changed", "expected"),
+        [
+            ({"n80_removal_loss": 0.9}, "fail"),
+            ({"n80_removal_loss": 0.7}, "inconclusive"),
+            ({"rest_median_loss": 0.2}, "fail"),
+            ({"rest_median_loss": 0.05}, "inconclusive"),
+            ({"rest_median_flips": 0.5}, "fail"),
+            ({"removable_fraction_at_095": 0.1}, "fail"),
+            ({"removable_fraction_at_095": math.nan}, "inconclusive"),
+            ({"n80_gate_attribution": 0.9}, "fail"),
+            ({"n80_gate_attribution": 0.2}, "inconclusive"),  # no untrained network beside
+        ],
+    )
+    def test_each_part_is_needed(self, changed, expected):
+        assert self.verdict(ablated(**changed))["verdict"] == expected
+
+    def test_as_concentrated_as_an_untrained_network_is_descriptive(self):
+        found = ablated()
+        untrained = tuple(Network({"n80 removal loss": around(v)}) for v in (0.2, 0.3, 0.25))
+        assert self.verdict(replace(found, untrained=untrained))["verdict"] == "pass_descriptive"
+
+    def test_a_share_that_lies_exactly_at_a_margin_is_on_its_side(self):
+        exact = {name: Statistic(v, np.full(400, v), n_cluster=60, n_seq=100)
+                 for name, v in (("n80 removal loss", 0.5), ("removable fraction at 0.95", 0.5))}  # fmt: skip
+        found = ablated()
+        trained = Network({**found.trained.statistics, **exact})
+        assert self.verdict(replace(found, trained=trained))["verdict"] == "pass"
+        even = Network(
+            {**found.trained.statistics, "n80 removal loss": Statistic(0.8, np.full(400, 0.8), n_cluster=60)}
+        )
+        assert self.verdict(replace(found, trained=even))["verdict"] == "fail", "as in a uniform profile"
+
+    def test_margins_come_from_the_config(self):
+        assert self.verdict(ablated(), concentration=0.1)["verdict"] == "inconclusive"
+        assert self.verdict(ablated(), removable=0.7)["verdict"] == "fail"
+        assert self.verdict(ablated(rest_median_loss=0.2), rest_loss=0.5)["verdict"] == "pass"
+
+    def test_a_model_that_was_not_ablated_has_no_row(self):
+        assert claim_of_concentration(replace(ablated(), trained=Network()), Margins()) == []
+
+    def test_what_was_not_measured_is_said(self):
+        found = ablated()
+        kept = {k: v for k, v in found.trained.statistics.items() if not k.startswith("removable")}
+        rows = claim_of_concentration(replace(found, trained=Network(kept)), Margins())
+        assert rows[-2]["reason"] == "not measured" and rows[-1]["verdict"] == "inconclusive"
+
+    def test_a_failed_check_forbids_a_verdict(self):
+        failed = replace(ablated(), trained=Network(ablated().trained.statistics, ("a check",)))
+        assert self.verdict(failed)["reason"] == "failed check: a check"
+
+
+class TestOutsideOfTheConcentration:
+    def test_hand_computed(self):
+        blocks = np.array([1.0, 8, 0, 1])
+        assert outside_80(blocks).tolist() == [True, False, True, True]
+        assert median_of_rest(np.array([3.0, 99, 1, 2]), blocks) == 2
+        blocks = np.array([5.0, 3, 1, 1])
+        assert outside_80(blocks).tolist() == [False, False, True, True]
+        assert median_of_rest(np.array([0.0, 0, 1, 2]), blocks) == 1.5
+
+    @given(st.lists(st.floats(0, 10), min_size=1, max_size=9).filter(lambda x: sum(x) > 0.1))
+    @settings(max_examples=50, deadline=None)
+    def test_as_many_are_inside_as_n80_says(self, values):
+        x = np.array(values)
+        assert (~outside_80(x)).sum() == pytest.approx(float(n80(x)) * len(x))
+
+    def test_nothing_outside_or_nothing_at_all_is_undefined(self):
+        assert np.isnan(median_of_rest(np.ones(4), np.ones(4))) and np.isnan(median_of_rest(np.ones(4), np.zeros(4)))
+
+    def test_resamples_are_rows(self):
+        x, y = np.random.default_rng(0).random((2, 7, 6))
+        np.testing.assert_allclose(median_of_rest(y, x), [median_of_rest(b, a) for a, b in zip(x, y)])
+
+
+def with_work_in(blocks: Sequence[int], n_blocks: int = 8) -> Toy:
+    """Return a toy whose prediction is written by some blocks alone, each a share of it; the others add nothing.
+
+    The place of a token tells the residue (proteins repeat one motif), each working block adds the same direction of
+    its residue to the stream, and the head reads that.
+    """
+    adapter = toy(n_blocks=n_blocks, norm="identity", seed=5)
+    module = adapter.module
+    letters = "ALGV"
+    with torch.no_grad():
+        module.embedding.zero_()
+        module.place.zero_()
+        for k in range(len(module.place)):
+            module.place[k, k % 4] = 1.0
+        for number, block in enumerate(module.blocks, start=1):
+            for linear in (block.attention_out, block.mlp_out, block.mlp_in):
+                linear.weight.zero_()
+                linear.bias.zero_()
+            if number in blocks:
+                block.mlp_in.weight[:4, :4] = 10 * torch.eye(4, dtype=torch.float64)
+                block.mlp_out.weight[4:8, :4] = torch.eye(4, dtype=torch.float64) * 0.4 / len(blocks)
+        module.head_dense.weight.copy_(torch.eye(32, dtype=torch.float64))
+        module.head_dense.bias.zero_()
+        module.head_out.weight.zero_()
+        module.head_out.bias.zero_()
+        for k, letter in enumerate(letters):
+            # Token k + 1 holds residue k of the motif.
+            module.head_out.weight[adapter.residue_ids[AMINO_ACIDS.index(letter)], 4 + (k + 1) % 4] = 1.0
+    return adapter
+
+
+class TestPlantedConcentration:
+    """Models for which K6 is true and false, through the stages, beside untrained networks."""
+
+    names = tuple(f"Q{i}" for i in range(6))
+
+    def evidence(self, folder, adapter: Toy, nulls=range(4)) -> Evidence:
+        model = Model("m", "toy", "mlm", adapter.n_blocks)
+        sample = [Protein(name, "ALGV" * (5 + i), i, i % 2) for i, name in enumerate(self.names)]
+        folder.mkdir(exist_ok=True)
+        measure_ablation(
+            adapter, sample, output=folder / "a.parquet", model_id="m", ranks=range(6),
+            nulls=[Null("trained", -1), *(Null("randinit", seed) for seed in nulls)], views=[View("none", 0.15, 0)],
+            ablations=Ablations(ops=("remove", "remove_block"), policies=("angular",), selection=2), seed=0,
+            token_budget=10**5, log=LOG,
+        )  # fmt: skip
+        bootstrap = Bootstrap.of({name: name for name in self.names}, n_boot=300, seed=1)
+        networks: dict = {}
+        for view, parts in views_in([folder / "a.parquet"], ABLATE_SEQ):
+            values = with_changes(ablations_of(view, parts, bootstrap))
+            statistics = stage._ablation_statistics(Profiles(values, adapter.n_blocks, bootstrap))
+            networks[view["null_model"], view["null_seed"]] = Network(statistics)
+        trained = networks.pop(("trained", -1))
+        return Evidence(model, trained, tuple(networks[key] for key in sorted(networks)))
+
+    def test_it_is_true_where_two_of_eight_blocks_do_the_work(self, tmp_path):
+        found = self.evidence(tmp_path / "few", with_work_in([2, 3]))
+        rows = {row["statistic"]: row for row in claim_of_concentration(found, FEW)}
+        assert rows["n80 removal loss"]["value"] == 0.25
+        assert rows["rest median loss"]["value"] == pytest.approx(0, abs=1e-9)
+        assert rows["rest median flips"]["value"] == 0
+        assert rows["removable fraction at 0.95"]["value"] == 5 / 8, "blocks 4 to 8 in a row"
+        for name in ("rest median loss", "rest median flips", "removable fraction at 0.95"):
+            assert rows[name]["verdict"] == "pass", rows[name]
+        assert rows["n80 removal loss"]["verdict"] == "inconclusive", "most untrained networks lose nothing"
+        spread = self.evidence(tmp_path / "all", with_work_in(range(1, 9))).trained
+        assert claim_of_concentration(replace(found, untrained=(spread,) * 3), FEW)[-1]["verdict"] == "pass"
+        assert claim_of_concentration(replace(found, untrained=(found.trained,) * 3), FEW)[-1]["verdict"] == (
+            "pass_descriptive"
+        )
+
+    def test_it_is_false_where_all_blocks_do(self, tmp_path):
+        found = self.evidence(tmp_path, with_work_in(range(1, 9)))
+        *rows, claim = claim_of_concentration(found, FEW)
+        by_name = {row["statistic"]: row for row in rows}
+        assert by_name["n80 removal loss"]["value"] == 7 / 8 and by_name["n80 removal loss"]["verdict"] == "fail"
+        assert by_name["removable fraction at 0.95"]["verdict"] == "fail"
+        assert claim["verdict"] == "fail"
+
+    def test_an_untrained_network_does_not_pass(self, tmp_path):
+        for seed in range(3):
+            found = self.evidence(tmp_path / str(seed), toy(n_blocks=6, seed=60 + seed), nulls=range(3))
+            assert claim_of_concentration(found, FEW)[-1]["verdict"] != "pass"

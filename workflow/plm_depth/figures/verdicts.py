@@ -24,8 +24,8 @@ MEANINGS = (
     "Fail: on the other side of no effect.",
     "Inconclusive: anything else, for the reason given.",
 )
-SCOPE_OF_CLAIM = {"K1": "model", "K2": "model", "K3": "family", "K4": "family", "K5": "model"}
-OF_EVERY_MODEL = ("K1", "K2")  # K5 is judged where a model was shown structures
+SCOPE_OF_CLAIM = {"K1": "model", "K2": "model", "K3": "family", "K4": "family", "K5": "model", "K6": "model"}
+OF_EVERY_MODEL = ("K1", "K2")  # K5 is judged where a model was shown structures, K6 where it was ablated
 ALL = "all"
 SHOWN_ROLES = ("claim", "decides")  # supporting statistics stand in the table beside the figure
 NUMBERS = {

@@ -27,7 +27,7 @@ et al. 2025 (arXiv 2502.05795) and Gromov et al. 2024 (arXiv 2403.17887); exchan
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -118,12 +118,19 @@ def exit_area(score: np.ndarray) -> np.ndarray:
 
 
 def ablations_of(
-    view: View, parts: Sequence[tuple[Path, Sequence[int]]], bootstrap: Bootstrap
+    view: View,
+    parts: Sequence[tuple[Path, Sequence[int]]],
+    bootstrap: Bootstrap,
+    *,
+    ops: Collection[str] | None = None,
 ) -> dict[tuple, Measured]:
     """Return the values of one view (see ``skip.views_in``) by ``KEYS``, draws averaged within each protein.
 
     Spans of the policies random and angular stand under start -1.
 
+    Args:
+        bootstrap: its proteins are the last axis of the results.
+        ops: which are read, all by default.
     Raises:
         TableError: a row that stands twice, or a protein without a cluster.
     """
@@ -132,6 +139,11 @@ def ablations_of(
     sums, counts = np.zeros(0), np.zeros(0)
     seen: list[np.ndarray] = []
     for path, rows in _by_the_many(parts, view):
+        if ops is not None:
+            op = codes_of(rows.column("op"))
+            rows = rows.filter(pa.array(np.isin(op.values, list(ops))[op.codes]))
+        if not rows.num_rows:
+            continue
         sequence = codes_of(rows.column("sequence_id"))
         try:
             place = bootstrap.index(sequence.values.tolist())[sequence.codes]

@@ -1,7 +1,7 @@
-"""Claims as tests: K1-K5 with margins fixed beforehand, intervals, untrained networks beside, and one of four verdicts.
+"""Claims as tests: K1-K6 with margins fixed beforehand, intervals, untrained networks beside, and one of four verdicts.
 
     python -m plm_depth.metrics.verdicts --skip-seq P... --out-seq P... --lens P... --contributions P... --clusters P
-        --margins JSON --models JSON --output P
+        --margins JSON --models JSON [--ablation P...] --output P
 
     K1  later blocks depend less on earlier computation: LL/EE of the effect matrix between positions < 0.9
     K2  later blocks mainly refine the output: (a) late over early locality < 0.9, and (b) more than half of the fall of
@@ -12,6 +12,11 @@
     K5  with the structure as input: K1 and K2 under condition seq_struct, and depth score and KL depth as without it,
         protein by protein (only for models that were measured under seq_struct)
 
+    K6  computation is concentrated in a subset of blocks, and the rest refine: half of the blocks or fewer hold 80 % of
+        the loss that the removal of single blocks costs; each of the other blocks may go at little cost (median growth
+        of the loss at most 0.05 nats, median share of changed predictions at most 5 %); and half of the blocks may go
+        together, keeping 95 % of what the model gains over the composition of proteins (only for ablated models)
+
 Verdicts, for a statistic, its margin, and untrained networks of the same architecture:
 
     pass              the interval lies beyond the margin, and beyond what an untrained network shows
@@ -21,6 +26,7 @@ Verdicts, for a statistic, its margin, and untrained networks of the same archit
 
 A shift between conditions (K5) passes if its interval lies inside +- the margin, and fails if it lies outside: its
 reason says in which direction. Untrained networks are shown beside; that nothing changes is no claim about training.
+In K6, too, only the concentration is held against untrained networks, which have nothing to lose.
 
 Intervals are percentile intervals of one cluster bootstrap shared by all models (paired). Untrained networks differ
 from seed to seed far more than resampling proteins tells, so "beyond" is judged against what *another* untrained
@@ -45,6 +51,7 @@ import pyarrow as pa
 from scipy import stats
 
 from plm_depth import json_text
+from plm_depth.metrics.ablation import Profiles, ablations_of, removable_fraction, with_changes
 from plm_depth.metrics.bootstrap import LEVEL, Bootstrap, interval
 from plm_depth.metrics.corpus import DIFFUSION_GRID, over_noise, parts_of, read_clusters
 from plm_depth.metrics.profile import numbers_option
@@ -67,6 +74,7 @@ from plm_depth.metrics.skip import (
 from plm_depth.metrics.summary import depth_score, kl_depth
 from plm_depth.progress import Progress, start_log
 from plm_depth.tables import (
+    ABLATE_SEQ,
     CONTRIB_SEQ,
     LENS_SEQ,
     SKIP_OUT_SEQ,
@@ -89,7 +97,11 @@ CLAIMS = {
     "K3": "more pronounced in deeper models of the family",
     "K4": "holds for all objectives",
     "K5": "holds with the structure as input",
+    "K6": "computation is concentrated in a subset of blocks, the rest refine",
 }
+RETAINED = 0.95  # K6: share of the gain over the composition that is kept when blocks go together
+UNIFORM_SHARE = 0.8  # K6: share of the blocks that hold 80 % where all are worth the same
+HAIR = 1e-9  # K6: its statistics are shares of few blocks, which may lie exactly at a margin
 
 
 @dataclass(frozen=True)
@@ -105,6 +117,10 @@ class Margins:
         below_floor: largest share of proteins whose value is below three noise floors.
         null_seeds: fewest untrained networks, at least 2.
         shift: K5, the shift of a depth between conditions must lie inside plus or minus this.
+        concentration: K6, share of the blocks that hold 80 % of the loss must not lie above.
+        rest_loss, rest_flips: K6, median growth of the loss (nats) and share of changed predictions of the other blocks
+            must not lie above.
+        removable: K6, share of the blocks that may go together must not lie below.
     """
 
     late_over_early: float = 0.9
@@ -115,6 +131,10 @@ class Margins:
     below_floor: float = 0.05
     null_seeds: int = 2
     shift: float = 0.05
+    concentration: float = 0.5
+    rest_loss: float = 0.05
+    rest_flips: float = 0.05
+    removable: float = 0.5
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -149,6 +169,26 @@ def late_over_early(locality: np.ndarray) -> np.ndarray:
     if not late.shape[-1]:
         return np.full(locality.shape[:-1], np.nan)
     return divided(late.mean(-1), locality[..., :half].mean(-1))
+
+
+def outside_80(blocks: np.ndarray) -> np.ndarray:
+    """Return which blocks of a profile (..., n_blocks) are not among the fewest that hold 80 % of its sum, bool."""
+    order = np.argsort(-blocks, axis=-1, kind="stable")
+    ordered = np.take_along_axis(blocks, order, -1)
+    before = np.cumsum(ordered, axis=-1) - ordered
+    inside = before < (0.8 - 1e-12) * blocks.sum(-1, keepdims=True)
+    outside = np.empty(blocks.shape, bool)
+    np.put_along_axis(outside, order, ~inside, -1)
+    return outside
+
+
+def median_of_rest(values: np.ndarray, blocks: np.ndarray) -> np.ndarray:
+    """Return the median of values (..., n_blocks) over the blocks ``outside_80`` of a profile; NaN if there is none."""
+    outside = outside_80(blocks) & (blocks.sum(-1, keepdims=True) > 0)
+    ordered = np.sort(np.where(outside, values, np.nan), axis=-1)  # NaN last
+    n = outside.sum(-1)
+    middle = [np.take_along_axis(ordered, np.maximum(at, 0)[..., None], -1)[..., 0] for at in ((n - 1) // 2, n // 2)]
+    return np.where(n > 0, (middle[0] + middle[1]) / 2, np.nan)
 
 
 def kl_share(kl: np.ndarray) -> np.ndarray:
@@ -222,12 +262,14 @@ class Rule:
         margin: the claim holds beyond it.
         no_effect: a failure lies beyond it on the other side.
         is_ratio: compare with untrained networks by quotient, else by difference.
+        against_untrained: whether a pass must also lie beyond what an untrained network shows.
     """
 
     side: int
     margin: float
     no_effect: float
     is_ratio: bool
+    against_untrained: bool = True
 
 
 @dataclass(frozen=True)
@@ -265,9 +307,12 @@ def judge(trained: Statistic, untrained: Sequence[Statistic], rule: Rule, margin
     word = "below" if rule.side < 0 else "above"
     if opposed:
         other = "above" if rule.side < 0 else "below"
-        return verdict("fail", f"the interval lies {other} {rule.no_effect:g}, the value without effect")
+        what = "the value without effect" if rule.against_untrained else "the margin"
+        return verdict("fail", f"the interval lies {other} {rule.no_effect:g}, {what}")
     if not beyond_margin:
         return verdict("inconclusive", f"the interval is not wholly {word} the margin {rule.margin:g}")
+    if not rule.against_untrained:
+        return verdict("pass", f"the interval lies {word} the margin {rule.margin:g}")
     if null.n < margins.null_seeds:
         return verdict(
             "inconclusive", f"{word} the margin, but {null.n} untrained networks to compare with, "
@@ -540,6 +585,35 @@ def claim_of_structure(evidence: Evidence, margins: Margins) -> list[Row]:
     return [*rows, _claim_row("K5", name, verdict, reason, decided)]
 
 
+CONCENTRATION = ("n80 removal loss", "n80 gate attribution")  # each decides where it was measured
+
+
+def claim_of_concentration(evidence: Evidence, margins: Margins) -> list[Row]:
+    """Return the rows of K6 of one model; no rows if it was not ablated.
+
+    What is said of the other blocks is judged by the margins alone: an untrained network has nothing to lose.
+    """
+    if CONCENTRATION[0] not in evidence.trained.statistics:
+        return []
+    bound, removable = margins.concentration, margins.removable
+    few = Rule(-1, bound + HAIR, max(UNIFORM_SHARE, bound) - HAIR, False)
+    judged_by = [(name, few, bound) for name in CONCENTRATION if name in evidence.trained.statistics]
+    for name, bound in (("rest median loss", margins.rest_loss), ("rest median flips", margins.rest_flips)):
+        judged_by.append((name, Rule(-1, bound + HAIR, bound + HAIR, False, against_untrained=False), bound))
+    together = Rule(1, removable - HAIR, removable - HAIR, False, against_untrained=False)
+    judged_by.append((f"removable fraction at {RETAINED:g}", together, removable))
+    rows = []
+    for name, rule, margin in judged_by:
+        row = _row_of(evidence, "K6", name, "decides", rule, margins) | {"margin": margin}
+        if name not in evidence.trained.statistics:
+            row["reason"] = "not measured"
+        rows.append(row)
+    verdict, reason = combined([(str(row["statistic"]), str(row["verdict"])) for row in rows])
+    if evidence.trained.failed:
+        verdict, reason = "inconclusive", "failed check: " + "; ".join(evidence.trained.failed)
+    return [*rows, _claim_row("K6", evidence.model.model, verdict, reason, rows)]
+
+
 def judge_shift(shift: Statistic, untrained: Sequence[Statistic], margins: Margins) -> Judgement:
     """Return the verdict on a shift between two conditions: pass if it is none, fail if it is one."""
     (low,), (high,), (n_defined,) = interval(shift.resampled[None])
@@ -625,6 +699,9 @@ def evidence_of(
     bootstrap: Bootstrap,
     grid: Sequence[float] = DIFFUSION_GRID,
     effect_grid: Sequence[float] | None = None,
+    *,
+    ablation: Sequence[Path] = (),
+    ablation_grid: Sequence[float] | None = None,
 ) -> Evidence:
     """Return the statistics of one model and of its untrained networks from the per-protein tables.
 
@@ -633,7 +710,7 @@ def evidence_of(
     Args:
         grid: noise levels that are averaged for diffusion models, in the lens and the contributions.
         effect_grid: the same in the skip effects, if they were measured at other levels.
-
+        ablation, ablation_grid: ABLATE_SEQ tables, and the levels of those, for K6; condition seq only.
     Raises:
         TableError: damaged or mixed tables, or a table that lacks the primary input.
     """
@@ -671,6 +748,21 @@ def evidence_of(
             if measured in found or measured[0] == WITH_STRUCTURE:
                 compute = _lens_statistics if table == "lens" else _contribution_statistics
                 found.setdefault(measured, {}).update(compute(profile, model, bootstrap))
+
+    if ablation:
+        views = views_in(ablation, ABLATE_SEQ)
+        _check_model(model, views[0][0], ablation)
+        levels = sorted({float(view["noise_t"]) for view, _ in views})
+        levels_averaged = grid if ablation_grid is None else ablation_grid
+        views = [(v, p) for v, p in views if v["condition"] == "seq"]
+        views = [(v, p) for v, p in views if _is_needed(v, model.objective, levels, levels_averaged)]
+        read = functools.partial(
+            ablations_of, bootstrap=bootstrap, ops=("full", "background", "remove", "remove_block")
+        )
+        for view, measured in with_noise_mean(views, read, levels_averaged):
+            if _is_primary(view, model.objective, levels):
+                profiles = Profiles(with_changes(measured), model.n_blocks, bootstrap)
+                found.setdefault(_measured_in(view), {}).update(_ablation_statistics(profiles))
 
     def evidence_under(condition: str, with_structure: Evidence | None = None) -> Evidence | None:
         networks = {
@@ -828,6 +920,37 @@ def _about(defined: np.ndarray, below: np.ndarray, bootstrap: Bootstrap) -> dict
     return {"below_floor": share, "n_seq": int(anywhere.sum()), "n_cluster": int(bootstrap.clusters_of(anywhere))}
 
 
+def _ablation_statistics(profiles: Profiles) -> dict[str, Statistic]:
+    """Return what K6 needs of one network; what was not measured is not there."""
+    bootstrap, found = profiles.bootstrap, {}
+
+    def statistic(reduce: Callable[..., np.ndarray], *inputs: np.ndarray) -> Statistic:
+        """``reduce`` takes a profile (..., n) for each of the inputs (n, n_sequences)."""
+        both = [bootstrap.means(values) for values in inputs]
+        (value,), resampled = reduce(*(point[None] for point, _ in both)), reduce(*(r.T for _, r in both))
+        stacked = np.concatenate(inputs)
+        return Statistic(float(value), resampled, **_about(~np.isnan(stacked), np.zeros(stacked.shape), bootstrap))
+
+    loss, flips = profiles.singles("dnll"), profiles.singles("flip1")
+    if loss is not None and flips is not None:
+
+        def growth(x: np.ndarray) -> np.ndarray:
+            return np.maximum(x, 0)
+
+        found["n80 removal loss"] = statistic(lambda x: n80(growth(x)), loss)
+        found["rest median loss"] = statistic(lambda x: median_of_rest(x, growth(x)), loss)
+        found["rest median flips"] = statistic(lambda x, y: median_of_rest(y, growth(x)), loss, flips)
+    spans, lengths = profiles.removals("angular", "nll"), profiles.lengths("angular")
+    full, background = profiles.one("full", "nll"), profiles.one("background", "nll")
+    if spans and full is not None and background is not None:
+
+        def removable(x: np.ndarray, whole: np.ndarray, floor: np.ndarray) -> np.ndarray:
+            return removable_fraction(-x, lengths, -whole[..., 0], -floor[..., 0], RETAINED, profiles.n_blocks)
+
+        found[f"removable fraction at {RETAINED:g}"] = statistic(removable, np.concatenate(spans), full, background)
+    return found
+
+
 WANTED = {"lens": (("kl_lf",), "logit", "aa20"), "contributions": (("cos_u", "rel_u"), "residue", "none")}
 
 
@@ -919,9 +1042,11 @@ def models_of(given: object) -> list[Model]:
     return models
 
 
-def by_model(paths: Iterable[str | Path], schema: pa.Schema) -> dict[str, list[Path]]:
+def by_model(paths: Iterable[str | Path], schema: pa.Schema, *, may_be_empty: bool = False) -> dict[str, list[Path]]:
     """Return the tables of each model; a table holds one model.
 
+    Args:
+        may_be_empty: whether tables without rows are left out.
     Raises:
         TableError: a table without rows.
     """
@@ -932,6 +1057,8 @@ def by_model(paths: Iterable[str | Path], schema: pa.Schema) -> dict[str, list[P
                 found.setdefault(rows.column("model_id")[0].as_py(), []).append(path)
                 break
         else:
+            if may_be_empty:
+                continue
             raise TableError(f"{path}: no rows; delete it and run the stage that writes it again")
     return found
 
@@ -948,11 +1075,15 @@ def verdicts(
     margins: Margins | None = None,
     grid: Sequence[float] = DIFFUSION_GRID,
     effect_grid: Sequence[float] | None = None,
+    ablation: Sequence[str | Path] = (),
+    ablation_grid: Sequence[float] | None = None,
     n_boot: int = 2000,
     seed: int = 1,
 ) -> int:
     """Write the VERDICT table of a study from the per-protein tables of all models; return its number of rows.
 
+    Args:
+        ablation: ABLATE_SEQ tables of the models that were ablated; without rows they are left out.
     Raises:
         TableError: damaged tables, a model without tables, tables of a model that is not listed.
     """
@@ -971,12 +1102,18 @@ def verdicts(
             raise TableError(
                 f"{option} holds tables of {', '.join(sorted(found))}, but --models lists {', '.join(sorted(names))}"
             )
+    ablated = by_model(ablation, ABLATE_SEQ, may_be_empty=True)
+    if not set(ablated) <= names:
+        raise TableError(
+            f"--ablation holds tables of {', '.join(sorted(ablated))}, but --models lists {', '.join(sorted(names))}"
+        )
     log.info(f"{len(models)} models, {bootstrap.n_clusters} clusters; margins {margins}")
     progress = Progress(log, len(models), "models")
     evidence = []
     for model in models:
         paths = [found[model.model] for found in tables.values()]
-        evidence.append(evidence_of(model, *paths, bootstrap, grid, effect_grid))
+        more = {"ablation": ablated.get(model.model, ()), "ablation_grid": ablation_grid}
+        evidence.append(evidence_of(model, *paths, bootstrap, grid, effect_grid, **more))
         progress.advance()
     progress.finish()
     rows = judged(evidence, margins)
@@ -988,14 +1125,15 @@ def verdicts(
 
 
 def judged(evidence: Sequence[Evidence], margins: Margins) -> list[Row]:
-    """Return all rows of a study: K1 and K2 by model, K3 by family, K4 by family and for all, K5 by model."""
+    """Return all rows of a study: K1 and K2 by model, K3 by family, K4 by family and for all, K5 and K6 by model."""
     rows = [row for one in evidence for row in claims_of_model(one, margins)]
     found = {(str(r["claim"]), str(r["scope"])): str(r["verdict"]) for r in rows if r["role"] == "claim"}
     families = list(dict.fromkeys(one.model.family for one in evidence))
     for family in families:
         rows += claim_of_family([one for one in evidence if one.model.family == family], margins)
     rows += claim_of_all([one.model for one in evidence], found)
-    return rows + [row for one in evidence for row in claim_of_structure(one, margins)]
+    rows += [row for one in evidence for row in claim_of_structure(one, margins)]
+    return rows + [row for one in evidence for row in claim_of_concentration(one, margins)]
 
 
 def _json_option(text: str) -> object:
@@ -1013,11 +1151,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out-seq", nargs="+", required=True, help="SKIP_OUT_SEQ tables of the same")
     parser.add_argument("--lens", nargs="+", required=True, help="LENS_SEQ tables of the same")
     parser.add_argument("--contributions", nargs="+", required=True, help="CONTRIB_SEQ tables of the same")
+    parser.add_argument("--ablation", nargs="*", default=[], help="ABLATE_SEQ tables of the models that were ablated")
     parser.add_argument("--clusters", required=True, help="CLUSTERS table of the data set")
     parser.add_argument("--margins", type=_json_option, default={}, help="JSON object or file; see Margins")
     parser.add_argument("--models", type=_json_option, required=True, help="JSON list or file of the models")
     parser.add_argument("--grid", type=numbers_option, default=list(DIFFUSION_GRID), help="noise levels to average")
     parser.add_argument("--effect-grid", type=numbers_option, help="the same of the skip effects, if others")
+    parser.add_argument("--ablation-grid", type=numbers_option, help="the same of the ablations, if others")
     parser.add_argument("--resamples", type=int, default=2000, help="bootstrap resamples of the clusters")
     parser.add_argument("--seed", type=int, default=1, help="of the resamples; the same as for every model")
     parser.add_argument("--output", required=True, help="the VERDICT table")
@@ -1034,6 +1174,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             margins=Margins.of(options.margins),
             grid=options.grid,
             effect_grid=options.effect_grid,
+            ablation=options.ablation,
+            ablation_grid=options.ablation_grid,
             n_boot=options.resamples,
             seed=options.seed,
         )
