@@ -848,10 +848,6 @@ class Study:
         """Return on how many proteins of a data set skip effects are measured: a smaller data set is measured whole."""
         return self.section_size("effects", dataset)
 
-    def ablation_size(self, dataset: str) -> int:
-        """Return on how many proteins of a data set depth is ablated: a smaller data set is measured whole."""
-        return min(self.config["ablation"]["size"], self.datasets[dataset]["size"])
-
     def n_shards(self, dataset: str) -> int:
         """Return how many shards a data set has; the last may be smaller."""
         return math.ceil(self.datasets[dataset]["size"] / self.datasets[dataset]["shard_size"])

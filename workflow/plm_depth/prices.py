@@ -474,7 +474,7 @@ def ablations(study: Study) -> Iterator[Price]:
             single = detour_cost(
                 size, length + 2, n_runs=n_single, n_passed=n_single_passed, n_reads=1, token_budget=budget
             ) * (length * section["pseudo_perplexity"] if objective == "mlm" else 0)
-            n_proteins = study.ablation_size(dataset)
+            n_proteins = study.size_in("ablation", dataset)
             for variant, networks in variants(study).items():
                 n_networks = sum(network in ("trained", *section["null_models"]) for network in networks)
                 if not n_networks:

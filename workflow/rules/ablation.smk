@@ -9,61 +9,27 @@ Gives   results/{study}/datasets/{dataset}/ablated/{proteins,clusters}.parquet  
 """
 
 
-def ablation_ranks(wildcards):
-    """Return the first rank of an ablation shard and the one after its last."""
-    first = int(wildcards.shard) * ABLATION["shard_size"]
-    return first, min(
-        first + ABLATION["shard_size"], study.ablation_size(wildcards.dataset)
-    )
-
-
 def ablation_nulls_of(variant):
     if variant == "trained":
         return [{"null_model": "trained", "seed": -1}]
-    return [
-        n for n in study.config["nulls"] if n["null_model"] in ABLATION["null_models"]
-    ]
-
-
-def ablation_inputs_of(model):
-    """Return the views under which depth is ablated: the study's, without the clean controls unless asked for."""
-    objective = study.models[model]["objective"]
-    inputs = {
-        **study.config["inputs"][objective],
-        **ABLATION["inputs"].get(objective, {}),
-    }
-    return {objective: inputs}
-
-
-def ablation_grid():
-    """Return the noise levels over which ablations of diffusion models are averaged: those at which they are run."""
-    return {
-        **study.config["inputs"]["diffusion"],
-        **ABLATION["inputs"].get("diffusion", {}),
-    }["noise"]
-
-
-def ablation_options():
-    """Return what the stage of ablations is told to do."""
-    return {
-        key: value
-        for key, value in ABLATION.items()
-        if key
-        not in ("models", "size", "shard_size", "null_models", "inputs", "retained")
-    }
+    return study.nulls_in("ablation")
 
 
 def ablation_shards(wildcards):
     """Return the ablation tables of every shard and variant of a model and data set; none of a model left out."""
     if wildcards.model not in study.models_in("ablation", wildcards.dataset):
         return []
-    n_shards = -(-study.ablation_size(wildcards.dataset) // ABLATION["shard_size"])
     return [
         f"{RESULTS}/ablate/{wildcards.dataset}/{wildcards.model}/{variant}/{shard}.parquet"
         for variant in ("trained", "null")
         if ablation_nulls_of(variant)
-        for shard in range(n_shards)
+        for shard in shards_in("ablation", wildcards.dataset)
     ]
+
+
+def ablation_grid():
+    """Return the noise levels over which ablations of diffusion models are averaged: those at which they are run."""
+    return study.inputs_in("ablation", "diffusion")["diffusion"]["noise"]
 
 
 rule cut_ablated_proteins:
@@ -82,7 +48,7 @@ rule cut_ablated_proteins:
         mem_mb=growing(1000),
         runtime=growing(10),
     params:
-        size=lambda wc: study.ablation_size(wc.dataset),
+        size=lambda wc: study.size_in("ablation", wc.dataset),
         code=code_of("sequences.shard"),
     shell:
         "python -m plm_depth.sequences.shard --sample {input:q} --first 0 --last {params.size} --output {output:q}"
@@ -139,10 +105,26 @@ rule ablate_depth:
         device=COMPUTE["device"],
         token_budget=COMPUTE["token_budget"],
     params:
-        ranks=ablation_ranks,
+        ranks=lambda wc: study.ranks_in("ablation", wc.dataset, int(wc.shard)),
         nulls=lambda wc: as_json(ablation_nulls_of(wc.variant)),
-        inputs=lambda wc: as_json(ablation_inputs_of(wc.model)),
-        ablations=as_json(ablation_options()),
+        inputs=lambda wc: as_json(
+            study.inputs_in("ablation", study.models[wc.model]["objective"])
+        ),
+        ablations=as_json(
+            {
+                key: ABLATION[key]
+                for key in (
+                    "ops",
+                    "policies",
+                    "lengths",
+                    "spans",
+                    "exhaustive_up_to",
+                    "draws",
+                    "selection",
+                    "pseudo_perplexity",
+                )
+            }
+        ),
         conditions=options_of_conditions,
         seed=SEED,
         version=ABLATION_VERSION,

@@ -55,7 +55,7 @@ GEOMETRY = study.config.get("geometry")
 ABLATION = study.config.get("ablation")
 FITNESS = study.config.get("fitness")
 # Tables of effective depths by model (schema SUMMARY), and the section of the config that each needs, if any.
-SUMMARIES = {"summary": None}
+SUMMARIES = {"summary": None, "ablation_summary": "ablation"}
 ATTRIBUTION = study.config.get("attribution")
 PROBES = study.config.get("probes")
 # Figures that need a section of the config, and the tables that a figure reads beside profiles and summaries.

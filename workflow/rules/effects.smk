@@ -100,6 +100,14 @@ rule reduce_effects:
         " --output {output:q} > {log:q} 2>&1"
 
 
+def more_evidence():
+    """Return the further kinds of per-protein tables that claims rest on, and the noise levels of each."""
+    kinds = [kind for kind in ("ablation", "attribution") if study.config.get(kind)]
+    return {
+        kind: study.inputs_in(kind, "diffusion")["diffusion"]["noise"] for kind in kinds
+    }
+
+
 rule judge_claims:
     input:
         skip=lambda wc: of_all_models(per_effect_shard("skip"), wc),
@@ -107,6 +115,11 @@ rule judge_claims:
         lens=lambda wc: of_all_models(per_variant("lens"), wc),
         contributions=lambda wc: of_all_models(per_variant("contributions"), wc),
         ablation=lambda wc: of_all_models(ablation_shards, wc) if ABLATION else [],
+        attribution=lambda wc: [
+            path
+            for model in study.models_in("attribution", wc.dataset)
+            for path in attribution_shards(wc.dataset, model)
+        ],
         clusters=f"{RESULTS}/datasets/{{dataset}}/clusters.parquet",
         models=f"{RESULTS}/datasets/{{dataset}}/models.json",
     output:
@@ -124,16 +137,17 @@ rule judge_claims:
         grid=as_json(study.config["inputs"]["diffusion"]["noise"]),
         effect_grid=as_json(effect_grid()),
         margins=as_json(study.config["verdicts"]),
-        ablation=lambda wc, input: (
-            [
-                "--ablation-grid",
-                as_json(ablation_grid()),
-                "--ablation",
-                *input.ablation,
-            ]
-            if input.ablation
-            else []
-        ),
+        more=lambda wc, input: [
+            word
+            for kind, measured in more_evidence().items()
+            if input[kind]
+            for word in (
+                f"--{kind}-grid",
+                as_json(measured),
+                f"--{kind}",
+                *input[kind],
+            )
+        ],
         resamples=study.config["bootstrap"]["resamples"],
         seed=SEED,
         code=code_of("metrics.verdicts"),
@@ -141,5 +155,5 @@ rule judge_claims:
         "python -m plm_depth.metrics.verdicts --skip-seq {input.skip:q} --out-seq {input.change:q}"
         " --lens {input.lens:q} --contributions {input.contributions:q} --clusters {input.clusters:q}"
         " --models {input.models:q} --grid {params.grid:q}"
-        " --effect-grid {params.effect_grid:q} {params.ablation:q} --margins {params.margins:q}"
+        " --effect-grid {params.effect_grid:q} {params.more:q} --margins {params.margins:q}"
         " --resamples {params.resamples} --seed {params.seed} --output {output:q} > {log:q} 2>&1"

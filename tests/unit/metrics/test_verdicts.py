@@ -52,7 +52,7 @@ from plm_depth.metrics.verdicts import (
 from plm_depth.models.base import Structure
 from plm_depth.models.registry import build
 from plm_depth.randomness import generator
-from plm_depth.tables import ABLATE_SEQ, AMINO_ACIDS, CLUSTERS, VERDICT, TableError, read_table, write_table
+from plm_depth.tables import ABLATE_SEQ, AMINO_ACIDS, ATTR_SEQ, CLUSTERS, VERDICT, TableError, read_table, write_table
 from plm_depth.views import View
 
 LOG = logging.getLogger("test")
@@ -620,6 +620,31 @@ class TestStage:
         stage.main(self.arguments(study, **turned, **{"--output": [study[0] / "b.parquet"]}))
         assert (study[0] / "a.parquet").read_bytes() == (study[0] / "b.parquet").read_bytes()
 
+    def test_ablated_models_get_k6(self, study, tmp_path):
+        path = tmp_path / "ablation.parquet"
+        sample = [Protein(name, sequence, k, k % 2) for k, (name, sequence) in enumerate(proteins())]
+        measure_ablation(
+            toy(seed=50, n_blocks=4), sample, output=path, model_id="toy_mlm", ranks=range(6),
+            nulls=[Null("trained", -1), Null("randinit", 0), Null("randinit", 1)], views=[View("none", 0.15, 0)],
+            ablations=Ablations(selection=2, spans=(2,)), seed=0, token_budget=10**5, log=LOG,
+        )  # fmt: skip
+        stage.main(self.arguments(study, **{"--ablation": [path], "--output": [tmp_path / "v.parquet"]}))
+        rows = read_table(tmp_path / "v.parquet", VERDICT).to_pylist()
+        own = [row for row in rows if row["claim"] == "K6"]
+        assert {row["scope"] for row in own} == {"toy_mlm"}, "the others were not ablated"
+        assert [row["statistic"] for row in own] == [
+            "n80 removal loss", "rest median loss", "rest median flips", "removable fraction at 0.95",
+            stage.CLAIMS["K6"],
+        ]  # fmt: skip
+        assert own[0]["n_seq"] == len(NAMES) and own[-1]["verdict"] != "pass"
+        with pytest.raises(SystemExit, match="--ablation holds tables of toy_mlm, but --models lists"):
+            models = [m.__dict__ for m in study[1] if m.model != "toy_mlm"]
+            paths = [p for m, p in zip(study[1], study[2]) if m.model != "toy_mlm"]
+            options = {name: [p[k] for p in paths] for k, name in enumerate(
+                ("--skip-seq", "--out-seq", "--lens", "--contributions"))}  # fmt: skip
+            options |= {"--models": [json.dumps(models)], "--ablation": [path]}
+            stage.main(self.arguments(study, **options))
+
     @pytest.mark.parametrize(
         ("changed", "message"),
         [
@@ -839,3 +864,48 @@ class TestPlantedConcentration:
         for seed in range(3):
             found = self.evidence(tmp_path / str(seed), toy(n_blocks=6, seed=60 + seed), nulls=range(3))
             assert claim_of_concentration(found, FEW)[-1]["verdict"] != "pass"
+
+
+class TestGates:
+    """n80 of the attributions of gates, as K6 reads it."""
+
+    def table(self, folder, rows: list[dict]):
+        base = {
+            "model_id": "m", "family": "f", "objective": "mlm", "n_blocks": 4, "d_model": 8, "dtype": "float32",
+            "null_model": "trained", "null_seed": -1, "condition": "seq", "readout": "seq", "direction": "none",
+            "noise_t": 0.15, "mask_draw": 0, "n_residues": 22, "object": "gate", "target": "logp", "vocab": "aa20",
+            "special": 0.0, "l1": 1.0, "n_reads": 2, "f_end": 1.0, "f_base": 0.0, "completeness_err": 0.0, "n_steps": 64,
+        }  # fmt: skip
+        whole = [base | row for row in rows]
+        columns = {name: [row[name] for row in whole] for name in ATTR_SEQ.names if name != "by_position"}
+        columns["by_position"] = [[0.0]] * len(whole)
+        write_table(columns, ATTR_SEQ, folder / "attribution.parquet")
+        return [folder / "attribution.parquet"]
+
+    def rows(self, values, **changed) -> list[dict]:
+        return [{"sequence_id": name, "layer": k, "value": v, **changed}
+                for name in NAMES for k, v in enumerate(values, start=1)]  # fmt: skip
+
+    def test_it_is_that_of_the_magnitudes_at_the_primary_input(self, tmp_path):
+        model = Model("m", "f", "mlm", 4)
+        paths = self.table(
+            tmp_path,
+            [
+                *self.rows([-9.0, 1, 0.5, 0.5]),
+                *self.rows([1.0, 1, 1, 1], mask_draw=0, noise_t=0.5),
+                *self.rows([1.0, 1, 1, 1], target="prob"),
+                *self.rows([1.0, 1, 1, 1], object="gate_attn"),
+                *self.rows([3.0, -3, 3, 0], null_model="randinit", null_seed=2),
+                *self.rows([1.0, 1, 1, 1], null_model="shuffle_w", null_seed=0),
+            ],
+        )
+        found = stage._gate_statistics(paths, model, BOOTSTRAP, [0.15])
+        assert {key: value.value for key, value in found.items()} == {
+            ("seq", "trained", -1): 0.25,
+            ("seq", "randinit", 2): 0.75,
+        }
+        assert found["seq", "trained", -1].n_seq == len(NAMES) and (found["seq", "trained", -1].resampled == 0.25).all()
+
+    def test_without_gates_there_is_nothing(self, tmp_path):
+        paths = self.table(tmp_path, self.rows([1.0, 1, 1, 1], object="mlp"))
+        assert stage._gate_statistics(paths, Model("m", "f", "mlm", 4), BOOTSTRAP, [0.15]) == {}

@@ -28,6 +28,10 @@ from plm_depth.figures.style import (
 TITLE = "Effective depth by every definition"
 # Definitions that are drawn, by their name, and what they are called; {0} is the parameter, as it is or in percent.
 WORDS = {
+    r"depth_score dnll_remove": "centre of losses when removed",
+    r"n80 dnll_remove": "80 % of losses when removed",
+    r"retention_depth nll_background 0\.95": "early exit keeps 95 % of the gain",
+    r"removable_fraction angular_nll 0\.95": "blocks needed for 95 % of the gain",
     r"depth_score rel_u": "centre of contributions",
     r"depth_score influence": "centre of effects on later blocks",
     r"depth_score l2": "centre of output changes",
@@ -51,7 +55,13 @@ WORDS = {
     r"n80 (\w+)": "80 % of {0}",
     r"removable_fraction (.+) (\S+)": "blocks needed for {percent} % ({0})",
 }
-NOT_DRAWN = ("depth_score norm_u", "settling kl_lf 0.5")  # nearly the same as another one
+# Nearly the same as another one; of ablations other scores, floors, shares and policies than those named above.
+NOT_DRAWN = (
+    r"depth_score norm_u",
+    r"settling kl_lf 0\.5",
+    r"retention_depth (?!nll_background 0\.95)(nll|acc1)_(background|layer_0) \S+",
+    r"removable_fraction (?!angular_nll 0\.95)(angular|deepest|tail|exhaustive)_(nll|acc1) \S+",
+)
 KINDS = {"where": "relative depth", "amount": "share of blocks in use"}
 ROW = 0.2  # inches of a definition
 MOST = 5  # families beside each other
@@ -59,7 +69,7 @@ MOST = 5  # families beside each other
 
 def words_of(definition: str) -> str | None:
     """Return what a definition is called in figures, None for one that is not drawn."""
-    if definition in NOT_DRAWN:
+    if any(re.fullmatch(pattern, definition) for pattern in NOT_DRAWN):
         return None
     for pattern, words in WORDS.items():
         found = re.fullmatch(pattern, definition)

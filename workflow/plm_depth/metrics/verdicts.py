@@ -1,7 +1,7 @@
 """Claims as tests: K1-K6 with margins fixed beforehand, intervals, untrained networks beside, and one of four verdicts.
 
     python -m plm_depth.metrics.verdicts --skip-seq P... --out-seq P... --lens P... --contributions P... --clusters P
-        --margins JSON --models JSON [--ablation P...] --output P
+        --margins JSON --models JSON [--ablation P...] [--attribution P...] --output P
 
     K1  later blocks depend less on earlier computation: LL/EE of the effect matrix between positions < 0.9
     K2  later blocks mainly refine the output: (a) late over early locality < 0.9, and (b) more than half of the fall of
@@ -13,9 +13,10 @@
         protein by protein (only for models that were measured under seq_struct)
 
     K6  computation is concentrated in a subset of blocks, and the rest refine: half of the blocks or fewer hold 80 % of
-        the loss that the removal of single blocks costs; each of the other blocks may go at little cost (median growth
-        of the loss at most 0.05 nats, median share of changed predictions at most 5 %); and half of the blocks may go
-        together, keeping 95 % of what the model gains over the composition of proteins (only for ablated models)
+        the loss that the removal of single blocks costs (and of the attributions of gates, where they were measured);
+        the other blocks may go one at a time at little cost (median growth of the loss at most 0.05 nats, median share
+        of changed predictions at most 5 %); and half of the blocks may go together, keeping 95 % of what the model
+        gains over the composition of proteins (only for ablated models)
 
 Verdicts, for a statistic, its margin, and untrained networks of the same architecture:
 
@@ -47,11 +48,14 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 from scipy import stats
 
 from plm_depth import json_text
 from plm_depth.metrics.ablation import Profiles, ablations_of, removable_fraction, with_changes
+from plm_depth.metrics.attribution import attribution_values, over_draws_and_noise
+from plm_depth.metrics.attribution import read as read_attributions
 from plm_depth.metrics.bootstrap import LEVEL, Bootstrap, interval
 from plm_depth.metrics.corpus import DIFFUSION_GRID, over_noise, parts_of, read_clusters
 from plm_depth.metrics.profile import numbers_option
@@ -75,6 +79,7 @@ from plm_depth.metrics.summary import depth_score, kl_depth
 from plm_depth.progress import Progress, start_log
 from plm_depth.tables import (
     ABLATE_SEQ,
+    ATTR_SEQ,
     CONTRIB_SEQ,
     LENS_SEQ,
     SKIP_OUT_SEQ,
@@ -702,6 +707,8 @@ def evidence_of(
     *,
     ablation: Sequence[Path] = (),
     ablation_grid: Sequence[float] | None = None,
+    attribution: Sequence[Path] = (),
+    attribution_grid: Sequence[float] | None = None,
 ) -> Evidence:
     """Return the statistics of one model and of its untrained networks from the per-protein tables.
 
@@ -711,6 +718,7 @@ def evidence_of(
         grid: noise levels that are averaged for diffusion models, in the lens and the contributions.
         effect_grid: the same in the skip effects, if they were measured at other levels.
         ablation, ablation_grid: ABLATE_SEQ tables, and the levels of those, for K6; condition seq only.
+        attribution, attribution_grid: the same with ATTR_SEQ tables.
     Raises:
         TableError: damaged or mixed tables, or a table that lacks the primary input.
     """
@@ -763,6 +771,11 @@ def evidence_of(
             if _is_primary(view, model.objective, levels):
                 profiles = Profiles(with_changes(measured), model.n_blocks, bootstrap)
                 found.setdefault(_measured_in(view), {}).update(_ablation_statistics(profiles))
+
+    if attribution:
+        levels_averaged = grid if attribution_grid is None else attribution_grid
+        for measured, statistic in _gate_statistics(attribution, model, bootstrap, levels_averaged).items():
+            found.setdefault(measured, {})["n80 gate attribution"] = statistic
 
     def evidence_under(condition: str, with_structure: Evidence | None = None) -> Evidence | None:
         networks = {
@@ -951,6 +964,31 @@ def _ablation_statistics(profiles: Profiles) -> dict[str, Statistic]:
     return found
 
 
+def _gate_statistics(
+    paths: Sequence[Path], model: Model, bootstrap: Bootstrap, grid: Sequence[float]
+) -> dict[_Measured, Statistic]:
+    """Return n80 of the attributions of gates (their magnitude, target logp over the 20 canonical residues)."""
+    rows = read_attributions(paths, ATTR_SEQ, ("object", "target", "vocab", "layer")).filter(
+        (pl.col("object") == "gate") & (pl.col("target") == "logp") & (pl.col("vocab") == "aa20")
+        & pl.col("null_model").is_in(["trained", UNTRAINED]) & (pl.col("condition") == "seq")
+    )  # fmt: skip
+    if rows.is_empty():
+        return {}
+    values = over_draws_and_noise(attribution_values(rows), grid).filter(pl.col("quantity") == "magnitude")
+    levels = sorted(set(rows["noise_t"].cast(pl.Float64).to_list()))
+    found = {}
+    for (null, seed, direction, noise), own in values.group_by("null_model", "null_seed", "direction", "noise_t"):
+        view = {"direction": direction, "noise_t": noise, "condition": "seq", "null_model": null, "null_seed": seed}
+        if not _is_primary(view, model.objective, levels):
+            continue
+        profile = np.full((model.n_blocks, len(bootstrap.sequence_ids)), np.nan)
+        profile[own["layer"].to_numpy() - 1, bootstrap.index(own["sequence_id"].to_list())] = own["value"].to_numpy()
+        point, resampled = bootstrap.means(profile)
+        about = _about(~np.isnan(profile), np.zeros(profile.shape), bootstrap)
+        found[_measured_in(view)] = Statistic(float(n80(point)), n80(resampled.T), **about)
+    return found
+
+
 WANTED = {"lens": (("kl_lf",), "logit", "aa20"), "contributions": (("cos_u", "rel_u"), "residue", "none")}
 
 
@@ -1077,13 +1115,15 @@ def verdicts(
     effect_grid: Sequence[float] | None = None,
     ablation: Sequence[str | Path] = (),
     ablation_grid: Sequence[float] | None = None,
+    attribution: Sequence[str | Path] = (),
+    attribution_grid: Sequence[float] | None = None,
     n_boot: int = 2000,
     seed: int = 1,
 ) -> int:
     """Write the VERDICT table of a study from the per-protein tables of all models; return its number of rows.
 
     Args:
-        ablation: ABLATE_SEQ tables of the models that were ablated; without rows they are left out.
+        ablation, attribution: ABLATE_SEQ and ATTR_SEQ tables of the models that have some; without rows left out.
     Raises:
         TableError: damaged tables, a model without tables, tables of a model that is not listed.
     """
@@ -1102,17 +1142,22 @@ def verdicts(
             raise TableError(
                 f"{option} holds tables of {', '.join(sorted(found))}, but --models lists {', '.join(sorted(names))}"
             )
-    ablated = by_model(ablation, ABLATE_SEQ, may_be_empty=True)
-    if not set(ablated) <= names:
-        raise TableError(
-            f"--ablation holds tables of {', '.join(sorted(ablated))}, but --models lists {', '.join(sorted(names))}"
-        )
+    optional = {
+        "ablation": by_model(ablation, ABLATE_SEQ, may_be_empty=True),
+        "attribution": by_model(attribution, ATTR_SEQ, may_be_empty=True),
+    }
+    for option, found in optional.items():
+        if not set(found) <= names:
+            raise TableError(
+                f"--{option} holds tables of {', '.join(sorted(found))}, but --models lists {', '.join(sorted(names))}"
+            )
     log.info(f"{len(models)} models, {bootstrap.n_clusters} clusters; margins {margins}")
     progress = Progress(log, len(models), "models")
     evidence = []
     for model in models:
         paths = [found[model.model] for found in tables.values()]
-        more = {"ablation": ablated.get(model.model, ()), "ablation_grid": ablation_grid}
+        more = {option: found.get(model.model, ()) for option, found in optional.items()}
+        more |= {"ablation_grid": ablation_grid, "attribution_grid": attribution_grid}
         evidence.append(evidence_of(model, *paths, bootstrap, grid, effect_grid, **more))
         progress.advance()
     progress.finish()
@@ -1152,12 +1197,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--lens", nargs="+", required=True, help="LENS_SEQ tables of the same")
     parser.add_argument("--contributions", nargs="+", required=True, help="CONTRIB_SEQ tables of the same")
     parser.add_argument("--ablation", nargs="*", default=[], help="ABLATE_SEQ tables of the models that were ablated")
+    parser.add_argument("--attribution", nargs="*", default=[], help="ATTR_SEQ tables of the models that have some")
     parser.add_argument("--clusters", required=True, help="CLUSTERS table of the data set")
     parser.add_argument("--margins", type=_json_option, default={}, help="JSON object or file; see Margins")
     parser.add_argument("--models", type=_json_option, required=True, help="JSON list or file of the models")
     parser.add_argument("--grid", type=numbers_option, default=list(DIFFUSION_GRID), help="noise levels to average")
     parser.add_argument("--effect-grid", type=numbers_option, help="the same of the skip effects, if others")
     parser.add_argument("--ablation-grid", type=numbers_option, help="the same of the ablations, if others")
+    parser.add_argument("--attribution-grid", type=numbers_option, help="the same of the attributions, if others")
     parser.add_argument("--resamples", type=int, default=2000, help="bootstrap resamples of the clusters")
     parser.add_argument("--seed", type=int, default=1, help="of the resamples; the same as for every model")
     parser.add_argument("--output", required=True, help="the VERDICT table")
@@ -1176,6 +1223,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             effect_grid=options.effect_grid,
             ablation=options.ablation,
             ablation_grid=options.ablation_grid,
+            attribution=options.attribution,
+            attribution_grid=options.attribution_grid,
             n_boot=options.resamples,
             seed=options.seed,
         )
