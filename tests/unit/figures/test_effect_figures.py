@@ -460,7 +460,7 @@ def test_the_claim_about_structures_stands_last_and_only_where_it_was_judged(jud
     found = numbers.filter(pl.col("claim") == "K5")
     assert found.equals(numbers[-len(rows) :]) and set(found["model"]) == {model} and len(rows) > 1
     headings = [text.get_text() for text in figure.findobj(Text) if text.get_text().startswith("K")]
-    assert headings[-1] == "K5: holds with the structure as input"
+    assert headings[-2] == "K5: holds with the structure as input"
 
 
 def test_verdicts_that_do_not_fit_the_study_are_errors(judged):
@@ -472,7 +472,9 @@ def test_verdicts_that_do_not_fit_the_study_are_errors(judged):
     with pytest.raises(FigureError, match="a row stands twice"):
         verdicts.numbers(replace(judged, verdicts=pl.concat([judged.verdicts] * 2)))
     odd = judged.verdicts.with_columns(verdict=pl.lit("maybe"))
-    with pytest.raises(FigureError, match=r"\['maybe'\], expected the claims K1, K2, K3, K4, K5 and the outcomes pass"):
+    with pytest.raises(
+        FigureError, match=r"\['maybe'\], expected the claims K1, K2, K3, K4, K5, K6 and the outcomes pass"
+    ):
         verdicts.numbers(replace(judged, verdicts=odd))
     headless = judged.verdicts.filter((pl.col("role") != "claim") | (pl.col("claim") != "K3"))
     with pytest.raises(FigureError, match="K3 of esm2 has statistics but no outcome"):

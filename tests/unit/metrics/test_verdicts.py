@@ -874,7 +874,8 @@ class TestGates:
             "model_id": "m", "family": "f", "objective": "mlm", "n_blocks": 4, "d_model": 8, "dtype": "float32",
             "null_model": "trained", "null_seed": -1, "condition": "seq", "readout": "seq", "direction": "none",
             "noise_t": 0.15, "mask_draw": 0, "n_residues": 22, "object": "gate", "target": "logp", "vocab": "aa20",
-            "special": 0.0, "l1": 1.0, "n_reads": 2, "f_end": 1.0, "f_base": 0.0, "completeness_err": 0.0, "n_steps": 64,
+            "special": 0.0, "l1": 1.0, "n_reads": 2, "f_end": 1.0, "f_base": 0.0, "completeness_err": 0.0,
+            "n_steps": 64,
         }  # fmt: skip
         whole = [base | row for row in rows]
         columns = {name: [row[name] for row in whole] for name in ATTR_SEQ.names if name != "by_position"}
