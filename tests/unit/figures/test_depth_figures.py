@@ -1,7 +1,7 @@
 """Figures of effective depths: the numbers are the tables', all definitions have words, pictures are the numbers."""
 
-import re
 import math
+import re
 from pathlib import Path
 
 import matplotlib
