@@ -93,7 +93,7 @@ rule reduce_attribution:
         "../../envs/main.yaml"
     resources:
         mem_mb=growing(4000),
-        runtime=60,
+        runtime=growing(60),
     params:
         grid=as_json(study.inputs_in("attribution", "diffusion")["diffusion"]["noise"]),
         resamples=study.config["bootstrap"]["resamples"],

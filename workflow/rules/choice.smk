@@ -24,8 +24,8 @@ rule read_user_labels:
     conda:
         "../../envs/main.yaml"
     resources:
-        mem_mb=2000,
-        runtime=20,
+        mem_mb=growing(2000),
+        runtime=growing(20),
     params:
         columns=columns_of_choice,
         code=code_of("sequences.labels"),
@@ -46,8 +46,8 @@ rule cluster_user_proteins:
     conda:
         "../../envs/main.yaml"
     resources:
-        mem_mb=2000,
-        runtime=240,
+        mem_mb=growing(2000),
+        runtime=growing(240),
     params:
         identity=lambda wc: CHOICES[wc.choice].get(
             "identity", study.config["clusters"]["identity"]
@@ -106,8 +106,8 @@ rule count_savings:
     conda:
         "../../envs/main.yaml"
     resources:
-        mem_mb=1000,
-        runtime=5,
+        mem_mb=growing(1000),
+        runtime=growing(5),
     params:
         code=code_of("activations.savings"),
     shell:
@@ -129,8 +129,8 @@ rule choose_layer:
         "../../envs/main.yaml"
     threads: COMPUTE["threads"]
     resources:
-        mem_mb=8000,
-        runtime=720,
+        mem_mb=growing(8000),
+        runtime=growing(720),
     params:
         clusters=lambda wc, input: (
             ["--clusters", input.clusters] if input.clusters else []
@@ -161,7 +161,7 @@ rule cut_checkpoint:
         "../../envs/main.yaml"
     resources:
         mem_mb=memory_for(f"{RESULTS}/choices/{{choice}}/truncated/{{model}}"),
-        runtime=60,
+        runtime=growing(60),
     params:
         blocks=lambda wc: CHOICES[wc.choice]["truncate"],
         keep=lambda wc: CHOICES[wc.choice]["keep"],
@@ -186,8 +186,8 @@ rule list_models_of_choice:
     conda:
         "../../envs/main.yaml"
     resources:
-        mem_mb=1000,
-        runtime=5,
+        mem_mb=growing(1000),
+        runtime=growing(5),
     params:
         models=lambda wc: as_json(listed(models_of_choice(wc.choice))),
         code=code_of("models.listing"),
@@ -234,8 +234,8 @@ rule recommend_layer:
     conda:
         "../../envs/main.yaml"
     resources:
-        mem_mb=2000,
-        runtime=20,
+        mem_mb=growing(2000),
+        runtime=growing(20),
     params:
         truncated=lambda wc: (
             []

@@ -11,7 +11,7 @@ sys.path.insert(0, str(WORKFLOW))
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-from plm_depth import preflight, runtime, sizing
+from plm_depth import clock, preflight, runtime, sizing
 from plm_depth.activations import (
     ABLATION_VERSION,
     ATTRIBUTION_VERSION,
@@ -117,6 +117,13 @@ TRAINED_HERE = [name for name, model in study.models.items() if "recipe" in mode
 FETCHED = [
     name for name, model in study.models.items() if "hub" in model or "archive" in model
 ]
+
+# Only once: jobs on other machines and in processes of their own evaluate this file, too.
+if not (workflow.remote_exec or workflow.subprocess_exec):
+    if files := clock.settle([RESULTS, "resources/downloads", "resources/checkpoints"]):
+        logger.warning(
+            f"{len(files)} files were written in the future, by a clock that ran ahead; they are from now on: {files[0]}, ..."
+        )
 
 
 wildcard_constraints:

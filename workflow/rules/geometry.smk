@@ -51,8 +51,8 @@ rule compare_layers:
         "../../envs/main.yaml"
     threads: COMPUTE["threads"]
     resources:
-        mem_mb=lambda wc: geometry_mb(wc.model, wc.deep),
-        runtime=720,
+        mem_mb=lambda wc, attempt: geometry_mb(wc.model, wc.deep) * 2 ** (attempt - 1),
+        runtime=growing(720),
     params:
         settings=as_json(geometry_settings()),
         seed=SEED,

@@ -122,8 +122,8 @@ rule gather_depths:
     conda:
         "../../envs/main.yaml"
     resources:
-        mem_mb=4000,
-        runtime=20,
+        mem_mb=growing(4000),
+        runtime=growing(20),
     params:
         skips=lambda wc, input: ["--skips", *input.skips] if input.skips else [],
         code=code_of("metrics.depths"),

@@ -124,8 +124,8 @@ rule hold_out_structures:
     conda:
         "../../envs/main.yaml"
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=growing(1000),
+        runtime=growing(10),
     params:
         code=code_of("sequences.among"),
     shell:

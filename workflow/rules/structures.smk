@@ -74,8 +74,8 @@ rule tabulate_codes:
     conda:
         "../../envs/main.yaml"
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=growing(1000),
+        runtime=growing(10),
     params:
         codes=[
             f"{family}={path}" for family, path in STRUCTURE.get("codes", {}).items()
