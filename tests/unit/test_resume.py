@@ -149,3 +149,12 @@ def test_without_a_run_there_is_nothing_to_resume(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="no run to resume"):
         resume.main([])
+
+
+def test_what_dead_writers_left_is_swept_and_nothing_else(tmp_path):
+    names = ["results/a/x.parquet", "results/a/x.parquet.tmp.123", "results/notes.tmp.old", "elsewhere/y.tmp.1"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert resume.sweep(tmp_path) == [tmp_path / names[1]]
+    assert [name for name in names if (tmp_path / name).exists()] == [names[0], *names[2:]]

@@ -32,7 +32,7 @@ pytestmark = [
 ]
 
 SCRIPT = ROOT / "tests" / "slurm_one_node.sh"
-WAIT_S = 300
+WAIT_S = 600
 FAST = ["--slurm-init-seconds-before-status-checks", "3", "--max-status-checks-per-second", "1"]
 # A job that needs more memory than its first attempt asks for, and one that tells its GPU.
 RULES = """
@@ -148,12 +148,24 @@ def cluster() -> Iterator[Cluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def start(cluster: Cluster, folder: Path, *command: str, log: str) -> subprocess.Popen:
+@pytest.fixture
+def started(cluster) -> Iterator[list[subprocess.Popen]]:
+    """What a test starts; killed after it, with the jobs that it left."""
+    processes: list[subprocess.Popen] = []
+    yield processes
+    for process in processes:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    cluster.ask("scancel", "--me")
+
+
+def start(started: list[subprocess.Popen], cluster: Cluster, folder: Path, *command: str, log: str) -> subprocess.Popen:
     """Start Python with a command in a folder as the one who talks to the cluster, in a session of its own."""
     environment = {"HOME": os.environ.get("HOME", "/"), "LANG": "C.UTF-8", "PYTHONPATH": str(folder / "workflow")}
     environment |= {"XDG_CACHE_HOME": str(folder / ".cache"), **cluster.variables}
     with (folder / log).open("w") as output:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, *command],
             cwd=folder,
             env=environment,
@@ -162,9 +174,13 @@ def start(cluster: Cluster, folder: Path, *command: str, log: str) -> subprocess
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    started.append(process)
+    return process
 
 
-def test_a_study_survives_a_cancelled_job_a_killed_run_and_a_dead_controller_with_the_same_numbers(cluster, tmp_path):
+def test_a_study_survives_a_cancelled_job_a_killed_run_and_a_dead_controller_with_the_same_numbers(
+    cluster, started, tmp_path
+):
     config = yaml.safe_load(CONFIG)
     config["models"] = config["models"][:1]
     config["figures"] = ["contributions", "lens_kl"]
@@ -174,7 +190,7 @@ def test_a_study_survives_a_cancelled_job_a_killed_run_and_a_dead_controller_wit
         (folder / "tiny.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     options = ["--workflow-profile", "profiles/slurm", "--configfile", "tiny.yaml", *FAST]
 
-    run = start(cluster, there, "-m", "snakemake", *options, log="first.log")
+    run = start(started, cluster, there, "-m", "snakemake", *options, log="first.log")
     (training,) = until("training", lambda: cluster.running("train_checkpoint"), run)
     cluster.ask("scancel", training)
     until("passes", lambda: cluster.running("extract_activations"), run)
@@ -192,8 +208,8 @@ def test_a_study_survives_a_cancelled_job_a_killed_run_and_a_dead_controller_wit
     orphans = cluster.running("extract_activations")
     assert orphans, "jobs outlive the run that submitted them"
 
-    run = start(cluster, there, "-m", "plm_depth", "resume", log="second.log")
-    until("skip effects", lambda: cluster.running("measure_effects"), run)
+    run = start(started, cluster, there, "-m", "plm_depth", "resume", log="second.log")
+    until("jobs of the second run", lambda: cluster.running("rule_"), run)
     os.kill(int((cluster.folder / "run" / "slurmctld.pid").read_text()), signal.SIGKILL)
     time.sleep(5)
     cluster.script("start")
@@ -216,13 +232,13 @@ def test_a_study_survives_a_cancelled_job_a_killed_run_and_a_dead_controller_wit
     assert len(expected) > 20 and digests([there / "results"]) == expected
 
 
-def test_a_job_out_of_memory_is_retried_with_more_and_gpus_are_handed_out_one_by_one(cluster, tmp_path):
+def test_a_job_out_of_memory_is_retried_with_more_and_gpus_are_handed_out_one_by_one(cluster, started, tmp_path):
     folder = copy_repository(tmp_path)
     with (folder / "Snakefile").open("a", encoding="utf-8") as snakefile:
         snakefile.write(RULES)
     targets = ["filled.txt", "gpu_a.txt", "gpu_b.txt"]
     options = ["--workflow-profile", "profiles/slurm", "--configfile", "tiny.yaml", *FAST]
-    run = start(cluster, folder, "-m", "snakemake", *options, *targets, log="run.log")
+    run = start(started, cluster, folder, "-m", "snakemake", *options, *targets, log="run.log")
     assert run.wait(timeout=WAIT_S) == 0, (folder / "run.log").read_text()[-4000:]
     first, second = cluster.history("rule_fill")
     assert first[0] in ("FAILED", "OUT_OF_MEMORY") and second[0] == "COMPLETED"

@@ -1,6 +1,6 @@
 """Files from the future: written while a clock ran ahead that has been set right since.
 
-Snakemake takes an output that is older than its input for a mistake and removes it after the job: hours of work would be
+Snakemake takes an output that is older than its input for a mistake and removes it after the job: hours of work are
 lost, run after run, until the clock has caught up. So a run first sets such times to the present.
 """
 

@@ -190,6 +190,15 @@ def _lines(workers: Sequence[Worker]) -> str:
     return "".join(f"\n  {worker}" for worker in workers)
 
 
+def sweep(folder: str | Path) -> list[Path]:
+    """Remove and return what dead writers left under temporary names (``tables.replacing``); nothing may work there."""
+    left = [path for part in ("results", "resources") for path in (Path(folder) / part).rglob("*.tmp.*")]
+    left = [path for path in left if path.suffix[1:].isdigit() and path.is_file()]
+    for path in left:
+        path.unlink(missing_ok=True)
+    return left
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Clear the folder, unlock it, and run Snakemake as the last run did; return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m plm_depth resume", description=__doc__.split("\n")[0])
@@ -207,6 +216,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         clear(folder, host_is_gone=parsed.host_is_gone)
     except ResumeError as error:
         raise SystemExit(str(error)) from None
+    if left := sweep(folder):
+        print(f"removed {len(left)} unfinished files: {left[0]}{', ...' if len(left) > 1 else ''}")
     snakemake = [sys.executable, "-m", "snakemake", *options]
     unlocked = subprocess.run([*snakemake, "--unlock"], capture_output=True, text=True, check=False)
     if unlocked.returncode != 0:
