@@ -468,3 +468,19 @@ def test_a_config_is_checked_without_loading_what_only_stages_need():
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "workflow")}
     found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    "given, n_shards, first",
+    [({"shard_size": 10}, 7, (0, 10)), ({"shard_tokens": 3000}, 3, (0, 24)), ({}, 1, (0, 64))],
+)
+def test_shards_hold_so_many_proteins_or_residues_and_the_data_are_not_looked_at(good, given, n_shards, first):
+    dataset = {key: value for key, value in good["datasets"][0].items() if key != "shard_size"}
+    found = study({**good, "datasets": [{**dataset, "size": 64, "min_length": 50, "max_length": 200, **given}]})
+    (name,) = found.datasets
+    assert found.n_shards(name) == n_shards and found.ranks(name, 0) == first
+
+
+def test_a_shard_of_two_sizes_is_a_contradiction(good):
+    dataset = {**good["datasets"][0], "shard_size": 10, "shard_tokens": 3000}
+    assert "shard_size and shard_tokens both say" in complaint({**good, "datasets": [dataset]})

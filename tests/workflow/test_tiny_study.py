@@ -184,6 +184,18 @@ def test_a_doubled_sample_passes_only_its_new_shards(study):
     assert planned(study) == sorted(expected + figures_drawn() + JUDGED)
 
 
+def test_more_proteins_for_skip_effects_measure_only_the_new_shards(study):
+    config = yaml.safe_load(CONFIG)
+    configure(study, datasets=[{**config["datasets"][0], "size": 12}], effects={**config["effects"], "size": 12})
+    jobs = planned(study)
+    assert [job for job in jobs if job.startswith("measure_effects")] == sorted(
+        f"measure_effects dataset=mini model={model} shard=1 variant={variant}"
+        for model in MODELS
+        for variant in ("null", "trained")
+    )
+    assert [job for job in jobs if job.startswith("extract")] == passes([1])
+
+
 def test_another_seed_or_filter_is_another_sample_and_renews_every_shard(study):
     datasets = yaml.safe_load(CONFIG)["datasets"]
     configure(study, datasets=[{**datasets[0], "max_length": 120}])

@@ -15,6 +15,7 @@ from jsonschema.validators import extend
 from plm_depth.conditions import BACKBONE_TELLS, CONDITIONS
 from plm_depth.sequences import ASSAY_FILES, ASSAY_FORMATS, SourceError
 from plm_depth.sequences.accessions import Entry, entries_of
+from plm_depth.sizing import shard_size_of
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")  # as the wildcard filename of the workflow
 FROM_STRUCTURES = "structures"  # as the source of a data set: the sequences of the section of that name
@@ -137,7 +138,8 @@ PROBE_DEFAULTS: dict[str, object] = {
     "resamples": 1000,
 }
 PROBES_OF_STRUCTURES = ("ss3", "rsa", "exposed", "hse", "contacts")
-DATASET_DEFAULTS = {"part": "all", "reserve": 16384, "shard_size": 256, "min_length": 50, "max_length": 512}
+SHARD_TOKENS = 65536  # of a data set that says neither how many proteins nor how many residues make a shard
+DATASET_DEFAULTS = {"part": "all", "reserve": 16384, "min_length": 50, "max_length": 512}
 TRAINING_DEFAULTS = {"min_length": 30, "max_length": 400, "held_out": 0.3, "structures": False}
 
 
@@ -475,6 +477,10 @@ class Study:
                 lines.append(f"{where}.source: no source {item['source']!r}; there are: {_list(self.sources)}")
         for name, dataset in self.datasets.items():
             self.datasets[name] = dataset = {**DATASET_DEFAULTS, **dataset}
+            if "shard_size" in dataset and "shard_tokens" in dataset:
+                lines.append(f"datasets.{name}: shard_size and shard_tokens both say how large a shard is; give one")
+            lengths = {key: dataset[key] for key in ("min_length", "max_length")}
+            dataset.setdefault("shard_size", shard_size_of(dataset.get("shard_tokens", SHARD_TOKENS), **lengths))
             if dataset["size"] > dataset["reserve"]:
                 lines.append(
                     f"datasets.{name}.size: {dataset['size']} is above reserve {dataset['reserve']}; raise reserve "

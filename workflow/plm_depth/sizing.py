@@ -6,8 +6,10 @@ Requests, not promises: a job that is killed for want of either is started again
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from plm_depth.prices import Price
+if TYPE_CHECKING:
+    from plm_depth.prices import Price
 
 # Operations a second (10^12) that a pass is taken to reach where the config does not say (compute.tflops), for float32
 # weights: a third of what the preflight assumes, so that an older GPU is asked for long enough.
@@ -25,7 +27,7 @@ def growing(amount: int) -> Callable[..., int]:
     return lambda wildcards, attempt: amount * 2 ** (attempt - 1)
 
 
-def memory_mb(price: Price | None, *, room_gb: float, attempt: int = 1) -> int:
+def memory_mb(price: "Price | None", *, room_gb: float, attempt: int = 1) -> int:
     """Return the megabytes to ask for: those of the price, whose room to work doubles with attempts.
 
     Args:
@@ -37,7 +39,7 @@ def memory_mb(price: Price | None, *, room_gb: float, attempt: int = 1) -> int:
 
 
 def minutes(
-    price: Price | None,
+    price: "Price | None",
     *,
     room_gb: float,
     device: str,
@@ -65,7 +67,7 @@ def minutes(
     return math.ceil((SHORTEST + SAFETY * seconds / 60) / 10) * 10 * 2 ** (attempt - 1)
 
 
-def _weights(price: Price | None, room_gb: float) -> float:
+def _weights(price: "Price | None", room_gb: float) -> float:
     """Return the bytes of a price that are not room to work."""
     return max(0.0, price.memory_bytes - room_gb * 1e9) if price else 0.0
 
