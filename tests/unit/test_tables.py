@@ -1,5 +1,6 @@
 """The files between the rooms: what is written comes back, what is damaged is named, and nothing half-written stays."""
 
+import errno
 import os
 
 import numpy as np
@@ -223,6 +224,22 @@ def test_a_writer_that_fails_leaves_nothing_and_keeps_what_was_there(tmp_path):
     assert not (tmp_path / "loss").exists()
     write_text("after", path)
     assert path.read_text() == "after" and leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EFBIG, errno.EDQUOT])
+def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_none(tmp_path, monkeypatch, code):
+    def full(self, table, **options):
+        raise OSError(code, "Error writing bytes to file")  # as Arrow says it
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
+    path = tmp_path / "stream.parquet"
+    keys = {field.name: "x" if pa.types.is_dictionary(field.type) else 1 for field in STREAM_KEYS}
+    with (
+        pytest.raises(OSError, match=rf"stream.parquet: cannot be written \({os.strerror(code)}\); make room"),
+        VectorWriter(path, STREAM_KEYS, [0], 3, "float32") as writer,
+    ):
+        writer.append({**keys, "position": np.array([0], np.int32)}, np.zeros((1, 1, 3)))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_stands_under_the_final_name_before_the_end(tmp_path):

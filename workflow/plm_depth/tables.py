@@ -12,6 +12,7 @@ truncated, corrupt or of another schema raises ``TableError`` with its path.
 """
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"  # the order of every 20-way axis in this package
 
 
@@ -699,13 +701,22 @@ MOMENTS = (
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary name beside ``path``; on success it is renamed to ``path``, on any error it is removed."""
+    """Yield a temporary name beside ``path``; on success it is renamed to ``path``, on any error it is removed.
+
+    Raises:
+        OSError: besides what the caller raises: no room for the file, which is named.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}")
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno in NO_ROOM and error.filename is None:  # Arrow does not say which file
+            what = f"{path}: cannot be written ({os.strerror(error.errno)}); make room and run again"
+            raise OSError(error.errno, what) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
