@@ -182,12 +182,16 @@ def test_a_study_survives_a_cancelled_job_a_killed_run_and_a_dead_controller_wit
     cluster, started, tmp_path
 ):
     config = yaml.safe_load(CONFIG)
+    kept = ("study", "seed", "sources", "training", "datasets", "models", "inputs", "nulls", "effects", "bootstrap")
+    config = {key: config[key] for key in (*kept, "compute")}
     config["models"] = config["models"][:1]
     config["figures"] = ["contributions", "lens_kl"]
     config["compute"]["device"] = "auto"  # asks for GPUs, and goes on without where torch finds none
     here, there = (copy_repository(tmp_path / name) for name in ("here", "there"))
     for folder in (here, there):
-        (folder / "tiny.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+        # As the default config, too: a config is laid over that one, and gets its sections.
+        for name in ("tiny.yaml", "config/config.yaml"):
+            (folder / name).write_text(yaml.safe_dump(config), encoding="utf-8")
     options = ["--workflow-profile", "profiles/slurm", "--configfile", "tiny.yaml", *FAST]
 
     run = start(started, cluster, there, "-m", "snakemake", *options, log="first.log")

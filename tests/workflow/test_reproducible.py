@@ -16,6 +16,8 @@ def measured(folder: Path, *, cores: int, shard_size: int, effect_shard_size: in
     folder.mkdir()
     copy_repository(folder)
     config = yaml.safe_load(CONFIG)
+    kept = ("study", "seed", "sources", "training", "datasets", "models", "inputs", "nulls", "effects", "bootstrap")
+    config = {key: config[key] for key in (*kept, "compute")}
     config["models"] = config["models"][:1]
     config["figures"] = ["variance"]
     config["datasets"][0]["shard_size"] = shard_size
@@ -23,7 +25,9 @@ def measured(folder: Path, *, cores: int, shard_size: int, effect_shard_size: in
     config["compute"]["token_budget"] = (
         1  # proteins that share a batch may differ in the last bit from those that do not
     )
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    # As the default config, too: a config is laid over that one, and gets its sections.
+    for name in ("tiny.yaml", "config/config.yaml"):
+        (folder / name).write_text(yaml.safe_dump(config), encoding="utf-8")
     result = snakemake(folder, "--cores", str(cores))
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return digests([folder / "results"])

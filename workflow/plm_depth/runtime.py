@@ -3,6 +3,8 @@
 import os
 import shlex
 import sys
+from collections.abc import Iterable
+from pathlib import Path
 
 
 def export(workflow_folder: str) -> None:
@@ -25,3 +27,13 @@ def export(workflow_folder: str) -> None:
     os.environ.setdefault("PLM_DEPTH_COMMAND", shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]))
     # Only the download rules reach the network; they switch this off for themselves.
     os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def unwritable(paths: Iterable[str]) -> Path | None:
+    """Return a folder in which one of ``paths`` is to be made and that cannot be written, None if there is none."""
+    for folder in sorted({Path(path).parent for path in paths}):
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        if not os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    return None

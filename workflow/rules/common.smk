@@ -717,6 +717,10 @@ def say_what_it_costs(jobs, is_local):
     """Say what jobs cost before the first of them runs (rule preflight: what is not there yet); end a study that cannot finish."""
     asked = any(job.rule.name == "preflight" for job in jobs)
     outputs = None if asked else [str(path) for job in jobs for path in job.output]
+    if folder := runtime.unwritable(outputs or []):
+        raise WorkflowError(
+            f"{folder} cannot be written by this user on this machine (read-only?); nothing was started"
+        )
     try:
         preflight.at_start(study, outputs, is_local=is_local, say=logger.info)
     except preflight.PreflightError as error:
