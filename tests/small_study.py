@@ -86,7 +86,8 @@ def snakemake(
     """
     environment = {"PATH": "/usr/bin:/bin", "HOME": os.environ.get("HOME", "/"), "LANG": "C.UTF-8"}
     environment |= {"XDG_CACHE_HOME": str(folder / ".cache"), **(variables or {})}
-    command = [sys.executable, "-m", "snakemake", "--configfile", configfile, *options]
+    # Alone, not laid over the paper study: that has sections which these studies do without.
+    command = [sys.executable, "-m", "snakemake", "--configfile", configfile, "--replace-workflow-config", *options]
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=900
     )
