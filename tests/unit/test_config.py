@@ -47,7 +47,7 @@ def complaint(config: dict, root: Path = ROOT) -> str:
 
 def test_the_shipped_mini_config_is_accepted_and_resolved():
     resolved = Study(mini(), OBJECTIVES, FIGURES, ROOT, reads_structure=READS)
-    assert {m["family"] for m in resolved.models.values()} >= set(OBJECTIVES) - {"protgpt2"}
+    assert {m["family"] for m in resolved.models.values()} == set(OBJECTIVES)
     assert {m["objective"] for m in resolved.models.values()} == {"ar", "mlm", "diffusion"}
     assert resolved.n_shards("mini") == 1
     assert resolved.config["figures"] == FIGURES

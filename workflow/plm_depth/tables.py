@@ -85,7 +85,11 @@ LOSS = _schema(
     step=(_i32, "optimiser steps done"),
     n_residues=(_i64, "residues seen so far, repeats counted"),
     split=(_cat, "train or valid"),
-    nats=(_f64, "mean loss per predicted residue, in nats, over the 20 canonical residues"),
+    nats=(
+        _f64,
+        "mean loss per predicted residue, in nats, over the 20 canonical residues (of whole tokens over the whole "
+        "vocabulary, where a token holds several residues)",
+    ),
     n=(_i64, "predicted residues behind the mean"),
     reference=(_f64, "nats that the composition of the training proteins pays for the same residues: ignoring context"),
 )

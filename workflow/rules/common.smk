@@ -322,7 +322,11 @@ def listed(models):
     """Return models as figures need them."""
     keys = ("model", "display_name", "family", "objective")
     return [
-        {**{key: m[key] for key in keys}, "toy": "recipe" in m}
+        {
+            **{key: m[key] for key in keys},
+            "toy": "recipe" in m,
+            "reads_residues": FAMILIES[m["family"]].tokens_are_residues,
+        }
         for m in (study.models[name] for name in models)
     ]
 

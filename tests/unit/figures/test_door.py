@@ -273,3 +273,15 @@ def test_csv_text_can_be_read_by_a_data_frame(few_options, tmp_path):
     frame = pl.read_csv(io.StringIO((tmp_path / "figure.csv").read_text()))
     assert frame["value"].dtype == pl.Float64 and frame["layer"].dtype == pl.Int64
     assert frame.filter(pl.col("layer") == pl.col("n_blocks"))["value"].max() == 0.0
+
+
+def test_a_model_without_a_read_out_per_residue_is_left_out_of_figures_of_residues_alone(options, tmp_path, caplog):
+    models = json.loads(Path(values_of(options, "--models")[0]).read_text())
+    models[0]["reads_residues"] = False
+    (tmp_path / "models.json").write_text(json.dumps(models))
+    given = replaced(options, "--models", [str(tmp_path / "models.json")])
+    for stage, is_there in ((lens_kl.STAGE, False), (update_norms.STAGE, True)):
+        door.run(stage, [*given, *outputs(tmp_path, stage.name)])
+        with (tmp_path / f"{stage.name}.csv").open(newline="") as file:
+            shown = {row["model"] for row in csv.DictReader(file)}
+        assert (models[0]["model"] in shown) == is_there and {m["model"] for m in models[1:]} <= shown

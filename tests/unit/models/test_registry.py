@@ -16,4 +16,5 @@ def test_the_objective_of_an_entry_is_that_of_its_class(family):
 def test_what_an_entry_reads_of_a_structure_is_what_its_class_reads_and_goes_with_its_conditions(family):
     there = adapter_class(family)
     assert FAMILIES[family].reads_structure == there.reads_structure
+    assert FAMILIES[family].tokens_are_residues == there.tokens_are_residues
     assert bool(there.reads_structure) == (there.conditions == CONDITIONS)

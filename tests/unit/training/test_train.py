@@ -14,7 +14,7 @@ from plm_depth.randomness import generator
 from plm_depth.tables import AMINO_ACIDS, LOSS, read_table
 from plm_depth.training import train as stage
 from plm_depth.training.corpus import CorpusError, Protein, background
-from plm_depth.training.objectives import Scored, validation_example, validation_views
+from plm_depth.training.objectives import Scored, scored, validation_example, validation_views
 from plm_depth.training.recipe import RecipeError, parse_recipe
 
 FAMILIES = ("esm2", "dplm", "progen2")
@@ -200,11 +200,10 @@ def test_every_family_of_the_registry_is_trained_by_its_objective_alone(family, 
     given = recipe(family, d_model=64, n_heads=1 if family == "esm3" else 8, steps=12, validate_every=12)
     adapter = stage.untrained(given)
     protein = corpus[1][0]
-    if family == "protgpt2":  # its tokens are pieces of several residues
-        with pytest.raises(
-            stage.TrainingError, match=r"protgpt2: .* a token stands for something else than one residue"
-        ):
-            stage.train(given, *corpus)
+    if not adapter.tokens_are_residues:
+        result = stage.train(given, *corpus)
+        first, last = [point for point in result.curve if point.split == "valid"]
+        assert last.nats < first.nats - 0.05 and last.n == first.n == sum(len(p.sequence) for p in corpus[1])
         return
     for view in validation_views(adapter, 0.15):
         example = validation_example(adapter, protein.sequence, view, sequence_id=protein.sequence_id)
@@ -516,3 +515,19 @@ def test_every_foreseeable_failure_ends_in_one_message(corpus, tmp_path, changes
         stage.main(arguments(tmp_path, corpus, recipe("esm2"), **changes))
     assert str(caught.value.code).startswith("training.train: ") and message in caught.value.code
     assert left_over(tmp_path) == []
+
+
+def test_where_a_token_holds_several_residues_the_loss_is_per_residue(corpus):
+    adapter = stage.untrained(recipe("protgpt2"))
+    protein = corpus[1][0]
+    example = validation_example(adapter, protein.sequence, validation_views(adapter, 0.15)[0], sequence_id="v")
+    assert example.held.sum() == len(protein.sequence) and example.held.sum(1).max() == 2
+    batch = adapter.collate([example.tokens])
+    logits = adapter.library_logits(batch)[0][example.reads]
+    ignorant = stage.background(corpus[0])
+    nats, reference, n = stage.loss_of_reads(logits, scored([example]), adapter.residue_ids, ignorant)
+    assert n == len(protein.sequence)
+    assert reference == pytest.approx(sum(ignorant[AMINO_ACIDS.index(letter)] for letter in protein.sequence))
+    pieces = np.flatnonzero(example.held.any(1))
+    by_hand = -logits.log_softmax(-1)[pieces, example.targets[pieces]].sum()
+    assert nats == pytest.approx(by_hand.item(), rel=1e-5)

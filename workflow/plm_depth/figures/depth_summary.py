@@ -39,7 +39,7 @@ def draw(numbers: pl.DataFrame, models: Sequence[Model]) -> Figure:
     return dot_figure(numbers, models, title=TITLE, statistics=panels)
 
 
-STAGE = FigureStage("depth_summary", TITLE, ["summaries"], numbers, draw)
+STAGE = FigureStage("depth_summary", TITLE, ["summaries"], numbers, draw, is_of_residues=True)
 
 if __name__ == "__main__":
     run(STAGE)

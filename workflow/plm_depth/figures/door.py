@@ -14,7 +14,7 @@ import contextlib
 import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import matplotlib
@@ -75,6 +75,7 @@ class FigureStage:
         reads: the tables it needs, keys of ``TABLES``.
         numbers: from a study to everything that is drawn: ``select.NUMBERS``, or at least model, quantity and value.
         draw: from these numbers and the models to the picture; it sees nothing else.
+        is_of_residues: whether it shows read-outs of residues; models whose tokens hold several are then left out.
     """
 
     name: str
@@ -82,6 +83,7 @@ class FigureStage:
     reads: Sequence[str]
     numbers: Callable[[Study], pl.DataFrame]
     draw: Callable[[pl.DataFrame, Sequence[Model]], Figure]
+    is_of_residues: bool = False
 
 
 def run(stage: FigureStage, argv: Sequence[str] | None = None) -> None:
@@ -94,6 +96,8 @@ def run(stage: FigureStage, argv: Sequence[str] | None = None) -> None:
     log = start_log(f"figures.{stage.name}")
     try:
         study = read_study(options.models, {name: getattr(options, name) for name in stage.reads})
+        if stage.is_of_residues:
+            study = of_residues(study, log)
         numbers = stage.numbers(study)
         log_counts(numbers, study.models, log)
         write(stage, numbers, study.models, svg=options.svg, csv=options.csv, html=options.html)
@@ -139,6 +143,26 @@ def read_study(models: Path, tables: Mapping[str, Sequence[Path]]) -> Study:
         read[name] = pl.concat([_read(path, TABLES[name], listed, is_primary=is_primary) for path in paths])
     with_sizes = [table for table in read.values() if "n_blocks" in table.columns]
     return Study(models=with_depths(listed, with_sizes), **read)
+
+
+def of_residues(study: Study, log: logging.Logger) -> Study:
+    """Return a study without the models that have no read-out per residue, because their tokens hold several.
+
+    Raises:
+        FigureError: no model is left.
+    """
+    kept = [model for model in study.models if model.reads_residues]
+    left_out = [model.model for model in study.models if not model.reads_residues]
+    if left_out:
+        log.info("left out, their tokens hold several residues: %s", ", ".join(left_out))
+    if not kept:
+        raise FigureError("no model of this study reads residues out one by one; leave this figure out of `figures`")
+    tables = {
+        item.name: table.filter(pl.col("model_id").is_in([model.model for model in kept]))
+        for item in fields(study)
+        if item.name != "models" and (table := getattr(study, item.name)) is not None and "model_id" in table.columns
+    }
+    return replace(study, models=kept, **tables)
 
 
 def _read(path: Path, schema: pa.Schema, models: Sequence[Model], *, is_primary: bool = True) -> pl.DataFrame:

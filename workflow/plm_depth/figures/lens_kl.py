@@ -23,7 +23,7 @@ def draw(numbers: pl.DataFrame, models: Sequence[Model]) -> Figure:
     return profile_figure(numbers, models, title=TITLE, rows=ROWS)
 
 
-STAGE = FigureStage("lens_kl", TITLE, ["profiles"], numbers, draw)
+STAGE = FigureStage("lens_kl", TITLE, ["profiles"], numbers, draw, is_of_residues=True)
 
 if __name__ == "__main__":
     run(STAGE)

@@ -55,7 +55,7 @@ def draw(numbers: pl.DataFrame, models: Sequence[Model]) -> Figure:
     )
 
 
-STAGE = FigureStage("output_change", TITLE, ["skips"], numbers, draw)
+STAGE = FigureStage("output_change", TITLE, ["skips"], numbers, draw, is_of_residues=True)
 
 if __name__ == "__main__":
     run(STAGE)

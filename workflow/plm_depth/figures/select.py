@@ -117,6 +117,7 @@ class Model:
     family_name: str
     n_blocks: int | None = None
     is_toy: bool = False
+    reads_residues: bool = True  # whether residues are read out one by one
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def models_of(rows: object) -> list[Model]:
     Args:
         rows: a list of mappings with ``model``, ``display_name``, ``family`` and ``objective``; optional are
             ``n_blocks`` (else the tables tell it), ``family_name`` (how figures call the family, else ``family``) and
-            ``toy`` (true or false). Further keys are not read.
+            ``toy`` and ``reads_residues`` (true or false). Further keys are not read.
     Raises:
         FigureError: not such a list, an empty one, a model listed twice, or a key that is missing or of another type.
     """
@@ -174,7 +175,7 @@ def models_of(rows: object) -> list[Model]:
         where = f"--models, entry {number}"
         if not isinstance(row, Mapping):
             raise FigureError(f"{where}: {row!r}, expected an object with the keys of one model")
-        row = {"family_name": row.get("family"), "n_blocks": None, "toy": False, **row}
+        row = {"family_name": row.get("family"), "n_blocks": None, "toy": False, "reads_residues": True, **row}
         for key in ("model", "display_name", "family", "objective", "family_name"):
             if not isinstance(row.get(key), str) or not row[key].strip():
                 raise FigureError(f"{where}: {key} is {row.get(key)!r}, expected a text")
@@ -183,8 +184,9 @@ def models_of(rows: object) -> list[Model]:
         n_blocks = row["n_blocks"]
         if n_blocks is not None and (type(n_blocks) is not int or n_blocks < 1):
             raise FigureError(f"{where}: n_blocks is {n_blocks!r}, expected a whole number from 1 on, or no such key")
-        if not isinstance(row["toy"], bool):
-            raise FigureError(f"{where}: toy is {row['toy']!r}, expected true or false")
+        for key in ("toy", "reads_residues"):
+            if not isinstance(row[key], bool):
+                raise FigureError(f"{where}: {key} is {row[key]!r}, expected true or false")
         if row["model"] in models:
             raise FigureError(f"--models lists {row['model']!r} twice; keep one entry")
         models[row["model"]] = Model(
@@ -195,6 +197,7 @@ def models_of(rows: object) -> list[Model]:
             family_name=row["family_name"].strip(),
             n_blocks=n_blocks,
             is_toy=row["toy"],
+            reads_residues=row["reads_residues"],
         )
     return list(models.values())
 

@@ -342,7 +342,10 @@ def _refuse_incomplete(groups: Groups, layouts: Sequence[_Layout]) -> None:
     found = np.zeros(groups.n_groups, np.int64)
     for layout in layouts:
         found += np.bincount(layout.shard.group[layout.is_residue], minlength=groups.n_groups)
-    wrong = np.flatnonzero(found != groups.keys["n_residues"])
+    if groups.constants.get("tokens_are_residues", True):
+        wrong = np.flatnonzero(found != groups.keys["n_residues"])
+    else:  # a row is a piece of several residues: how many there are, only the model knows
+        wrong = np.flatnonzero((found < 1) | (found > groups.keys["n_residues"]))
     if len(wrong):
         group = wrong[0]
         raise TableError(

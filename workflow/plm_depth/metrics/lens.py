@@ -203,7 +203,7 @@ def lens(paths: Sequence[str | Path], output: str | Path) -> int:
     states = [_state(shard, keys, vocabularies, n_blocks) for shard, keys in zip(groups.shards, rows)]
     n_positions = sum(len(shard.order) for shard in groups.shards)
     LOG.info(f"{groups.n_groups} proteins x views x null models, {n_positions} read positions, {len(paths)} shards")
-    about = {name: groups.constants[name] for name in ("seed", "version") if name in groups.constants}
+    about = {name: groups.constants[name] for name in ("model_id", "seed", "version") if name in groups.constants}
     about["n_vocabulary"] = len(vocabularies["full"].columns)
     progress = Progress(LOG, n_blocks + 1, "layers")
     with TableWriter(output, LENS_SEQ, **about) as writer:

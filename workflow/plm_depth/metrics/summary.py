@@ -381,9 +381,10 @@ def _collect(profiles: dict, found: Measurements, values: np.ndarray, bootstrap:
 
 def _rows(one: _Profiles, statistics: Sequence[Statistic], bootstrap: Bootstrap) -> list[dict[str, object]]:
     rows = []
-    is_copy = one.common["noise_t"] == 0
+    # Without a lens: a clean input, of which only copying is read, or a model whose tokens are no residues.
+    has_lens = one.common["noise_t"] != 0 and not set(one.point).isdisjoint(LENS_PROFILES)
     for statistic in statistics:
-        if is_copy and set(statistic.needs) <= set(LENS_PROFILES):
+        if not has_lens and set(statistic.needs) <= set(LENS_PROFILES):
             continue
         profiles = [one.profile(name) for name in statistic.needs]
         value = statistic.compute(*(point for point, _ in profiles))[0]

@@ -87,6 +87,7 @@ from plm_depth.tables import (
     VERDICT,
     TableError,
     iterate_table,
+    read_metadata,
     write_table,
 )
 from plm_depth.views import MEAN_OVER_NOISE
@@ -1083,10 +1084,13 @@ def models_of(given: object) -> list[Model]:
 def by_model(paths: Iterable[str | Path], schema: pa.Schema, *, may_be_empty: bool = False) -> dict[str, list[Path]]:
     """Return the tables of each model; a table holds one model.
 
+    A lens may be without rows, in a model whose tokens are no residues: its metadata then say whose it is.
+
     Args:
         may_be_empty: whether tables without rows are left out.
+
     Raises:
-        TableError: a table without rows.
+        TableError: another table without rows.
     """
     found: dict[str, list[Path]] = {}
     for path in map(Path, paths):
@@ -1095,9 +1099,11 @@ def by_model(paths: Iterable[str | Path], schema: pa.Schema, *, may_be_empty: bo
                 found.setdefault(rows.column("model_id")[0].as_py(), []).append(path)
                 break
         else:
-            if may_be_empty:
-                continue
-            raise TableError(f"{path}: no rows; delete it and run the stage that writes it again")
+            model = read_metadata(path).get("model_id") if schema is LENS_SEQ else None
+            if model is not None:
+                found.setdefault(model, []).append(path)
+            elif not may_be_empty:
+                raise TableError(f"{path}: no rows; delete it and run the stage that writes it again")
     return found
 
 

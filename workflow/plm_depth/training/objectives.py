@@ -32,6 +32,8 @@ class Example:
         targets: (n_reads,) token ids to be predicted there.
         weights: (n_reads,) weight of each in the training loss.
         true_aa: (n_reads,) index of the target in AMINO_ACIDS, -1 for terminals and other letters (not reported).
+        held: (n_reads, 20) how many of each amino acid the target token holds, for models whose tokens hold several
+            residues (true_aa is -1 there); None for the others.
     """
 
     tokens: Tokens
@@ -39,6 +41,7 @@ class Example:
     targets: np.ndarray
     weights: np.ndarray
     true_aa: np.ndarray
+    held: np.ndarray | None = None
 
 
 def training_example(
@@ -152,26 +155,33 @@ def _hidden(
 
 def _next_tokens(adapter: Adapter, sequence: str, direction: str) -> Example:
     tokens = adapter.encode(sequence, direction=direction)
-    true_aa = np.full(tokens.n_tokens, -1, np.int64)
-    true_aa[tokens.residue_tokens] = indices_of(sequence)
+    true_aa, held = np.full(tokens.n_tokens, -1, np.int64), None
+    index = indices_of(sequence)
+    if adapter.tokens_are_residues:
+        true_aa[tokens.residue_tokens] = index
+    else:
+        held = np.zeros((tokens.n_tokens, 20), np.int64)
+        np.add.at(held, (tokens.residue_tokens[index >= 0], index[index >= 0]), 1)
     return Example(
         tokens=tokens,
         reads=np.arange(tokens.n_tokens - 1),
         targets=tokens.ids[1:],
         weights=np.ones(tokens.n_tokens - 1, np.float32),
         true_aa=true_aa[1:],
+        held=None if held is None else held[1:],
     )
 
 
 @dataclass(frozen=True)
 class Scored:
-    """The reads of a batch, laid flat: row and token of each read, targets, weights, true_aa; as in ``Example``."""
+    """The reads of a batch, laid flat: row and token of each read, the rest as in ``Example``."""
 
     rows: np.ndarray
     reads: np.ndarray
     targets: np.ndarray
     weights: np.ndarray
     true_aa: np.ndarray
+    held: np.ndarray | None = None
 
 
 def scored(examples: Sequence[Example]) -> Scored:
@@ -182,4 +192,5 @@ def scored(examples: Sequence[Example]) -> Scored:
         targets=np.concatenate([e.targets for e in examples]),
         weights=np.concatenate([e.weights for e in examples]),
         true_aa=np.concatenate([e.true_aa for e in examples]),
+        held=None if examples[0].held is None else np.concatenate([e.held for e in examples]),
     )

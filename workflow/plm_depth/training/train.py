@@ -120,6 +120,24 @@ def residue_nats(logits: torch.Tensor, at: Scored, residue_ids: np.ndarray) -> n
     return functional.cross_entropy(picked, target, reduction="none").cpu().numpy().astype(np.float64)
 
 
+def loss_of_reads(
+    logits: torch.Tensor, at: Scored, residue_ids: np.ndarray, ignorant: np.ndarray
+) -> tuple[float, float, int]:
+    """Return the sums of nats, of the nats that the background composition pays, and the residues predicted.
+
+    Where a token holds several residues its nats are those of the token among the whole vocabulary, and its residues
+    count one by one: nats per residue compare with those of other models, up to what their smaller vocabulary spares.
+    """
+    if at.held is None:
+        nats = residue_nats(logits, at, residue_ids)
+        return float(nats.sum()), float(ignorant[at.true_aa[at.true_aa >= 0]].sum()), len(nats)
+    holds = np.flatnonzero(at.held.any(1))
+    rows = torch.from_numpy(holds).to(logits.device)
+    targets = torch.from_numpy(at.targets[holds]).to(logits.device)
+    nats = functional.cross_entropy(logits.detach().index_select(0, rows).float(), targets, reduction="none")
+    return float(nats.double().sum()), float((at.held @ ignorant).sum()), int(at.held.sum())
+
+
 def training_loss(logits: torch.Tensor, at: Scored) -> torch.Tensor:
     """Return the weighted cross-entropy over the whole vocabulary, divided by the number of reads (not of weights)."""
     targets = torch.from_numpy(at.targets).to(logits.device)
@@ -263,8 +281,7 @@ def _train(
                 f"({recipe.learning_rate:g}) or raise warmup ({recipe.warmup})"
             )
         optimiser.step()
-        nats = residue_nats(logits, at, adapter.residue_ids)
-        tally.add(float(nats.sum()), float(ignorant[at.true_aa[at.true_aa >= 0]].sum()), len(nats))
+        tally.add(*loss_of_reads(logits, at, adapter.residue_ids, ignorant))
         n_residues += sum(len(piece.sequence) for piece in pieces)
         progress.advance()
         if (step + 1) % recipe.validate_every == 0 or step + 1 == recipe.steps:
@@ -330,8 +347,7 @@ def validation_point(
             batch, at = _collated(adapter, [examples[i] for i in rows], adapter.device)
             with _products(recipe, adapter.device):
                 logits = _read_logits(adapter, batch, at)
-            nats = residue_nats(logits, at, adapter.residue_ids)
-            tally.add(float(nats.sum()), float(ignorant[at.true_aa[at.true_aa >= 0]].sum()), len(nats))
+            tally.add(*loss_of_reads(logits, at, adapter.residue_ids, ignorant))
         if tally.n == 0:
             raise TrainingError(f"{recipe.model}: no canonical residue to predict in the validation proteins")
         tallies.append(tally)
@@ -365,7 +381,8 @@ def _token_counts(
             raise SequenceError(f"{which} protein {protein.sequence_id!r}: {error}") from error
         for part, read in zip(parts, tokens, strict=True):
             index = indices_of(part)
-            if (read.ids[read.residue_tokens][index >= 0] != adapter.residue_ids[index[index >= 0]]).any():
+            shown = read.ids[read.residue_tokens][index >= 0]
+            if adapter.tokens_are_residues and (shown != adapter.residue_ids[index[index >= 0]]).any():
                 raise TrainingError(
                     f"{adapter.family}: in {which} protein {protein.sequence_id!r} a token stands for something else "
                     "than one residue; losses are per residue, so this family cannot be trained here"
