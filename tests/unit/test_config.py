@@ -31,6 +31,8 @@ def good() -> dict:
     config["models"] = [model for model in config["models"] if model["family"] in FAMILIES]
     del config["datasets"][1:], config["training"]["structures"], config["inputs"]["conditions"]
     del config["structures"]["codes"]
+    for section in ("ablation", "attribution", "fitness", "probes"):
+        del config[section]["models"]
     del config["choices"][0]["models"]  # tests change the models
     return config
 
