@@ -1,7 +1,7 @@
 """The door of every figure: options, tables read and checked, the picture and its numbers written together.
 
     python -m plm_depth.figures.<figure> --profiles P... --summaries P... --losses P... --skips P... --verdicts P...
-        --geometries P... --pairs P... --ablations P... --fitness P... --fitness_summaries P...
+        --geometries P... --pairs P... --ablations P... --fitness P... --fitness_summaries P... --probes P...
         --depths P... --taus P...
         --attributions P... --attribution_maps P...
         --models JSON --svg P --csv P --html P
@@ -37,6 +37,7 @@ from plm_depth.tables import (
     FITNESS,
     GEOM,
     LOSS,
+    PROBES,
     PROFILE,
     SKIP,
     SUMMARY,
@@ -57,12 +58,14 @@ TABLES = {
     "ablations": ABLATION,
     "fitness": FITNESS,
     "fitness_summaries": SUMMARY,
+    "probes": PROBES,
     "depths": DEPTHS,
     "taus": DEPTH_TAU,
     "attributions": ATTRIBUTION,
     "attribution_maps": ATTRIBUTION_MAP,
 }
-AT_OWN_INPUTS = ("fitness", "fitness_summaries")  # inputs follow from the scorer: ``figures.fitness`` chooses rows
+# Inputs follow from the scorer (``figures.fitness`` chooses rows), or are clean ones (``figures.probed``).
+AT_OWN_INPUTS = ("fitness", "fitness_summaries", "probes")
 
 
 @dataclass(frozen=True)

@@ -253,8 +253,9 @@ def _draw_profiles(
             depth, value, color=colour, linewidth=1.7, marker=marker, markersize=4.5, zorder=5,
             markevery=max(1, round(len(depth) / 9)), markeredgecolor="white", markeredgewidth=0.5,
         )  # fmt: skip
-        if row.also:
-            depth, value, _, _ = _line_of(own, "trained", row.also)
+        also = _line_of(own, "trained", row.also) if row.also else ()
+        if also:
+            depth, value, _, _ = also
             axes.plot(depth, value, color=colour, linewidth=1.2, linestyle=DOTTED, zorder=4)
 
 

@@ -135,6 +135,7 @@ class Study:
         pairs: GEOM rows of two models each, at the same inputs.
         ablations: ABLATION rows at primary inputs.
         fitness, fitness_summaries: FITNESS rows, and SUMMARY rows of them, at all inputs.
+        probes: PROBES rows, at all inputs.
         depths: DEPTHS rows, which are at primary inputs already.
         taus: DEPTH_TAU rows.
         attributions: ATTRIBUTION rows at primary inputs.
@@ -152,6 +153,7 @@ class Study:
     ablations: pl.DataFrame = field(default_factory=pl.DataFrame)
     fitness: pl.DataFrame = field(default_factory=pl.DataFrame)
     fitness_summaries: pl.DataFrame = field(default_factory=pl.DataFrame)
+    probes: pl.DataFrame = field(default_factory=pl.DataFrame)
     depths: pl.DataFrame = field(default_factory=pl.DataFrame)
     taus: pl.DataFrame = field(default_factory=pl.DataFrame)
     attributions: pl.DataFrame = field(default_factory=pl.DataFrame)
