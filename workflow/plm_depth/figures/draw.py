@@ -345,8 +345,9 @@ def _profile_key(numbers: pl.DataFrame, rows: Sequence[Row]) -> list[Key]:
         key.append(Key(also.also_label or f"trained, {words}", DOTTED, 1.2))
     if "untrained" in numbers["network"]:
         key.append(Key("untrained, range over seeds", DASHED, 1.1, is_band=True))
-    levels = dict.fromkeys(level for row in rows for level in row.references if level.label)
-    return key + [Key(level.label, level.linestyle, 0.8) for level in levels]
+    # Rows may have levels of the same meaning at different values: one entry for all of them.
+    levels = dict.fromkeys((level.label, level.linestyle) for row in rows for level in row.references if level.label)
+    return key + [Key(label, linestyle, 0.8) for label, linestyle in levels]
 
 
 # ----------------------------------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ def probe_rows(study: Study) -> pl.DataFrame:
     """
     table = study.probes.filter(
         (pl.col("condition") == "seq")
-        & ~(pl.col("noise_t") > 0).fill_nan(False)
+        & (pl.col("noise_t").fill_nan(0.0) == 0)
         & pl.col("null_model").is_in([TRAINED, UNTRAINED])
     )
     # The first of these that a model was probed in.

@@ -39,8 +39,8 @@ def numbers(study: Study) -> pl.DataFrame:
     found = probe_numbers(study, WANTED)
     if found.is_empty():
         raise FigureError(
-            "--probes hold none of the tasks ss3, rsa, exposed, hse and homology; probe one of them or leave this figure "
-            "out"
+            "--probes hold none of the tasks ss3, rsa, exposed, hse and homology; probe one of them or do without this "
+            "figure"
         )
     chance = chances(study, WANTED)
     return found.with_columns(parameter=pl.col("quantity").replace_strict(chance, default=pl.col("parameter")))
