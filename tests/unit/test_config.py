@@ -34,6 +34,7 @@ def good() -> dict:
     for section in ("ablation", "attribution", "fitness", "probes"):
         del config[section]["models"]
     del config["choices"][0]["models"]  # tests change the models
+    del config["tuned_lens"]["models"]
     return config
 
 
@@ -54,6 +55,24 @@ def test_the_shipped_mini_config_is_accepted_and_resolved():
     assert resolved.n_shards("mini") == 1
     assert resolved.config["figures"] == FIGURES
     assert len(resolved.structures) == 14
+
+
+def test_optional_sections_take_their_share_of_models_proteins_nulls_and_views(good):
+    good["attribution"] |= {"models": ["dplm_toy_4"], "size": 5, "shard_size": 3}
+    good["datasets"].append({**good["datasets"][0], "name": "small", "size": 4})
+    resolved, name = study(good), "small"
+    assert resolved.models_in("attribution", name) == ["dplm_toy_4"]
+    assert resolved.size_in("attribution", name) == 4, "a smaller data set is measured whole"
+    assert [resolved.ranks_in("attribution", name, shard) for shard in (0, 1)] == [(0, 3), (3, 4)]
+    assert resolved.nulls_in("attribution") == [{"null_model": "randinit", "seed": 0}]
+    del good["attribution"]["null_seeds"]
+    assert [null["seed"] for null in study(good).nulls_in("attribution")] == [0, 1, 2]
+    assert resolved.inputs_in("attribution", "diffusion")["diffusion"]["noise"] == [0.3, 0.7]
+    assert resolved.inputs_in("attribution", "mlm") == {"mlm": {"noise": [0.15], "draws": 1, "clean": False}}
+    assert resolved.config["attribution"]["power"] == 4 and resolved.config["tuned_lens"]["held_out"] == 0.5
+    for section in ("attribution", "tuned_lens"):
+        del good[section]
+    assert study(good).models_in("attribution", name) == study(good).models_in("tuned_lens", name) == []
 
 
 def test_maps_are_fitted_between_the_shallowest_and_the_deepest_model_of_each_family(good):
@@ -234,6 +253,14 @@ CASES = [
         "geometry.pairs: 'esm2_toy_8' is",
     ),
     ("inputs.mlm.clean", False, "would be looked at with clean inputs, but inputs.mlm.clean is false"),
+    ("attribution.models", ["esm2_toy_5"], "attribution.models: no model 'esm2_toy_5' in this study; did you mean"),
+    ("attribution.size", 1000, "attribution.size: 1000 proteins, but the largest data set has"),
+    ("attribution.methods", ["gates"], "attribution.methods[0]: 'gates' is not allowed; choose from gate, gate_part"),
+    ("attribution.rule", "right", "attribution.rule: 'right' is not allowed"),
+    ("attribution.power", 0, "attribution.power: 0; expected at least 1"),
+    ("tuned_lens.models", ["esm2_toy_5"], "tuned_lens.models: no model 'esm2_toy_5' in this study; did you mean"),
+    ("tuned_lens.held_out", 1, "tuned_lens.held_out: 1; expected less than 1"),
+    ("tuned_lens.steps", 0, "tuned_lens.steps: 0; expected at least 1"),
     ("choices", [{"name": "q", "table": "no.csv", "label": "y"}], "choices[0].table: no file no.csv"),
     ("choices.0.models", ["esm2_toy_5"], "choices[0].models: no model 'esm2_toy_5' in this study; did you mean"),
     ("choices.0.sequence", "sequence", "choices[0]: sequence and mutant; expected one of them"),

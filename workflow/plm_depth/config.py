@@ -139,6 +139,17 @@ PROBE_DEFAULTS: dict[str, object] = {
 }
 PROBES_OF_STRUCTURES = ("ss3", "rsa", "exposed", "hse", "contacts")
 SHARD_TOKENS = 65536  # of a data set that says neither how many proteins nor how many residues make a shard
+TUNED_LENS_DEFAULTS: dict[str, object] = {
+    "train": 256,
+    "size": 128,
+    "held_out": 0.5,
+    "steps": 250,
+    "batch": 8,
+    "learning_rate": 0.02,
+    "null_models": ["randinit"],
+    "null_seeds": 1,
+    "inputs": {"ar": {"directions": ["n2c"]}, "mlm": {"clean": False}, "diffusion": {"clean": False}},
+}
 DATASET_DEFAULTS = {"part": "all", "reserve": 16384, "min_length": 50, "max_length": 512}
 TRAINING_DEFAULTS = {"min_length": 30, "max_length": 400, "held_out": 0.3, "structures": False}
 
@@ -410,10 +421,11 @@ class Study:
             self.config["ablation"] = ablation
         if "fitness" in config:
             self.config["fitness"] = {**FITNESS_DEFAULTS, **config["fitness"]}
-        if "attribution" in config:
-            own = config["attribution"]
-            inputs = {**ATTRIBUTION_DEFAULTS["inputs"], **own.get("inputs", {})}
-            self.config["attribution"] = {**ATTRIBUTION_DEFAULTS, **own, "inputs": inputs}
+        for section, defaults in (("attribution", ATTRIBUTION_DEFAULTS), ("tuned_lens", TUNED_LENS_DEFAULTS)):
+            if section in config:
+                own = config[section]
+                inputs = {**defaults["inputs"], **own.get("inputs", {})}
+                self.config[section] = {**defaults, **own, "inputs": inputs}
         if "probes" in config:
             tasks = [*PROBES_OF_STRUCTURES] if "structures" in config else []
             tasks += ["homology"] if "families" in config["probes"] else []
@@ -575,6 +587,7 @@ class Study:
         lines += self._check_geometry()
         lines += self._check_choices()
         lines += self._check_section("attribution", found)
+        lines += self._check_section("tuned_lens", found, has_size=False)
         seen = set()
         for null in self.config["nulls"]:
             key = (null["null_model"], null["seed"])
@@ -616,7 +629,7 @@ class Study:
             lines.append("fitness.conditions: seq_struct needs a section structures, and there is none")
         return lines
 
-    def _check_section(self, section: str, found: list[str]) -> list[str]:
+    def _check_section(self, section: str, found: list[str], *, has_size: bool = True) -> list[str]:
         """Return what is wrong with the models and the size of an optional section; ``found``: models that failed."""
         own = self.config.get(section, {})
         lines = []
@@ -626,7 +639,7 @@ class Study:
                 hint = f"did you mean {close[0]!r}?" if close else f"its models: {_list(self.models)}"
                 lines.append(f"{section}.models: no model {model!r} in this study; {hint}")
         largest = max(dataset["size"] for dataset in self.datasets.values())
-        if own.get("size", 0) > largest:
+        if has_size and own.get("size", 0) > largest:
             lines.append(
                 f"{section}.size: {own['size']} proteins, but the largest data set has {largest}; expected at most as "
                 "many"

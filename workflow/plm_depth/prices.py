@@ -615,3 +615,42 @@ def probes(study: Study) -> Iterator[Price]:
             memory_bytes=process_bytes(study, name),
             device_bytes=device_bytes(study, name),
         )
+
+
+@priced("fit_tuned_lens")
+def tuned_lens(study: Study) -> Iterator[Price]:
+    """Price translators: a pass a protein and step, the head of every layer there and back, and the evaluation."""
+    section = study.config.get("tuned_lens")
+    if section is None:
+        return
+    n_networks = 1 + len(study.nulls_in("tuned_lens"))
+    for dataset in study.datasets:
+        length = length_of(study, dataset)
+        for name in study.models_in("tuned_lens", dataset):
+            if sizes_of(study, name) is None:
+                continue
+            entry, size = study.models[name], size_of(study, name)
+            views = views_of(entry["objective"], study.inputs_in("tuned_lens", entry["objective"]))
+            cost, bytes_ = Cost(), 0.0
+            for view in views if FAMILIES[entry["family"]].tokens_are_residues else ():
+                reads, layers = n_read(view, length), size.n_blocks + 1
+                # The head and the translator there and back: three times as much as there alone.
+                n_fitted = section["steps"] * section["batch"] / len(views)
+                cost += forward_cost(size, length + 2, n_reads=reads, n_layers_read=3 * layers) * n_fitted
+                cost += Cost(flops=6.0 * n_fitted * reads * size.n_blocks * size.d_model**2)
+                cost += forward_cost(size, length + 2, n_reads=reads, n_layers_read=2 * layers) * section["size"]
+                bytes_ += 2 * section["size"] * reads * (layers * VOCABULARY * 4 + KEY_BYTES)
+            weights = 4 * size.n_blocks * size.d_model * (size.d_model + 1)
+            yield Price(
+                "fit_tuned_lens",
+                f"{_results(study)}/tuned/{dataset}/{name}/tuned.parquet",
+                name,
+                cost * n_networks,
+                itemsize(entry),
+                disk_bytes=n_networks * (bytes_ + weights),
+                memory_bytes=process_bytes(study, name) + (n_networks + 4) * weights,
+                # Weights, gradients and both moments of Adam; the states of all layers at the read positions.
+                device_bytes=device_bytes(study, name)
+                + 4 * weights
+                + 4.0 * section["batch"] * length * size.n_blocks * size.d_model,
+            )

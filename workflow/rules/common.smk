@@ -18,6 +18,7 @@ from plm_depth.activations import (
     EFFECTS_VERSION,
     EMBED_VERSION,
     FITNESS_VERSION,
+    TUNED_LENS_VERSION,
 )
 from plm_depth.activations import VERSION as EXTRACTION
 from plm_depth.code_digest import code_of
@@ -57,6 +58,7 @@ FITNESS = study.config.get("fitness")
 # Tables of effective depths by model (schema SUMMARY), and the section of the config that each needs, if any.
 SUMMARIES = {"summary": None, "ablation_summary": "ablation"}
 ATTRIBUTION = study.config.get("attribution")
+TUNED_LENS = study.config.get("tuned_lens")
 PROBES = study.config.get("probes")
 # Figures that need a section of the config, and the tables that a figure reads beside profiles and summaries.
 SECTION_OF_FIGURE = {
@@ -77,6 +79,7 @@ SECTION_OF_FIGURE = {
     "gate_attribution": "attribution",
     "attribution_map": "attribution",
     "erasure": "attribution",
+    "tuned_lens": "tuned_lens",
     "probes": "probes",
     "contacts": "probes",
 }
@@ -103,6 +106,7 @@ MORE_TABLES_OF_FIGURE = {
     "gate_attribution": ["attributions"],
     "attribution_map": ["attribution_maps"],
     "erasure": ["attributions"],
+    "tuned_lens": ["tuned_lenses"],
 }
 # Figures that need a method of the section.
 METHOD_OF_FIGURE = {
@@ -583,6 +587,7 @@ def tables_of_figure(figure):
             "attribution",
             "attribution/{dataset}/{model}.example.parquet",
         ),
+        "tuned_lenses": ("tuned_lens", "tuned_lens/{dataset}/{model}.parquet"),
     }
     per_dataset = {
         "verdicts": "verdicts/{dataset}.parquet",
@@ -687,6 +692,11 @@ def figures_of_the_study():
             f"{RESULTS}/attribution/{dataset}/{model}.parquet"
             for dataset in study.datasets
             for model in study.models_in("attribution", dataset)
+        ),
+        *(
+            f"{RESULTS}/tuned_lens/{dataset}/{model}.parquet"
+            for dataset in study.datasets
+            for model in study.models_in("tuned_lens", dataset)
         ),
         *expand(
             f"{RESULTS}/structures/{{table}}.parquet",

@@ -6,23 +6,24 @@ import polars as pl
 import pytest
 from matplotlib.patches import Rectangle
 
-from plm_depth.figures import attribution_map, door, erasure, gate_attribution, select
+from plm_depth.figures import attribution_map, door, erasure, gate_attribution, select, tuned_lens
 from plm_depth.figures.select import FigureError, replace
 from plm_depth.figures.style import RC
 from plm_depth.randomness import generator
-from plm_depth.tables import ATTRIBUTION, ATTRIBUTION_MAP, write_table
+from plm_depth.tables import ATTRIBUTION, ATTRIBUTION_MAP, PROFILE, write_table
 from unit.figures import invented
 from unit.figures.test_figures import words_of
 
 MODELS = (invented.MINI[0], invented.MINI[3], invented.MINI[4])  # masked with 4 blocks, autoregressive 8, diffusion 4
-STAGES = [gate_attribution.STAGE, attribution_map.STAGE, erasure.STAGE]
+STAGES = [gate_attribution.STAGE, attribution_map.STAGE, erasure.STAGE, tuned_lens.STAGE]
+TABLE_OF = {"attribution_map": ("attribution_maps", "map"), "tuned_lens": ("tuned_lenses", "tuned")}
 N_RESIDUES = 7
 
 
 def write(model, folder):
     """Write invented tables of one model: all inputs, so that a figure that selects the wrong ones shows others."""
     random = generator("attribution", model.model)
-    rows, cells = [], []
+    rows, cells, lenses = [], [], []
     for direction, noise_t in invented.INPUTS[model.objective]:
         view = {
             "model_id": model.model,
@@ -43,6 +44,15 @@ def write(model, folder):
             wanted += [("gate", "logp", "depth_score", [-1])]
             for kind in ("erase_position", "erase_prefix"):
                 wanted += [(kind, "l2", "mean", range(model.n_blocks + 1)), (kind, "l2", "erasure_depth", [-1])]
+            kinds = [("kl_lf", vocab, layer) for vocab in ("aa20", "full") for layer in range(model.n_blocks + 1)]
+            for lens in ("tuned", "logit"):
+                for quantity, vocab, layer in [*kinds, ("kl_bg", "aa20", -1)]:
+                    value = random.random() * (layer < model.n_blocks)
+                    lenses.append(
+                        {**network, "table": "tuned_lens", "pos_class": lens, "quantity": quantity, "vocab": vocab,
+                         "layer": layer, "aggregate": "mean", "value": value, "ci_lo": value * 0.9,
+                         "ci_hi": value * 1.1, "n_seq": 48, "n_cluster": 40, "n_boot": 2000, "n_nan": 0}
+                    )  # fmt: skip
             for kind, target, quantity, layers in wanted:
                 for layer in layers:
                     value = random.normal() if kind == "gate" else random.random() * (layer < model.n_blocks)
@@ -58,7 +68,8 @@ def write(model, folder):
                      "object": "gate", "target": "logp", "vocab": "aa20", "layer": layer, "position": position,
                      "value": random.normal(), "completeness_err": 0.001}
                 )  # fmt: skip
-    for name, schema, own in (("attribution", ATTRIBUTION, rows), ("map", ATTRIBUTION_MAP, cells)):
+    tables = ("attribution", ATTRIBUTION, rows), ("map", ATTRIBUTION_MAP, cells), ("tuned", PROFILE, lenses)
+    for name, schema, own in tables:
         path = folder / f"{model.model}.{name}.parquet"
         write_table({column: [row[column] for row in own] for column in schema.names}, schema, path)
 
@@ -77,6 +88,7 @@ def study(folder):
     tables = {
         "attributions": sorted(folder.glob("*.attribution.parquet")),
         "attribution_maps": sorted(folder.glob("*.map.parquet")),
+        "tuned_lenses": sorted(folder.glob("*.tuned.parquet")),
     }
     return door.read_study(folder / "models.json", tables)
 
@@ -101,7 +113,7 @@ def test_figures_show_the_measured_models_at_primary_inputs_only(stage, study):
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 def test_figures_through_the_door_are_the_same_twice(stage, folder, tmp_path):
-    kind, ending = ("attribution_maps", "map") if stage is attribution_map.STAGE else ("attributions", "attribution")
+    kind, ending = TABLE_OF.get(stage.name, ("attributions", "attribution"))
     tables = [str(path) for path in sorted(folder.glob(f"*.{ending}.parquet"))]
     pictures = []
     for number in range(2):
@@ -193,3 +205,27 @@ def test_a_study_of_erasures_of_residues_alone_is_drawn(study):
     numbers, figure = picture(erasure.STAGE, replace(study, attributions=rows))
     assert set(numbers["quantity"]) == {erasure.POSITION.name}
     assert "before a point" not in words_of(figure)
+
+
+def test_the_tuned_lens_is_solid_and_the_logit_lens_dotted(study):
+    numbers, figure = picture(tuned_lens.STAGE, study)
+    rows = study.tuned_lenses
+    for axes, model in zip(figure.axes, MODELS, strict=True):
+        for style, lens in (("-", "tuned"), ("--", "logit")):  # matplotlib calls every pattern of dashes "--"
+            own = rows.filter(
+                (pl.col("model_id") == model.model) & (pl.col("null_model") == "trained")
+                & (pl.col("pos_class") == lens) & (pl.col("quantity") == "kl_lf")
+            ).sort("layer")["value"].to_list()[:-1]  # fmt: skip
+            drawn = [line for line in axes.lines if list(line.get_ydata()) == own]
+            assert [line.get_linestyle() for line in drawn] == [style], lens
+    words = words_of(figure).replace("\N{NO-BREAK SPACE}", " ")
+    assert "composition" in words and "trained, logit lens" in words
+    assert (numbers["layer"].drop_nulls() < numbers.filter(pl.col("layer").is_not_null())["n_blocks"]).all()
+
+
+def test_a_lens_that_is_missing_is_refused(study):
+    rows = study.tuned_lenses
+    with pytest.raises(FigureError, match=r"kl_lf \(logit\)"):
+        tuned_lens.numbers(replace(study, tuned_lenses=rows.filter(pl.col("pos_class") == "tuned")))
+    with pytest.raises(FigureError, match="at least one model"):
+        tuned_lens.numbers(select.Study(study.models))

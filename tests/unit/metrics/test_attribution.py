@@ -254,6 +254,13 @@ def test_the_bars_of_a_toy_add_up_to_what_all_blocks_add(tmp_path):
     np.testing.assert_allclose(sum(signed), values(table, "gained")[0], rtol=0.05, atol=0.01)
 
 
+def test_a_model_without_residue_tokens_has_empty_tables(tmp_path):
+    adapter = toy(n_blocks=2)
+    adapter.tokens_are_residues = False
+    table = from_toy(tmp_path, adapter, proteins(2), [View("none", 0.3, 0)])
+    assert table.is_empty() and read_table(tmp_path / "e.parquet", ATTRIBUTION_MAP).num_rows == 0
+
+
 def test_shards_do_not_matter(tmp_path):
     adapter, sequences = toy(n_blocks=2, objective="diffusion"), proteins(4)
     views = [View("none", 0.3, 0), View("none", 0.7, 0)]

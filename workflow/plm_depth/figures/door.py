@@ -3,7 +3,7 @@
     python -m plm_depth.figures.<figure> --profiles P... --summaries P... --losses P... --skips P... --verdicts P...
         --geometries P... --pairs P... --ablations P... --fitness P... --fitness_summaries P... --probes P...
         --depths P... --taus P...
-        --attributions P... --attribution_maps P...
+        --attributions P... --attribution_maps P... --tuned_lenses P...
         --models JSON --svg P --csv P --html P
 
 Every figure takes all options and reads only what it needs.
@@ -63,6 +63,7 @@ TABLES = {
     "taus": DEPTH_TAU,
     "attributions": ATTRIBUTION,
     "attribution_maps": ATTRIBUTION_MAP,
+    "tuned_lenses": PROFILE,
 }
 # Inputs follow from the scorer (``figures.fitness`` chooses rows), or are clean ones (``figures.probed``).
 AT_OWN_INPUTS = ("fitness", "fitness_summaries", "probes")

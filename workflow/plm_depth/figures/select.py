@@ -140,6 +140,7 @@ class Study:
         taus: DEPTH_TAU rows.
         attributions: ATTRIBUTION rows at primary inputs.
         attribution_maps: ATTRIBUTION_MAP rows at primary inputs.
+        tuned_lenses: PROFILE rows of the tuned lens and of the logit lens beside it, at primary inputs.
     """
 
     models: Sequence[Model]
@@ -158,6 +159,7 @@ class Study:
     taus: pl.DataFrame = field(default_factory=pl.DataFrame)
     attributions: pl.DataFrame = field(default_factory=pl.DataFrame)
     attribution_maps: pl.DataFrame = field(default_factory=pl.DataFrame)
+    tuned_lenses: pl.DataFrame = field(default_factory=pl.DataFrame)
 
 
 def models_of(rows: object) -> list[Model]:
@@ -260,6 +262,7 @@ def primary_rows(table: pl.DataFrame) -> pl.DataFrame:
         kept = kept.filter(
             ((pl.col("table") == "contributions") & (pl.col("pos_class") == "residue"))
             | ((pl.col("table") == "lens") & (pl.col("pos_class") == "logit") & (pl.col("vocab") == "aa20"))
+            | ((pl.col("table") == "tuned_lens") & (pl.col("vocab") == "aa20"))
         )
     return kept.drop("primary_noise")
 
@@ -672,6 +675,35 @@ def attribution_numbers(study: Study, *, wanted: Sequence[Attributed]) -> pl.Dat
                 )
             )
     return _tidy(pl.concat(parts), study.models, [one.name for one in wanted], ["mean"])
+
+
+def tuned_lens_numbers(study: Study, *, quantity: str) -> pl.DataFrame:
+    """Return one quantity of the tuned and of the logit lens of every measured model, and kl_bg (``NUMBERS``).
+
+    The column ``aggregate`` says "tuned lens" or "logit lens"; rows of kl_bg have no layer.
+
+    Raises:
+        FigureError: no model was measured, a model lacks a lens or a layer, or a row stands twice.
+    """
+    models = measured_models(study.models, study.tuned_lenses)
+    if not models:
+        raise FigureError("tuned_lenses: no rows at primary inputs; fit at least one model (tuned_lens: models)")
+    parts = []
+    for model in models:
+        rows = _rows_of(study.tuned_lenses, model, what="tuned_lenses").filter(pl.col("aggregate") == "mean")
+        for lens in ("tuned", "logit"):
+            own = rows.filter((pl.col("quantity") == quantity) & (pl.col("pos_class") == lens))
+            _check_profile(own, model, f"{quantity} ({lens})", range(model.n_blocks + 1))
+            parts.append(own.with_columns(aggregate=pl.lit(f"{lens} lens")))
+        background = rows.filter((pl.col("quantity") == "kl_bg") & (pl.col("pos_class") == "tuned"))
+        parts.append(background.with_columns(aggregate=pl.lit("tuned lens")))
+    layer = pl.col("layer").cast(pl.Float64)
+    rows = pl.concat(parts).with_columns(
+        parameter=pl.lit(math.nan),
+        relative_depth=pl.when(layer < 0).then(math.nan).otherwise(layer / pl.col("n_blocks")),
+        layer=pl.when(layer >= 0).then(pl.col("layer").cast(pl.Int64)),
+    )
+    return _tidy(rows, study.models, [quantity, "kl_bg"], ["tuned lens", "logit lens"])
 
 
 def statistic_name(stat: str, profile: str) -> str:

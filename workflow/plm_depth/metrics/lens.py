@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from plm_depth.metrics.groups import Groups, Shard, dictionary, read_groups
 from plm_depth.progress import Progress, start_log
-from plm_depth.tables import AMINO_ACIDS, LENS_KEYS, LENS_SEQ, TableError, TableWriter
+from plm_depth.tables import AMINO_ACIDS, LENS_KEYS, LENS_SEQ, TableError, TableWriter, as_table
 
 LOG = logging.getLogger("metrics.lens")
 
@@ -186,8 +186,13 @@ class _Vocabulary:
     of_amino_acid: np.ndarray
 
 
-def lens(paths: Sequence[str | Path], output: str | Path) -> int:
+def lens(paths: Sequence[str | Path], output: str | Path, *, name: str = "logit") -> int:
     """Write the LENS_SEQ table of one model from the lens logits of all its shards; return its number of rows.
+
+    Args:
+        name: of the lens, "logit" or "tuned"; clean inputs, read at visible residues, are "copy". Where the logits tell
+            the composition of residues that nothing was computed from (``background``), its divergence from the last
+            layer stands beside them (quantity kl_bg, layer -1).
 
     Rows stand by layer, from the last to the first, then the settling rows (layer -1); within a layer by vocabulary,
     quantity and group: null model, view and protein. One layer of one shard is in memory at a time, besides the last
@@ -211,17 +216,45 @@ def lens(paths: Sequence[str | Path], output: str | Path) -> int:
             collected = _Collected(groups, LAYER_QUANTITIES)
             for state in states:
                 _add_layer(collected, state, layer, vocabularies, n_blocks)
-            writer.append(collected.rows(layer, lenses))
+            writer.append(collected.rows(layer, lenses, name))
             progress.advance()
         collected = _Collected(groups, SETTLE_QUANTITIES)
         for state in states:
             for number, vocabulary in enumerate(VOCABULARIES):
                 values = state.settling[vocabulary].first.astype(np.float64)
                 collected.add(number, values, state)
-        writer.append(collected.rows(-1, lenses))
+        parts = [collected.rows(-1, lenses, name)]
+        if "background" in groups.constants:
+            collected = _Collected(groups, ("kl_bg",))
+            for state in states:
+                for number, values in enumerate(_from_background(state, vocabularies, groups.constants["background"])):
+                    collected.add(number, values[None], state)
+            parts.append(collected.rows(-1, lenses, name))
+        # One part a layer: readers take the rows of a layer together.
+        writer.append(pa.concat_tables([as_table(part, LENS_SEQ) for part in parts]).unify_dictionaries())
     progress.finish()
     LOG.info(f"{writer.n_rows} rows")
     return writer.n_rows
+
+
+def _from_background(
+    state: "_State", vocabularies: Mapping[str, "_Vocabulary"], background: Sequence[float]
+) -> list[np.ndarray]:
+    """Return KL(background || last layer) of every vocabulary at every read position, (n_positions,) each, in nats."""
+    shares = np.asarray(background, np.float64)
+    present = shares > 0
+    own = float((shares[present] * np.log(shares[present])).sum())
+    found = []
+    for name in VOCABULARIES:
+        vocabulary = vocabularies[name]
+        values = np.empty(len(state.shard.order))
+        for start in range(0, len(values), ROWS_AT_ONCE):
+            part = slice(start, start + ROWS_AT_ONCE)
+            log_p = read_out(state.final[vocabulary.columns, part].astype(np.float64)).log_p
+            of_residues = log_p[vocabulary.of_amino_acid]
+            values[part] = own - (shares[present, None] * of_residues[present]).sum(0)
+        found.append(_divergence(values, "KL(background || final)"))
+    return found
 
 
 def _vocabularies(shard: Shard) -> dict[str, _Vocabulary]:
@@ -331,7 +364,7 @@ class _Collected:
             counts = np.bincount(place, minlength=self.groups.n_groups * N_RANKS).reshape(-1, N_RANKS)
             self.ranks[vocabulary] += counts.astype(np.int32)
 
-    def rows(self, layer: int, lenses: np.ndarray) -> dict[str, object]:
+    def rows(self, layer: int, lenses: np.ndarray, name: str) -> dict[str, object]:
         n_quantities, n_groups = len(self.quantities), self.groups.n_groups
         vocabulary, quantity, group = (x.ravel() for x in np.indices((len(VOCABULARIES), n_quantities, n_groups)))
         ranks = np.zeros((len(VOCABULARIES), n_quantities, n_groups, N_RANKS), np.int32)
@@ -340,7 +373,7 @@ class _Collected:
         return {
             **self.groups.columns(group),
             "layer": np.full(len(group), layer, np.int16),
-            "lens": dictionary(("logit", "copy"), lenses[group]),
+            "lens": dictionary((name, "copy"), lenses[group]),
             "vocab": dictionary(VOCABULARIES, vocabulary),
             "quantity": dictionary(self.quantities, quantity),
             **{name: column.ravel() for name, column in self.columns.items()},

@@ -1,0 +1,97 @@
+"""Tuned against logit lens (C5): both at the same positions of the same proteins, with cluster-bootstrap intervals.
+
+The quantities are those of ``plm_depth.metrics.lens``, in a table like PROFILE whose rows say ``tuned_lens`` and whose
+``pos_class`` is the lens: tuned or logit. ``kl_bg`` (layer -1) is the divergence of the composition of the residues
+from the last layer: what a layer reaches that knows nothing of the protein.
+"""
+
+import argparse
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from plm_depth.metrics.bootstrap import Bootstrap
+from plm_depth.metrics.corpus import DIFFUSION_GRID, over_noise, parts_of, read_clusters
+from plm_depth.metrics.lens import lens
+from plm_depth.metrics.profile import numbers_option, profile_rows, sorted_rows
+from plm_depth.progress import start_log
+from plm_depth.tables import COMMON, PROFILE, TableError, write_table
+
+LOG = logging.getLogger("metrics.tuned_lens")
+
+
+def tuned_lens(
+    tuned: Sequence[str | Path],
+    logit: Sequence[str | Path],
+    clusters: str | Path,
+    output: str | Path,
+    sequences: str | Path,
+    *,
+    grid: Sequence[float] = DIFFUSION_GRID,
+    n_boot: int = 2000,
+    seed: int = 1,
+) -> int:
+    """Write the profiles of both lenses and the LENS_SEQ table of the tuned one; return the rows of the profiles.
+
+    Args:
+        tuned, logit: read-outs of ``activations.tuned_lens``, with and without translators.
+        clusters: the CLUSTERS table of the data set.
+        output, sequences: the two tables.
+        grid: noise levels whose mean a diffusion model gets as noise_t -1.
+        n_boot, seed: resamples of the clusters, the same for every model of a data set.
+    Raises:
+        TableError: damaged tables, a protein without a cluster, a noise level without data.
+    """
+    bootstrap = Bootstrap.of(read_clusters(clusters), n_boot=n_boot, seed=seed)
+    parts = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, paths, table in (("tuned", tuned, sequences), ("logit", logit, Path(folder) / "logit.parquet")):
+            lens(paths, table, name=name)
+            for part in parts_of([table], table="lens", bootstrap=bootstrap):
+                over = over_noise(part, grid)
+                parts += [profile_rows(found, bootstrap) for found in (part, over) if found is not None]
+    if not parts:
+        LOG.warning("nothing was read out; the table is empty")
+        return write_table({name: np.empty(0) for name in PROFILE.names}, PROFILE, output)
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    columns["mask_draw"] = np.full(len(columns["layer"]), -1)
+    columns["table"] = np.full(len(columns["layer"]), "tuned_lens")
+    columns = sorted_rows(columns, (*COMMON, "table", "quantity", "pos_class", "vocab", "layer", "aggregate"))
+    n_rows = write_table(columns, PROFILE, output, seed=seed, resamples=n_boot)
+    LOG.info(f"{n_rows} rows")
+    return n_rows
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the stage from the command line; see the module."""
+    parser = argparse.ArgumentParser(prog="python -m plm_depth.metrics.tuned_lens", description=__doc__.split("\n")[0])
+    parser.add_argument("--tuned", nargs="+", required=True, help="translated read-outs")
+    parser.add_argument("--logit", nargs="+", required=True, help="the same without translators")
+    parser.add_argument("--clusters", required=True, help="CLUSTERS table of the data set")
+    parser.add_argument("--grid", type=numbers_option, default=list(DIFFUSION_GRID), help="noise levels to average")
+    parser.add_argument("--resamples", type=int, default=2000, help="bootstrap resamples of the clusters")
+    parser.add_argument("--seed", type=int, default=1, help="of the resamples; the same for every model")
+    parser.add_argument("--output", required=True, help="the profiles of both lenses (PROFILE)")
+    parser.add_argument("--sequences", required=True, help="the LENS_SEQ table of the tuned lens")
+    options = parser.parse_args(argv)
+    start_log(LOG.name)
+    try:
+        tuned_lens(
+            options.tuned,
+            options.logit,
+            options.clusters,
+            options.output,
+            options.sequences,
+            grid=options.grid,
+            n_boot=options.resamples,
+            seed=options.seed,
+        )
+    except (TableError, ValueError) as error:
+        raise SystemExit(f"metrics.tuned_lens: {error}") from None
+
+
+if __name__ == "__main__":
+    main()
