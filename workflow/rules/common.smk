@@ -635,6 +635,9 @@ def has_tables(figure, dataset):
     """Return whether a data set has any table that a figure is drawn from."""
     if figure == "training_loss":
         return bool(set(TRAINED_HERE) & set(study.models_of(dataset)))
+    if figure == "conditions":
+        models = study.models_of(dataset)
+        return any(len(study.conditions_of(dataset, model)) > 1 for model in models)
     if figure == "layer_maps":
         return bool(study.geometry_pairs(dataset))
     section = SECTION_OF_FIGURE.get(figure)

@@ -24,6 +24,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from plm_depth import json_text
+from plm_depth.conditions import CONDITIONS
 from plm_depth.figures.number_table import as_csv, as_html
 from plm_depth.figures.select import FigureError, Model, Study, clean_rows, models_of, primary_rows, with_depths
 from plm_depth.figures.style import RC
@@ -47,6 +48,7 @@ from plm_depth.tables import (
     replacing,
 )
 
+CONDITION_WORDS = {"seq": "sequence", "seq_struct": "with structure", "struct": "structure alone"}
 TABLES = {
     "profiles": PROFILE,
     "summaries": SUMMARY,
@@ -80,6 +82,8 @@ class FigureStage:
         numbers: from a study to everything that is drawn: ``select.NUMBERS``, or at least model, quantity and value.
         draw: from these numbers and the models to the picture; it sees nothing else.
         is_of_residues: whether it shows read-outs of residues; models whose tokens hold several are then left out.
+        is_by_condition: whether every model stands once for each of several conditions that it was measured under, by
+            the name "model condition"; models with one condition are left out.
     """
 
     name: str
@@ -88,6 +92,7 @@ class FigureStage:
     numbers: Callable[[Study], pl.DataFrame]
     draw: Callable[[pl.DataFrame, Sequence[Model]], Figure]
     is_of_residues: bool = False
+    is_by_condition: bool = False
 
 
 def run(stage: FigureStage, argv: Sequence[str] | None = None) -> None:
@@ -99,7 +104,8 @@ def run(stage: FigureStage, argv: Sequence[str] | None = None) -> None:
     options = _parser(stage).parse_args(argv)
     log = start_log(f"figures.{stage.name}")
     try:
-        study = read_study(options.models, {name: getattr(options, name) for name in stage.reads})
+        tables = {name: getattr(options, name) for name in stage.reads}
+        study = read_study(options.models, tables, is_by_condition=stage.is_by_condition)
         if stage.is_of_residues:
             study = of_residues(study, log)
         numbers = stage.numbers(study)
@@ -122,12 +128,13 @@ def _parser(stage: FigureStage) -> argparse.ArgumentParser:
     return parser
 
 
-def read_study(models: Path, tables: Mapping[str, Sequence[Path]]) -> Study:
+def read_study(models: Path, tables: Mapping[str, Sequence[Path]], *, is_by_condition: bool = False) -> Study:
     """Return models and tables of a study, the tables at primary inputs.
 
     Args:
         models: the file of models, JSON.
         tables: paths by kind, keys of ``TABLES``; every kind needs at least one.
+        is_by_condition: see ``FigureStage``.
     Raises:
         FigureError: the file of models is not what it should be, no table of a kind was given, or a table holds a
             model that is not listed.
@@ -143,10 +150,40 @@ def read_study(models: Path, tables: Mapping[str, Sequence[Path]]) -> Study:
     for name, paths in tables.items():
         if not paths:
             raise FigureError(f"--{name} is empty, but this figure is drawn from them; give all tables of the study")
-        is_primary = name not in AT_OWN_INPUTS
+        is_primary = name not in AT_OWN_INPUTS and not is_by_condition
         read[name] = pl.concat([_read(path, TABLES[name], listed, is_primary=is_primary) for path in paths])
     with_sizes = [table for table in read.values() if "n_blocks" in table.columns]
-    return Study(models=with_depths(listed, with_sizes), **read)
+    study = Study(models=with_depths(listed, with_sizes), **read)
+    return by_condition(study, list(read)) if is_by_condition else study
+
+
+def by_condition(study: Study, tables: Sequence[str]) -> Study:
+    """Return a study whose models are those of another one under each of their conditions; see ``FigureStage``.
+
+    Args:
+        tables: names of the tables, with rows at all inputs.
+    Raises:
+        FigureError: no model was measured under another condition than "seq".
+    """
+    found: dict[str, list[pl.DataFrame]] = {name: [] for name in tables}
+    models: dict[tuple[str, str], Model] = {}
+    for name in tables:
+        table = getattr(study, name)
+        measured = table.select("model_id", "condition").unique()
+        several = measured.group_by("model_id").len().filter(pl.col("len") > 1)["model_id"].to_list()
+        for condition in CONDITIONS:
+            rows = primary_rows(table.filter(pl.col("model_id").is_in(several)), condition)
+            found[name].append(rows.with_columns(model_id=pl.col("model_id") + f" {condition}"))
+            for model in study.models:
+                if f"{model.model} {condition}" in found[name][-1]["model_id"]:
+                    shown = f"{model.display_name}, {CONDITION_WORDS[condition]}"
+                    models[model.model, condition] = replace(
+                        model, model=f"{model.model} {condition}", display_name=shown
+                    )
+    if not models:
+        raise FigureError("no model was measured under a condition with structure; leave this figure out of `figures`")
+    in_order = [models[m.model, c] for m in study.models for c in CONDITIONS if (m.model, c) in models]
+    return replace(study, models=in_order, **{name: pl.concat(parts) for name, parts in found.items()})
 
 
 def of_residues(study: Study, log: logging.Logger) -> Study:

@@ -228,8 +228,11 @@ def with_depths(models: Sequence[Model], tables: Sequence[pl.DataFrame]) -> list
     return found
 
 
-def primary_rows(table: pl.DataFrame) -> pl.DataFrame:
+def primary_rows(table: pl.DataFrame, condition: str = "seq") -> pl.DataFrame:
     """Return the rows of PROFILE, SUMMARY or SKIP at primary inputs, of trained and untrained networks, in their order.
+
+    Args:
+        condition: what the models are shown.
 
     Rows of the table ``contributions`` are kept for all residues, those of ``lens`` for the aa20 read-out at hidden or
     next residues; both only where the table has these columns.
@@ -250,7 +253,7 @@ def primary_rows(table: pl.DataFrame) -> pl.DataFrame:
     )
     kept = table.join(chosen, on="model_id", how="left", maintain_order="left").filter(
         pl.col("null_model").is_in([TRAINED, UNTRAINED])
-        & (pl.col("condition") == "seq")
+        & (pl.col("condition") == condition)
         & (pl.col("readout") != "struct")
         & (
             ((pl.col("objective") == "ar") & (pl.col("direction") == "n2c"))
