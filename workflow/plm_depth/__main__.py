@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from plm_depth import __version__, digest
+from plm_depth import __version__, choose, digest
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,6 +34,14 @@ def parser() -> argparse.ArgumentParser:
     )
     digest.add_options(digest_parser)
 
+    choose_parser = commands.add_parser(
+        "choose",
+        help="which layer of a model serves a table of labels",
+        description="Fit a probe on every layer, recommend the shallowest that is as good as the best, say how far to "
+        "trust that, and on request write the checkpoint that ends there.",
+    )
+    choose.add_options(choose_parser)
+
     commands.add_parser(
         "resume",
         add_help=False,
@@ -50,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return resume.main(arguments[1:])
     options = parser().parse_args(arguments)
+    if options.command == "choose":
+        return choose.run(options)
     if options.command == "digest":
         return digest.run(options.paths, keys=options.keys)
     from plm_depth.models.verify import run
