@@ -318,7 +318,7 @@ DEPTHS = _schema(
     "effective depth of one model by one definition (metrics I), at its primary input",
     **COMMON,
     definition=(_cat, "what it is, its profile and its parameter; see plm_depth.metrics.depths"),
-    index=(_cat, "number of the definition, I1 to I10"),
+    index=(_cat, "number of the definition, I1 to I10, or E3"),
     kind=(_cat, "where: a relative depth, 0 the embedding, 1 the last layer; amount: the share of the depth in use"),
     value=(_f64, "0 to 1"),
     ci_lo=(_f64, "2.5th percentile of the cluster bootstrap"),

@@ -56,7 +56,11 @@ GEOMETRY = study.config.get("geometry")
 ABLATION = study.config.get("ablation")
 FITNESS = study.config.get("fitness")
 # Tables of effective depths by model (schema SUMMARY), and the section of the config that each needs, if any.
-SUMMARIES = {"summary": None, "ablation_summary": "ablation"}
+SUMMARIES = {
+    "summary/{dataset}/{model}.parquet": None,
+    "ablation_summary/{dataset}/{model}.parquet": "ablation",
+    "fitness/summary/{model}.parquet": "fitness",
+}
 ATTRIBUTION = study.config.get("attribution")
 TUNED_LENS = study.config.get("tuned_lens")
 PROBES = study.config.get("probes")
@@ -374,7 +378,7 @@ def per_variant(table):
 def all_summaries(wildcards):
     """Return the tables of effective depths of every model of a data set that this study makes."""
     return [
-        f"{RESULTS}/{table}/{wildcards.dataset}/{model}.parquet"
+        f"{RESULTS}/{table.format(dataset=wildcards.dataset, model=model)}"
         for table, section in SUMMARIES.items()
         for model in (
             study.models_in(section, wildcards.dataset)
@@ -382,6 +386,23 @@ def all_summaries(wildcards):
             else study.models_of(wildcards.dataset)
         )
     ]
+
+
+def further_depths(wildcards):
+    """Return the other tables that hold effective depths, by the option that takes them."""
+    kinds = {
+        "skips": ("effects", "skip/{dataset}/{model}.parquet"),
+        "attributions": ("attribution", "attribution/{dataset}/{model}.parquet"),
+        "probes": ("probes", "probes/{model}.parquet"),
+    }
+    tables = {
+        kind: [
+            f"{RESULTS}/{path.format(dataset=wildcards.dataset, model=model)}"
+            for model in study.models_in(section, wildcards.dataset)
+        ]
+        for kind, (section, path) in kinds.items()
+    }
+    return {kind: paths for kind, paths in tables.items() if paths}
 
 
 def stream_of(model):

@@ -107,11 +107,8 @@ rule summarise_depth:
 rule gather_depths:
     """Every definition of effective depth of every model, and whether they order the models alike."""
     input:
+        unpack(further_depths),
         summaries=all_summaries,
-        skips=lambda wc: expand(
-            f"{RESULTS}/skip/{wc.dataset}/{{model}}.parquet",
-            model=study.models_of(wc.dataset) if EFFECTS else [],
-        ),
     output:
         depths=f"{RESULTS}/depths/{{dataset}}/depths.parquet",
         tau=f"{RESULTS}/depths/{{dataset}}/tau.parquet",
@@ -125,8 +122,10 @@ rule gather_depths:
         mem_mb=growing(4000),
         runtime=growing(20),
     params:
-        skips=lambda wc, input: ["--skips", *input.skips] if input.skips else [],
+        further=lambda wc, input: options_of(
+            (kind, paths) for kind, paths in input.items() if kind != "summaries"
+        ),
         code=code_of("metrics.depths"),
     shell:
-        "python -m plm_depth.metrics.depths --summaries {input.summaries:q} {params.skips:q} --depths {output.depths:q}"
+        "python -m plm_depth.metrics.depths --summaries {input.summaries:q} {params.further:q} --depths {output.depths:q}"
         " --tau {output.tau:q} > {log:q} 2>&1"

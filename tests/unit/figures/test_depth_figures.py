@@ -1,7 +1,6 @@
 """Figures of effective depths: the numbers are the tables', all definitions have words, pictures are the numbers."""
 
 import math
-import re
 from pathlib import Path
 
 import matplotlib
@@ -10,7 +9,7 @@ import polars as pl
 import pytest
 
 from plm_depth.figures import depth_agreement, depth_definitions, door, select
-from plm_depth.figures.depth_definitions import NOT_DRAWN, shown_of, words_of
+from plm_depth.figures.depth_definitions import shown_of, words_of
 from plm_depth.figures.select import FigureError, replace
 from plm_depth.figures.style import RC
 from plm_depth.metrics import depths
@@ -29,7 +28,7 @@ def write_depths(models, folder: Path) -> dict[str, list[Path]]:
     """Write the tables of depths of models, from invented summaries and with some of skip effects added."""
     summaries = [invented.write_summary(m, folder / f"{m.model}.summary.parquet") for m in models]
     files = {"depths": [folder / "depths.parquet"], "taus": [folder / "tau.parquet"]}
-    depths.write(summaries, [], files["depths"][0], files["taus"][0])
+    depths.write(summaries, files["depths"][0], files["taus"][0])
     found = pl.read_parquet(files["depths"][0]).with_columns(pl.col(pl.Categorical).cast(pl.String))
     some = found.filter(pl.col("definition") == "depth_score rel_u")
     for number, (index, kind, definition) in enumerate(SKIPS):
@@ -60,19 +59,30 @@ def picture(stage, study):
         return numbers, stage.draw(numbers, study.models)
 
 
-def test_every_definition_is_drawn_or_a_variant_of_one_that_is(study):
+def test_every_definition_of_the_summary_is_drawn_or_a_variant_of_one_that_is(study):
     named = {name: words_of(name) for name in study.depths["definition"].unique()}
     silent = {name for name, words in named.items() if words is None}
-    assert all(
-        name.startswith("kl_depth_first") or any(re.fullmatch(pattern, name) for pattern in NOT_DRAWN)
-        for name in silent
-    )
-    assert words_of("kl_depth kl_0 0.5") == "lens KL below 50 % of layer 0"
-    assert words_of("retention_depth exit 0.95") == "exit keeps 95 %"
-    assert words_of("removable_fraction angular 0.9") == "blocks needed for 90 % (angular)"
-    assert words_of("n80 gates") == "80 % of gates"
+    assert {name for name in silent if not name.startswith("kl_depth_first")} == {
+        "depth_score norm_u",
+        "settling kl_lf 0.5",
+    }
     shown = [words for words in named.values() if words is not None]
     assert len(shown) == len(set(shown)), "two definitions have the same words"
+
+
+def test_definitions_have_words_at_one_share_only():
+    assert words_of("kl_depth kl_0 0.5") == "lens KL below 50 % of layer 0"
+    assert words_of("retention_depth nll_background 0.95") == "early exit keeps 95 % of its gain"
+    assert words_of("retention_depth fitness_ar 0.95") == "fitness (ar) keeps 95 % of its gain"
+    assert words_of("removable_fraction angular_nll 0.95") == "blocks needed for 95 % of the gain"
+    assert words_of("n80 gate_logp") == "80 % of gate attributions"
+    assert (
+        words_of("retention_depth probe_ss3_logistic_pca256_accuracy_chance 0.95")
+        == "probe of SS3 keeps 95 % of its gain"
+    )
+    for name in ("retention_depth nll_background 0.9", "retention_depth acc1_layer_0 0.95",
+                 "removable_fraction tail_nll 0.95", "n80 gate_mlp_logp"):  # fmt: skip
+        assert words_of(name) is None
 
 
 def test_places_stand_before_amounts_and_both_by_number():

@@ -10,7 +10,7 @@ from scipy.stats import kendalltau
 
 from plm_depth.metrics.depths import DEFINITIONS, NO_DEPTH, agreement, main, primary, tau_of
 from plm_depth.metrics.summary import statistics_of
-from plm_depth.tables import DEPTH_TAU, DEPTHS, SKIP, SUMMARY, read_table, write_table
+from plm_depth.tables import ATTRIBUTION, DEPTH_TAU, DEPTHS, PROBES, SKIP, SUMMARY, read_table, write_table
 from unit.figures import invented
 
 MODELS = invented.MINI
@@ -172,6 +172,70 @@ def test_a_statistic_that_nobody_knows_is_left_out_and_said(folder, tmp_path, ca
     write_table(columns, SUMMARY, tmp_path / "other" / f"{MODELS[0].model}.summary.parquet")
     found, _ = run(tmp_path / "other", tmp_path, models=MODELS[:1], with_skips=False)
     assert not found["definition"].str.contains("kl_depth |moonshine").any()
+
+
+def test_scores_of_variants_keep_their_own_input(folder, tmp_path):
+    rows = [
+        {**invented._common(MODELS[0], null, seed, "both", -1.0), "stat": stat, "profile": "fitness_mask",
+         "param": param, "value": 0.6, "ci_lo": 0.5, "ci_hi": 0.7, "n_seq": 2, "n_cluster": 2, "n_boot": 100}
+        for null, seed in (("trained", -1), ("randinit", 0), ("shuffle_w", 0))
+        for stat, param in (("retention_depth", 0.95), ("best_layer", np.nan))
+    ]  # fmt: skip
+    write_table({name: [row[name] for row in rows] for name in SUMMARY.names}, SUMMARY, tmp_path / "fitness.parquet")
+    one = str(folder / f"{MODELS[0].model}.summary.parquet")
+    files = tmp_path / "d.parquet", tmp_path / "t.parquet"
+    main(["--summaries", one, str(tmp_path / "fitness.parquet"), "--depths", str(files[0]), "--tau", str(files[1])])
+    found = table_of(files[0], DEPTHS).filter(pl.col("definition").str.contains("fitness"))
+    assert found.select("definition", "null_model", "index").rows() == [
+        ("retention_depth fitness_mask 0.95", "randinit", "I4"),
+        ("retention_depth fitness_mask 0.95", "trained", "I4"),
+    ]
+
+
+def written(rows: list[dict], schema, path: Path) -> str:
+    write_table({name: [row[name] for row in rows] for name in schema.names}, schema, path)
+    return str(path)
+
+
+def test_attributions_and_probes_stand_beside_the_others(folder, tmp_path):
+    gates = [
+        {**invented._common(MODELS[2], null, seed, direction, np.nan), "object": one, "target": target, "vocab": "aa20",
+         "quantity": quantity, "layer": layer, "value": value, "ci_lo": 0.1, "ci_hi": 0.8, "n_seq": 4, "n_cluster": 4,
+         "n_boot": 100, "n_rejected": 0}
+        for null, seed in (("trained", -1), ("shuffle_w", 0))
+        for direction in ("n2c", "c2n")
+        for one, target, quantity, layer, value in (
+            ("gate", "logp", "half_contrast", -1, -0.4),
+            ("gate", "logp", "magnitude", 2, 0.3),
+            ("erase_position", "l2", "erasure_depth", -1, 0.7),
+        )
+    ]  # fmt: skip
+    probes = [
+        {**invented._common(MODELS[2], null, seed, direction, np.nan), "task": "ss3", "space": "pca256",
+         "probe": "logistic", "control": control, "metric": "accuracy", "stat": stat, "layer": -1, "param": 0.95,
+         "floor": "chance", "value": 3.0, "ci_lo": 2.0, "ci_hi": 4.0, "chance": 0.3, "in_plateau": False, "n_rows": 90,
+         "n_seq": 9, "n_cluster": 9, "n_boot": 100}
+        for null, seed, control in (("trained", -1, "none"), ("trained", -1, "perm"), ("randinit", 0, "untrained"))
+        for direction in ("both", "c2n")
+        for stat in ("retention_depth", "best_layer")
+    ]  # fmt: skip
+    files = tmp_path / "d.parquet", tmp_path / "t.parquet"
+    main([
+        "--summaries", str(folder / f"{MODELS[2].model}.summary.parquet"),
+        "--attributions", written(gates, ATTRIBUTION, tmp_path / "gates.parquet"),
+        "--probes", written(probes, PROBES, tmp_path / "probes.parquet"),
+        "--depths", str(files[0]), "--tau", str(files[1]),
+    ])  # fmt: skip
+    found = table_of(files[0], DEPTHS).filter(pl.col("definition").str.contains("gate|position|probe"))
+    probe = "retention_depth probe_ss3_logistic_pca256_accuracy_chance 0.95"
+    columns = ("definition", "index", "null_model", "direction", "value", "ci_lo", "ci_hi")
+    rows = {row[:4]: row[4:] for row in found.select(columns).iter_rows()}
+    assert rows == {
+        ("half_contrast gate_logp", "I9", "trained", "n2c"): pytest.approx((0.3, 0.55, 0.9)),
+        ("erasure_depth position_l2", "E3", "trained", "n2c"): (0.7, 0.1, 0.8),
+        (probe, "I4", "trained", "both"): (0.75, 0.5, 1.0),  # of 4 blocks
+        (probe, "I4", "randinit", "both"): (0.75, 0.5, 1.0),
+    }
 
 
 def test_bad_tables_end_in_one_message_and_nothing_is_written(folder, tmp_path):

@@ -28,40 +28,36 @@ from plm_depth.figures.style import (
 TITLE = "Effective depth by every definition"
 # Definitions that are drawn, by their name, and what they are called; {0} is the parameter, as it is or in percent.
 WORDS = {
-    r"depth_score dnll_remove": "centre of losses when removed",
-    r"n80 dnll_remove": "80 % of losses when removed",
-    r"retention_depth nll_background 0\.95": "early exit keeps 95 % of the gain",
-    r"removable_fraction angular_nll 0\.95": "blocks needed for 95 % of the gain",
     r"depth_score rel_u": "centre of contributions",
     r"depth_score influence": "centre of effects on later blocks",
     r"depth_score l2": "centre of output changes",
-    r"depth_score dnll": "centre of losses when skipped",
-    r"depth_score (\w+)": "centre of {0}",
+    r"depth_score dnll": "centre of losses when silenced",
+    r"depth_score dnll_remove": "centre of losses when removed",
+    r"depth_score gate_logp": "centre of gate attributions",
     r"kl_depth kl_0 (\S+)": "lens KL below {percent} % of layer 0",
     r"overlap_depth ov5_cc (\S+)": "top-5 overlap above {0}",
-    r"retention_depth (.+) (\S+)": "{0} keeps {percent} %",
+    r"retention_depth nll_background 0\.95": "early exit keeps 95 % of its gain",
+    r"retention_depth fitness_(mask|wt|ar) 0\.95": "fitness ({0}) keeps 95 % of its gain",
+    r"retention_depth probe_ss3_logistic_pca\d+_accuracy_chance 0\.95": "probe of SS3 keeps 95 % of its gain",
+    r"retention_depth probe_homology_retrieval_centred_top1_chance 0\.95": "retrieval of kin keeps 95 % of its gain",
     r"cosine_depth cos": "mean cosine turns positive",
     r"kl_area kl_lf": "mean depth of the lens KL",
     r"overlap_area ov5_cc": "mean depth of the top-5 overlap",
     r"half_contrast influence": "late share of effects on later blocks",
     r"half_contrast l2": "late share of output changes",
-    r"half_contrast dnll": "late share of losses when skipped",
-    r"half_contrast (\w+)": "late share of {0}",
+    r"half_contrast dnll": "late share of losses when silenced",
+    r"half_contrast gate_logp": "late share of gate attributions",
     r"settling kl_lf (\S+)": "median residue within {0} nats",
     r"settling top1": "median residue keeps its top residue",
+    r"erasure_depth position_l2": "last layer where erasure matters",
     r"n80 influence": "80 % of effects on later blocks",
     r"n80 l2": "80 % of output changes",
-    r"n80 dnll": "80 % of losses when skipped",
-    r"n80 (\w+)": "80 % of {0}",
-    r"removable_fraction (.+) (\S+)": "blocks needed for {percent} % ({0})",
+    r"n80 dnll": "80 % of losses when silenced",
+    r"n80 dnll_remove": "80 % of losses when removed",
+    r"n80 gate_logp": "80 % of gate attributions",
+    r"removable_fraction angular_nll 0\.95": "blocks needed for 95 % of the gain",
 }
-# Nearly the same as another one; of ablations other scores, floors, shares and policies than those named above.
-NOT_DRAWN = (
-    r"depth_score norm_u",
-    r"settling kl_lf 0\.5",
-    r"retention_depth (?!nll_background 0\.95)(nll|acc1)_(background|layer_0) \S+",
-    r"removable_fraction (?!angular_nll 0\.95)(angular|deepest|tail|exhaustive)_(nll|acc1) \S+",
-)
+NOT_DRAWN = (r"settling kl_lf 0\.5",)  # nearly the same as another one; what has no words is not drawn either
 KINDS = {"where": "relative depth", "amount": "share of blocks in use"}
 ROW = 0.2  # inches of a definition
 MOST = 5  # families beside each other
@@ -84,7 +80,7 @@ def shown_of(definitions: Sequence[tuple[str, str, str]]) -> list[str]:
     """Return the definitions that are drawn, of (index, kind, definition): places first, then amounts, by number."""
     kinds = list(KINDS)
     known = [row for row in dict.fromkeys(definitions) if words_of(row[2]) is not None]
-    ordered = sorted(known, key=lambda row: (kinds.index(row[1]), int(row[0].removeprefix("I")), row[2]))
+    ordered = sorted(known, key=lambda row: (kinds.index(row[1]), row[0][0] != "I", int(row[0][1:]), row[2]))
     return [definition for _, _, definition in ordered]
 
 

@@ -1,6 +1,7 @@
 """Every definition of effective depth side by side, model by model, and whether they order the models alike (I1-I10).
 
-    python -m plm_depth.metrics.depths --summaries P... [--skips P...] --depths P --tau P
+    python -m plm_depth.metrics.depths --summaries P... [--skips P...] [--attributions P...] [--probes P...] --depths P
+        --tau P
 
 Definitions disagree by construction: one asks where contributions lie, another when the prediction stands, another what
 can be taken away. Each is brought to the scale from 0 to 1 and named by statistic, profile and parameter. Two kinds:
@@ -17,9 +18,13 @@ can be taken away. Each is brought to the scale from 0 to 1 and named by statist
     I8  removable_fraction amount     one less what can be removed
     I9  half_contrast      where      late share of a profile, (1 + contrast) / 2
     I10 settling           where      median settling layer
+    E3  erasure_depth      where      last layer at which erasing a state changes the output
 
 Rows are those of trained and untrained networks at the primary input: autoregressive N to C, masked models at the noise
-level next to 15 %, diffusion models over the noise grid, condition seq. Kendall's tau is taken over trained models.
+level next to 15 %, diffusion models over the noise grid, condition seq. Of the fitness of variants the input follows
+from the scorer (profile ``fitness_...``); probes read clean inputs (profile ``probe_`` with task, probe, space, metric
+and floor), of autoregressive models from N to C, or in both directions where only these were read. Kendall's tau is
+taken over trained models.
 """
 
 import argparse
@@ -36,7 +41,18 @@ from scipy.stats import kendalltau
 
 from plm_depth.metrics.profile import sorted_rows
 from plm_depth.progress import start_log
-from plm_depth.tables import COMMON, DEPTH_TAU, DEPTHS, SKIP, SUMMARY, TableError, read_table, write_table
+from plm_depth.tables import (
+    ATTRIBUTION,
+    COMMON,
+    DEPTH_TAU,
+    DEPTHS,
+    PROBES,
+    SKIP,
+    SUMMARY,
+    TableError,
+    read_table,
+    write_table,
+)
 from plm_depth.views import MEAN_OVER_NOISE
 
 LOG = logging.getLogger("metrics.depths")
@@ -82,23 +98,33 @@ DEFINITIONS = {
     "removable_fraction": Definition("I8", AMOUNT, _less),
     "half_contrast": Definition("I9", WHERE, _late_share),
     "settling": Definition("I10", WHERE),
+    "erasure_depth": Definition("E3", WHERE),
 }
-NO_DEPTH = ("growth_beta", "growth_gamma", "growth_delta_aicc")  # statistics that say nothing about a place
+# Statistics that are not on this scale, or say nothing about a place.
+NO_DEPTH = ("growth_beta", "growth_gamma", "growth_delta_aicc", "exit_area", "best_layer")
+OWN_INPUT = ("fitness_", "probe_")  # how profiles begin whose input follows from what is scored
+# The columns of SUMMARY, to which all tables are brought.
+TAKEN = (*COMMON, "stat", "profile", "param", "value", "ci_lo", "ci_hi", "n_seq", "n_cluster", "n_boot")
 # Profiles of skip effects that have such statistics, and where the block is silenced: by objective, or everywhere.
 SKIP_PROFILES = {"influence": {"ar": "prefix", "mlm": "other", "diffusion": "other"}, "l2": "all", "dnll": "all"}
 
 
-def depths(summaries: Sequence[pl.DataFrame], skips: Sequence[pl.DataFrame] = ()) -> pl.DataFrame:
+def depths(
+    summaries: Sequence[pl.DataFrame],
+    skips: Sequence[pl.DataFrame] = (),
+    attributions: Sequence[pl.DataFrame] = (),
+    probes: Sequence[pl.DataFrame] = (),
+) -> pl.DataFrame:
     """Return the DEPTHS columns of tables of all models, primary inputs only.
 
     Args:
         summaries: SUMMARY tables, also of further stages that write this schema.
-        skips: SKIP tables.
+        skips, attributions, probes: SKIP, ATTRIBUTION and PROBES tables.
     Raises:
         TableError: a definition of a model stands twice.
     """
-    parts = [_of_summary(table) for table in summaries] + [_of_skip(table) for table in skips]
-    found = pl.concat(parts)
+    kinds = ((_of_summary, summaries), (_of_skip, skips), (_of_attribution, attributions), (_of_probes, probes))
+    found = pl.concat([of_kind(table) for of_kind, tables in kinds for table in tables])
     scaled = [
         pl.coalesce(
             *(
@@ -144,7 +170,39 @@ def _of_summary(table: pl.DataFrame) -> pl.DataFrame:
     if unknown:
         LOG.info(f"not a definition of effective depth: {', '.join(unknown)}")
     kept = primary(table.filter(pl.col("stat").is_in(list(DEFINITIONS))))
-    return kept.select(*COMMON, "stat", "profile", "param", "value", "ci_lo", "ci_hi", "n_seq", "n_cluster", "n_boot")
+    return kept.select(TAKEN)
+
+
+def _of_attribution(table: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows of one ATTRIBUTION table that are effective depths at the primary input, as rows of SUMMARY."""
+    rows = table.filter(
+        (pl.col("layer") == -1) & pl.col("quantity").is_in(list(DEFINITIONS)) & (pl.col("vocab") != "full")
+    )
+    what = pl.col("object").str.strip_prefix("erase_") + "_" + pl.col("target")
+    rows = rows.with_columns(stat=pl.col("quantity"), profile=what, param=pl.lit(math.nan))
+    return primary(rows).select(TAKEN)
+
+
+def _of_probes(table: pl.DataFrame) -> pl.DataFrame:
+    """Return the retention depths of one PROBES table, as rows of SUMMARY, layers over the number of blocks."""
+    rows = table.filter(
+        (pl.col("stat") == "retention_depth")
+        & pl.col("control").is_in(["none", "untrained"])
+        & (pl.col("noise_t").is_nan() | (pl.col("noise_t") == 0))
+    )
+    names = ("task", "probe", "space", "metric", "floor")
+    rows = rows.with_columns(
+        profile=pl.concat_str(pl.lit("probe"), *names, separator="_"),
+        **{name: pl.col(name) / pl.col("n_blocks") for name in ("value", "ci_lo", "ci_hi")},
+    )
+    # Of the directions in which a model was read, the first of these that there is.
+    order = {"none": 0, "n2c": 1, "both": 2}
+    rows = rows.filter(pl.col("direction").is_in(list(order))).with_columns(
+        place=pl.col("direction").replace_strict(order, return_dtype=pl.Int32)
+    )
+    first = rows.group_by("model_id").agg(first=pl.col("place").min())
+    rows = rows.join(first, on="model_id").filter(pl.col("place") == pl.col("first"))
+    return primary(rows).select(TAKEN)
 
 
 def _of_skip(table: pl.DataFrame) -> pl.DataFrame:
@@ -168,8 +226,7 @@ def _of_skip(table: pl.DataFrame) -> pl.DataFrame:
             where = pos_set if isinstance(pos_set, str) else pos_set[objective]
             is_it = (pl.col("profile") == profile) & (pl.col("objective") == objective) & (pl.col("pos_set") == where)
             kept.append(rows.filter(is_it))
-    found = primary(pl.concat(kept))
-    return found.select(*COMMON, "stat", "profile", "param", "value", "ci_lo", "ci_hi", "n_seq", "n_cluster", "n_boot")
+    return primary(pl.concat(kept)).select(TAKEN)
 
 
 def primary(table: pl.DataFrame) -> pl.DataFrame:
@@ -186,8 +243,12 @@ def primary(table: pl.DataFrame) -> pl.DataFrame:
         .first()
         .select("model_id", nearest="noise_t")
     )
+    has_own_input = pl.lit(False)
+    if "profile" in rows.columns:
+        has_own_input = pl.any_horizontal(pl.col("profile").str.starts_with(start) for start in OWN_INPUT)
     return rows.join(nearest, on="model_id", how="left").filter(
-        ((pl.col("objective") == "ar") & (pl.col("direction") == "n2c"))
+        has_own_input
+        | ((pl.col("objective") == "ar") & (pl.col("direction") == "n2c"))
         | ((pl.col("objective") == "mlm") & (pl.col("noise_t") == pl.col("nearest")))
         | ((pl.col("objective") == "diffusion") & (pl.col("noise_t") == MEAN_OVER_NOISE))
     )
@@ -223,13 +284,22 @@ def tau_of(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
     return float(found.statistic), float(found.pvalue)
 
 
-def write(summaries: Sequence[str | Path], skips: Sequence[str | Path], depths_path: Path, tau_path: Path) -> int:
+def write(
+    summaries: Sequence[str | Path],
+    depths_path: Path,
+    tau_path: Path,
+    *,
+    skips: Sequence[str | Path] = (),
+    attributions: Sequence[str | Path] = (),
+    probes: Sequence[str | Path] = (),
+) -> int:
     """Write both tables of a data set from the tables of all models; return the rows of the first.
 
     Raises:
         TableError: damaged tables, a definition of a model that stands twice, or none at a primary input.
     """
-    found = depths([_read(path, SUMMARY) for path in summaries], [_read(path, SKIP) for path in skips])
+    kinds = ((summaries, SUMMARY), (skips, SKIP), (attributions, ATTRIBUTION), (probes, PROBES))
+    found = depths(*([_read(path, schema) for path in paths] for paths, schema in kinds))
     if found.is_empty():
         raise TableError("no statistic of any model at its primary input; measure autoregressive models from N to C")
     columns = {name: found[name].to_numpy() for name in found.columns}
@@ -256,12 +326,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m plm_depth.metrics.depths", description=__doc__.split("\n")[0])
     parser.add_argument("--summaries", nargs="+", required=True, help="SUMMARY tables of all models, of any stage")
     parser.add_argument("--skips", nargs="*", default=[], help="SKIP tables of all models")
+    parser.add_argument("--attributions", nargs="*", default=[], help="ATTRIBUTION tables of all models")
+    parser.add_argument("--probes", nargs="*", default=[], help="PROBES tables of all models")
     parser.add_argument("--depths", type=Path, required=True, help="the DEPTHS table")
     parser.add_argument("--tau", type=Path, required=True, help="the DEPTH_TAU table")
     options = parser.parse_args(argv)
     start_log(LOG.name)
     try:
-        write(options.summaries, options.skips, options.depths, options.tau)
+        write(
+            options.summaries,
+            options.depths,
+            options.tau,
+            skips=options.skips,
+            attributions=options.attributions,
+            probes=options.probes,
+        )
     except TableError as error:
         raise SystemExit(f"metrics.depths: {error}") from None
 
