@@ -27,6 +27,7 @@ from plm_depth.models import archives, manifest
 from plm_depth.models.manifest import digest_of
 from plm_depth.progress import start_log
 
+LONGEST_NAME = 200  # characters of a file's name in a repository, folders included
 MARGIN = 500_000_000  # bytes that a download leaves free for others
 T = TypeVar("T")
 
@@ -154,8 +155,9 @@ def choose(
         chosen = [file for file in chosen if file.name not in twice]
     for file in chosen:
         name = PurePosixPath(file.name)
-        if name.is_absolute() or ".." in name.parts or "\\" in file.name or file.name == manifest.MANIFEST:
-            raise DownloadError(f"{file.name!r}: a file name that this workflow does not write; narrow `files`")
+        strange = not file.name.isprintable() or "\\" in file.name or len(file.name) > LONGEST_NAME
+        if strange or name.is_absolute() or ".." in name.parts or file.name == manifest.MANIFEST:
+            raise DownloadError(f"{file.name[:80]!r}: a file name that this workflow does not write; narrow `files`")
     return chosen
 
 

@@ -1,7 +1,6 @@
 """The recipe of one small model: every choice that can change its weights, checked before anything is read."""
 
 import difflib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -141,15 +140,15 @@ def read_recipe(given: str) -> Recipe:
         RecipeError: the file is missing, the text is not JSON, or as ``parse_recipe``; a file is named.
     """
     is_text = given.lstrip().startswith(("{", "["))
-    where = "" if is_text else f"{given}: "
+    where = "" if is_text else f"{given[:200]}: "
     try:
         return parse_recipe(json_text.parse(given if is_text else Path(given).read_text(encoding="utf-8")))
     except OSError as error:
         raise RecipeError(f"{where}cannot be read ({error.strerror}); expected a recipe: JSON, or its file") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{where}recipe: not JSON ({error})") from error
     except RecipeError as error:
         raise RecipeError(f"{where}{error}") from error
+    except ValueError as error:  # not JSON, not UTF-8, or not even a path
+        raise RecipeError(f"{where}recipe: not JSON ({error}); expected a recipe, or the path of its file") from error
 
 
 def _whole(name: str, value: object, *, at_least: int) -> None:
