@@ -119,8 +119,9 @@ fasta("a digit", b">A\nMKT\n>B\nMK1T\n", "record 2", "b'1' in the sequence")
 fasta("a NUL among residues", b">A\nMK\x00T\n", "record 1", r"b'\x00' in the sequence")
 fasta("letters beyond ASCII", ">A\nMKTé\n".encode(), "record 1", r"b'\xc3' in the sequence")
 fasta("an accession that is no UTF-8", b">\xe9\nMKT\n", "record 1", "is not UTF-8 text")
-fasta("a NUL in an accession", b">A\x00B\nMKT\n", "record 1", "printable characters")
-fasta("an escape sequence in an accession", b">A\x1b[31m\nMKT\n", "record 1", "printable characters")
+fasta("a NUL in an accession", b">A\x00B\nMKT\n", "record 1", "printable ASCII characters")
+fasta("an accession beyond ASCII", ">é\nMKT\n".encode(), "record 1", "printable ASCII characters")
+fasta("an escape sequence in an accession", b">A\x1b[31m\nMKT\n", "record 1", "printable ASCII characters")
 fasta("an accession of 100,000 characters", b">" + b"A" * 100_000 + b"\nMKT\n", "(100000 characters)", "at most 256")
 fasta("an accession twice", b">A\nMKT\n>B\nMKV\n>A\nMKT\n", "record 1", "record 3", "accession A comes twice",
       options="--size 2")  # fmt: skip

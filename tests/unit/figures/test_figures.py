@@ -287,7 +287,7 @@ def test_legends_give_the_blocks_of_a_model_once(display_name, n_blocks, expecte
         (0.5, "0.5"),
         (-0.25, "\N{MINUS SIGN}0.25"),
         (300.0, "300"),
-        (1e4, r"$\mathdefault{10^{4}}$"),
+        (1e4, "10⁴"),
         (3e-5, "3e\N{MINUS SIGN}5"),
         (2.75e8, "2.75e8"),
     ],

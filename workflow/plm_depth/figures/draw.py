@@ -29,6 +29,7 @@ from plm_depth.figures.style import (
 )
 
 DASHED, DOTTED = (0, (4, 2)), (0, (1, 1.2))
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True)
@@ -321,7 +322,7 @@ def plain(value: float) -> str:
     else:
         mantissa, exponent = f"{value:.3e}".split("e")
         if float(mantissa) == 1:
-            return rf"$\mathdefault{{10^{{{int(exponent)}}}}}$"
+            return f"10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
         text = f"{float(mantissa):g}e{int(exponent)}"
     return text.replace("-", "\N{MINUS SIGN}")
 

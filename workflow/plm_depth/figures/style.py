@@ -20,6 +20,7 @@ WIDTH = 10.0  # inches, of a usual figure
 RC = {
     "font.family": FONT,
     "font.size": FONT_SIZE,
+    "text.parse_math": False,  # names of models are names, whatever signs they hold
     "axes.titlesize": FONT_SIZE,
     "axes.labelsize": FONT_SIZE,
     "xtick.labelsize": FONT_SIZE,

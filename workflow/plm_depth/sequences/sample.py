@@ -208,10 +208,10 @@ def _check_accessions(chosen: Iterable[_Candidate]) -> None:
     """Refuse accessions that no database has; only those of the sample go further than this module."""
     for candidate in chosen:
         accession = candidate.accession.decode()
-        if len(accession) > LONGEST_ACCESSION or not accession.isprintable():
+        if len(accession) > LONGEST_ACCESSION or not (accession.isascii() and accession.isprintable()):
             raise SourceError(
                 f"{candidate.place}: accession {accession[:40]!r} ({len(accession)} characters); expected at most "
-                f"{LONGEST_ACCESSION} printable characters: correct the record, or remove it"
+                f"{LONGEST_ACCESSION} printable ASCII characters: correct the record, or remove it"
             )
 
 
