@@ -70,6 +70,9 @@ def test_reports_dry_runs_and_the_runs_of_jobs_are_not_what_is_resumed(tmp_path)
         ["--unlock", "--report r.zip", "-n", "--target-jobs a: --executor slurm-jobstep"], 2
     ):
         log(tmp_path, number, command=f"snakemake --cores 1 {options}")
+    log(tmp_path, 7, command="snakemake --cores 4")
+    with next((tmp_path / ".snakemake" / "log").glob("2026-01-07*")).open("a") as refused:
+        refused.write("LockException:\nError: Directory cannot be locked.\n")
     assert [run.options for run in resume.runs_of(tmp_path)] == [("--cores", "2")]
     assert resume.runs_of(tmp_path / "elsewhere") == []
 

@@ -49,9 +49,13 @@ class Run:
 
 
 def runs_of(folder: str | Path) -> list[Run]:
-    """Return the runs whose logs lie in ``folder``, the newest first, without dry runs, reports and runs of jobs."""
+    """Return the runs whose logs lie in ``folder``, the newest first.
+
+    Dry runs, reports, runs of jobs, and runs that found the folder locked and did nothing are left out.
+    """
     logs = sorted((Path(folder) / ".snakemake" / "log").glob("*.snakemake.log"), reverse=True)
-    runs = [read_log(path.read_text(encoding="utf-8", errors="replace")) for path in logs]
+    texts = [path.read_text(encoding="utf-8", errors="replace") for path in logs]
+    runs = [read_log(text) for text in texts if "LockException" not in text]
     return [run for run in runs if not set(run.options) & {*NO_RUN, *OF_A_JOB}]
 
 
