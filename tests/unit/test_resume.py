@@ -141,6 +141,20 @@ def test_jobs_that_do_not_end_stop_the_resuming():
     assert time.monotonic() - started < 5
 
 
+def test_processes_of_cancelled_jobs_may_linger_a_moment_and_others_may_not(tmp_path, started, monkeypatch):
+    job = start(started, tmp_path, "snakemake", "--target-jobs", "x:")
+    log(tmp_path, 1, run="plm-depth_a")
+    monkeypatch.setattr(resume.shutil, "which", lambda name: name)
+    monkeypatch.setattr(resume, "cancel", lambda names, *, run: [])
+    with pytest.raises(ResumeError, match="still work"):
+        resume.clear(tmp_path)
+    said = []
+    monkeypatch.setattr(resume, "cancel", lambda names, *, run: ["11"])
+    monkeypatch.setattr(resume.time, "sleep", lambda seconds: (job.kill(), job.wait()))
+    resume.clear(tmp_path, say=said.append)
+    assert said == ["cancelled 1 jobs of a lost run: 11"]
+
+
 def test_slurm_jobs_of_an_earlier_run_need_a_machine_that_can_see_them(tmp_path, monkeypatch):
     log(tmp_path, 1, run="plm-depth_a")
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -26,7 +26,8 @@ import psutil
 OF_A_JOB = ("--target-jobs", "slurm-jobstep")
 # What a log of Snakemake may be about besides running a workflow.
 NO_RUN = ("--unlock", "--report", "--dry-run", "--dryrun", "-n", "--lint", "--dag", "--rulegraph", "--summary")
-WAIT_S = 300  # for cancelled jobs to end
+WAIT_S = 300  # for cancelled jobs to leave the queue
+LINGER_S = 60  # for their processes to end after that
 
 
 class ResumeError(RuntimeError):
@@ -179,6 +180,7 @@ def clear(folder: str | Path, *, host_is_gone: bool = False, say: Callable[[str]
             "from here; resume there, or, where that machine or that run is gone for good, say --host-is-gone"
         )
     names = [run.slurm_name for run in runs if run.slurm_name]
+    cancelled: list[str] = []
     if names:
         if shutil.which("squeue") is None:
             raise ResumeError(
@@ -186,7 +188,11 @@ def clear(folder: str | Path, *, host_is_gone: bool = False, say: Callable[[str]
             )
         if cancelled := cancel(names, run=command_output):
             say(f"cancelled {len(cancelled)} jobs of a lost run: {', '.join(cancelled)}")
-    if left := at_work(folder):
+    left, until = at_work(folder), time.monotonic() + (LINGER_S if cancelled else 0)
+    while left and time.monotonic() < until:
+        time.sleep(0.5)
+        left = at_work(folder)
+    if left:
         raise ResumeError("jobs of a lost run still work in this folder; wait for them, or end them:" + _lines(left))
 
 
