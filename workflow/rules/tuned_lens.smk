@@ -79,7 +79,7 @@ rule reduce_tuned_lens:
         "../../envs/main.yaml"
     resources:
         mem_mb=growing(4000),
-        runtime=60,
+        runtime=growing(60),
     params:
         grid=as_json(study.inputs_in("tuned_lens", "diffusion")["diffusion"]["noise"]),
         resamples=study.config["bootstrap"]["resamples"],
