@@ -30,7 +30,7 @@ from plm_depth.activations.variants import (
     windows_of,
 )
 from plm_depth.models import registry
-from plm_depth.models.base import Structure
+from plm_depth.models.base import Adapter, Structure
 from plm_depth.randomness import generator
 from plm_depth.tables import AMINO_ACIDS, FITNESS_GRAM, FITNESS_VAR, VARIANTS, TableError, read_table, write_table
 
@@ -140,6 +140,20 @@ def test_likelihood_ratios_are_those_of_two_whole_walks_a_variant_whatever_the_b
     assert found.zero_shot.shape[1] == found.shift.shape[1] == 5
 
 
+@pytest.mark.parametrize("objective", ["mlm", "ar"])
+def test_how_many_passes_are_kept_at_once_changes_nothing(monkeypatch, objective):
+    adapter = toy() if objective == "mlm" else toy(variant="causal")
+    scorers = ["mask", "emb_zs", "emb_ridge"] if objective == "mlm" else ["ar", "emb_zs", "emb_ridge"]
+    assay = assay_of()
+    whole_scores, whole_grams = score_assay(reader_of(adapter), [whole(assay)], scorers=scorers, n_embedded=7)
+    monkeypatch.setattr(variants, "AT_ONCE", 3)
+    scores, grams = score_assay(reader_of(adapter), [whole(assay)], scorers=scorers, n_embedded=7)
+    for one, other in zip(whole_scores + whole_grams, scores + grams, strict=True):
+        assert one.variants.tolist() == other.variants.tolist()
+        kept = "scores" if hasattr(one, "scores") else "products"
+        np.testing.assert_allclose(getattr(one, kept), getattr(other, kept), rtol=1e-9, atol=1e-10)
+
+
 @pytest.mark.parametrize("direction", ["none", "n2c", "c2n"])
 def test_distances_and_shifts_are_those_of_mean_states(direction):
     adapter = toy() if direction == "none" else toy(variant="causal")
@@ -197,8 +211,9 @@ def test_the_last_layer_is_the_ordinary_likelihood_ratio_by_the_librarys_logits(
             assert score == pytest.approx(expected, abs=2e-5)
 
 
-def test_the_familys_own_score_at_the_last_layer_is_the_one_it_publishes():
-    adapter = registry.build("progen2", {"n_blocks": 2, "d_model": 16, "n_heads": 8}, seed=1)
+@pytest.mark.parametrize("family", ["progen2", "progen3"])
+def test_the_familys_own_score_at_the_last_layer_is_the_one_it_publishes(family):
+    adapter = registry.build(family, {"n_blocks": 2, "d_model": 16, "n_heads": 8}, seed=1)
     assay = assay_of(n_residues=16, n_variants=5)
     window = whole(assay)
     found = sequence_scores(reader_of(adapter, 40), window, "n2c", scorers=["ar_parity"], embedded=[False] * 5)
@@ -423,6 +438,20 @@ def test_the_objective_decides_which_scorers_a_model_has(objective, kept):
 def test_scorers_that_are_no_list_of_scorers_are_refused(text):
     with pytest.raises(VariantError, match="expected a JSON list of some of wt, mask, ar"):
         scorers_for(toy(), text)
+
+
+@pytest.mark.parametrize("family", registry.FAMILIES)
+def test_every_family_scores_what_it_can_by_this_contract_alone(tmp_path, family):
+    adapter = registry.build(family, {"n_blocks": 2, "d_model": 32, "n_heads": 8}, seed=1)
+    wanted = scorers_for(adapter, json.dumps(list(variants.SCORERS)))
+    scores, gram = run(adapter, [assay_of(n_residues=20, n_variants=5)], tmp_path, scorers=wanted)
+    has_residues = adapter.tokens_are_residues
+    expected = {"ar": {"ar"} if has_residues else set()}.get(adapter.objective, {"wt", "mask"}) | {"emb_zs"}
+    if type(adapter).log_likelihood is not Adapter.log_likelihood and has_residues:
+        expected |= {"ar_parity"}
+    assert set(scores["scorer"]) == expected
+    assert set(scores["scores"].list.len()) == {adapter.n_blocks + 1}
+    assert gram.height == (adapter.n_blocks + 1) * len(adapter.directions)
 
 
 def test_a_score_that_is_not_finite_names_variant_and_layer_and_leaves_no_file(tmp_path):

@@ -394,6 +394,14 @@ def test_the_order_of_rows_and_assays_and_the_shards_change_nothing(tmp_path):
         assert table.equals(again, null_equal=True)
 
 
+def test_how_many_resamples_are_ranked_at_once_changes_nothing(tmp_path, monkeypatch):
+    whole = run(tmp_path, write_scores(tmp_path), write_gram(tmp_path), folds=["random"])
+    monkeypatch.setattr("plm_depth.metrics.fitness.CELLS", 100)
+    few = run(tmp_path, write_scores(tmp_path), write_gram(tmp_path), folds=["random"])
+    for table, again in zip(whole, few):
+        assert table.equals(again, null_equal=True)
+
+
 def test_both_directions_are_averaged_variant_by_variant(tmp_path):
     scores = write_scores(tmp_path, directions=("n2c", "c2n"), objective="ar", scorers=("ar",))
     table, _ = run(tmp_path, scores)

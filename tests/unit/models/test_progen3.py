@@ -108,3 +108,17 @@ def test_a_missing_tensor_is_refused(copy, published, name):
     save_file({key: value for key, value in published.items() if key != name}, copy / "model.safetensors")
     with pytest.raises(CheckpointError):
         registry.load("progen3", copy)
+
+
+def test_the_score_is_the_mean_over_all_targets_terminals_included_and_no_pad():
+    adapter = registry.load("progen3", HUB)
+    rows = [adapter.encode(sequence, direction="n2c") for sequence in ("MKTAY", "MKTAYIAKQR")]
+    batch = adapter.collate(rows)
+    with torch.inference_mode():
+        logits = adapter.library_logits(batch)
+        found = adapter.log_likelihood(logits, batch)
+        for tokens, values, score in zip(rows, logits, found):
+            ids = torch.from_numpy(tokens.ids)
+            nats = torch.nn.functional.cross_entropy(values[: len(ids) - 1].float(), ids[1:])
+            torch.testing.assert_close(score, -nats)
+    assert [len(tokens.ids) - 1 for tokens in rows] == [8, 13], "1, residues, 2 and <eos>"

@@ -64,6 +64,7 @@ OF_OBJECTIVE = {
     "ar": (*LIKELIHOODS, *EMBEDDINGS),
 }
 NULLS = ("trained", "randinit", "shuffle_w")
+AT_ONCE = 4096  # passes whose tokens are kept at once: the largest assays have half a million variants
 _INDEX_OF = {letter: index for index, letter in enumerate(AMINO_ACIDS)}
 
 
@@ -372,16 +373,23 @@ def wildtype_marginals(reader: Reader, window: Window) -> np.ndarray:
 def masked_marginals(reader: Reader, window: Window) -> np.ndarray:
     """Return the masked marginals of a window's variants, from one pass per distinct set of positions."""
     sets = list(dict.fromkeys(variant.positions for variant in window.variants))
-    items = []
-    for positions in sets:
-        masked = np.zeros(len(window.sequence), bool)
-        masked[list(positions)] = True
-        items.append(reader.encode(window.sequence, window, masked=masked, direction="none"))
-    logits = logits_at(reader, items, [np.array(positions) for positions in sets])
+    logits: list[np.ndarray] = []
+    for some in _few(sets):
+        items = []
+        for positions in some:
+            masked = np.zeros(len(window.sequence), bool)
+            masked[list(positions)] = True
+            items.append(reader.encode(window.sequence, window, masked=masked, direction="none"))
+        logits += logits_at(reader, items, [np.array(positions) for positions in some])
     place = {positions: i for i, positions in enumerate(sets)}
     return np.stack(
         [_log_ratio(logits[place[v.positions]], range(len(v.positions)), v) for v in window.variants], axis=1
     )
+
+
+def _few(items: Sequence) -> Iterator[Sequence]:
+    """Yield the items, at most ``AT_ONCE`` together."""
+    yield from (items[start : start + AT_ONCE] for start in range(0, len(items), AT_ONCE))
 
 
 def _log_ratio(logits: np.ndarray, places: Sequence[int], variant: Variant) -> np.ndarray:
@@ -425,24 +433,25 @@ def sequence_scores(
     shape = (reader.adapter.n_blocks + 1, len(variants))
     ar = np.full(shape, np.nan) if likelihood else None
     own = np.full(shape, np.nan) if parity else None
-    zero_shot = shift = None
+    distances, shifts = [], []
     # First the variants whose mean states are wanted, then the others, which only a likelihood needs.
     for mean in (True, False) if likelihood or parity else (True,):
-        group = [i for i, is_wanted in enumerate(embedded) if is_wanted == mean]
-        if not group:
-            continue
-        mutants = [mutant_of(window, variants[i]) for i in group]
-        items = [reader.encode(mutant, window, direction=direction) for mutant in mutants]
-        firsts = None
-        if likelihood:
-            firsts = [min(tokens.residue_tokens[list(variants[i].positions)]) for tokens, i in zip(items, group)]
-        found = read_sequences(reader, items, mutants, firsts, parity=parity, mean=mean)
-        if likelihood:
-            ar[:, group] = found.likelihood - rest[:, firsts]
-        if parity:
-            own[:, group] = found.parity - reference.parity
-        if mean:
-            zero_shot, shift = _distances(found.mean, reference.mean)
+        for group in _few([i for i, is_wanted in enumerate(embedded) if is_wanted == mean]):
+            mutants = [mutant_of(window, variants[i]) for i in group]
+            items = [reader.encode(mutant, window, direction=direction) for mutant in mutants]
+            firsts = None
+            if likelihood:
+                firsts = [min(tokens.residue_tokens[list(variants[i].positions)]) for tokens, i in zip(items, group)]
+            found = read_sequences(reader, items, mutants, firsts, parity=parity, mean=mean)
+            if likelihood:
+                ar[:, group] = found.likelihood - rest[:, firsts]
+            if parity:
+                own[:, group] = found.parity - reference.parity
+            if mean:
+                distance, shift = _distances(found.mean, reference.mean)
+                distances.append(distance)
+                shifts.append(shift)
+    zero_shot, shift = (np.concatenate(parts, axis=1) if parts else None for parts in (distances, shifts))
     return Sequences(ar, own, zero_shot, shift)
 
 

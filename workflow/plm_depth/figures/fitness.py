@@ -24,7 +24,7 @@ QUANTITIES = {  # quantity: label of its row
 }
 HEADINGS = {
     "mlm": "masked marginals",
-    "diffusion": "masked marginals, all substituted positions hidden at once",
+    "diffusion": "masked marginals",
     "ar": "log-likelihood ratio{}",
 }
 NUMBERS = {

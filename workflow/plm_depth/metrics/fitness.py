@@ -59,6 +59,7 @@ BOTH, NOT_ONE = "both", -1.0  # direction and noise_t of rows over several
 KEYS = (*(name for name in COMMON if name != "mask_draw"), "scorer", "lens", "folds")
 LEVELS = ("assay", "uniprot", "category", "all")
 BASELINE = "blosum62"
+CELLS = 2_000_000  # variants x resamples that are ranked at once
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -584,10 +585,27 @@ def _assay(settings: _Settings, path: str, assay_id: str, numbers: np.ndarray) -
     return assay
 
 
-def _weights(settings: _Settings, assay_id: str, n: int) -> np.ndarray:
-    """Return how often each resample drew each variant of an assay, (n_boot, n), the same for all scorers."""
+def _resampled(
+    settings: _Settings, assay_id: str, scores: np.ndarray, measured: np.ndarray, members: Sequence[np.ndarray]
+) -> np.ndarray:
+    """Return the mean over folds of the correlations within them in every resample, (n_layers, n_boot).
+
+    The resamples of an assay are the same for every scorer and model; a few of them are held at a time.
+
+    Args:
+        scores: (n_layers, n).
+        measured: (n,).
+        members: places of the variants of each fold; one fold of all variants where there are none.
+    """
+    n = len(measured)
     random = generator(settings.seed, "fitness variants", assay_id)
-    return random.multinomial(n, np.full(n, 1 / n), size=settings.n_boot_variants).astype(np.float64)
+    step = max(1, CELLS // max(n, 1))
+    parts = []
+    for start in range(0, settings.n_boot_variants, step):
+        size = min(step, settings.n_boot_variants - start)
+        weights = random.multinomial(n, np.full(n, 1 / n), size=size).astype(np.float64)
+        parts.append(within_folds([resampled_spearman(scores[:, m], measured[m], weights[:, m]) for m in members]))
+    return np.concatenate(parts, axis=1)
 
 
 def _add(
@@ -604,7 +622,7 @@ def _add(
     measured = assay.measured[numbers]
     resampled = None
     if keys["null_model"] == "trained":
-        resampled = resampled_spearman(scores, measured, _weights(settings, assay_id, len(numbers)))
+        resampled = _resampled(settings, assay_id, scores, measured, [np.arange(len(numbers))])
     _keep(collected, path, keys, assay_id, len(numbers), spearman(scores, measured), resampled)
 
 
@@ -631,12 +649,9 @@ def _add_ridge(
         if members:
             value = within_folds([spearman(predicted[:, m], measured[m]) for m in members])
         if keys["null_model"] == "trained":
-            weights = _weights(settings, assay_id, len(numbers))
-            resampled = np.full((n_layers, len(weights)), np.nan)
+            resampled = np.full((n_layers, settings.n_boot_variants), np.nan)
             if members:
-                resampled = within_folds(
-                    [resampled_spearman(predicted[:, m], measured[m], weights[:, m]) for m in members]
-                )
+                resampled = _resampled(settings, assay_id, predicted, measured, members)
         n = int(sum(len(m) for m in members))
         _keep(collected, path, {**keys, "folds": kind}, assay_id, n, value, resampled)
 

@@ -125,6 +125,16 @@ class ProGen3(Adapter):
             use_cache=False,
         ).logits
 
+    def log_likelihood(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the mean log-probability of every token after the first, (n_rows,), in nats.
+
+        As the family scores: over the whole vocabulary, terminals and the end are targets too. The published score of a
+        protein is the mean of both directions.
+        """
+        logp = logits[:, :-1].float().log_softmax(-1).gather(-1, batch.ids[:, 1:, None])[..., 0]
+        is_target = batch.valid[:, 1:]
+        return (logp * is_target).sum(1) / is_target.sum(1)
+
     def fresh_module(self, seed: int) -> torch.nn.Module:
         return _module(self.module.config, self.module.clip_qkv, seed)
 
