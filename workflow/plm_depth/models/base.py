@@ -147,6 +147,7 @@ class Adapter(ABC):
             "hide" what a hidden residue's structure is) in ``encode``.
         reads_structure: the parts of ``Structure`` any of which is enough for the conditions with structure.
         layouts: names of the on-disk layouts that the family is published in.
+        has_attention_maps: whether ``attention_maps`` exists.
         can_branch: whether ``branch`` exists: a token sees tokens before it only, and its place is a number.
         is_mixture: whether MLPs are mixtures of experts, of which each token takes a few; ``experts`` says which.
         extra_padding: by name of ``Tokens.extra``, the value that stands at padded tokens.
@@ -178,6 +179,7 @@ class Adapter(ABC):
     reads_structure: tuple[str, ...] = ()
     layouts: tuple[str, ...] = ()
     can_branch: bool = False
+    has_attention_maps: bool = False
     is_mixture: bool = False
     extra_padding: Mapping[str, float] = {}
     head: str = "lm_head"
@@ -309,6 +311,17 @@ class Adapter(ABC):
         Whatever else the structure holds stays as it is; so does all of it in a family without such a tokenizer.
         """
         return structure
+
+    def attention_maps(self, block: int, stream: Tensor, context: Context) -> Tensor:
+        """Return how much each token reads of each other one in block ``block``, for the stream that enters it.
+
+        Returns:
+            (n_rows, n_heads, n_tokens, n_tokens): rows sum to 1 over the last axis, padding has no weight. Multiplied
+            with the values and projected they give ``attention_update``.
+        Raises:
+            NotImplementedError: this family does not tell (``has_attention_maps``).
+        """
+        raise NotImplementedError(f"{self.family} does not tell its attention maps")
 
     def branch(self, context: Context, branches: Branches) -> Context:
         """Return the context of one protein laid out in branches, for the stream ``stream[:, branches.source]``.

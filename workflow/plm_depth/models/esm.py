@@ -57,6 +57,7 @@ class Esm(Adapter):
     position_embeddings: ClassVar[str] = "rotary"
     max_residues = 1022
     layouts = ("hub",)
+    has_attention_maps = True
     reads_all_blocks = (CONTACT_HEAD,)
 
     def __init__(self, module: torch.nn.Module, dtype: str = "float32"):
@@ -110,6 +111,21 @@ class Esm(Adapter):
             attention.LayerNorm(stream), attention_mask=context["mask"], position_embeddings=rotary
         )
         return attention.output.dropout(attention.output.dense(mixed))
+
+    def attention_maps(self, block: int, stream: Tensor, context: Context) -> Tensor:
+        """Return the weights of the library's plain attention; its fused kernels, which the passes use, keep none."""
+        attention = self.module.esm.encoder.layer[block - 1].attention
+        rotary = None if context["cos"] is None else (context["cos"], context["sin"])
+        mask = context["mask"]
+        if mask is not None and mask.dtype == torch.bool:  # plain attention adds its mask to the scores
+            mask = torch.zeros_like(mask, dtype=stream.dtype).masked_fill(~mask, torch.finfo(stream.dtype).min)
+        config, fused = attention.self.config, attention.self.config._attn_implementation
+        config._attn_implementation = "eager"
+        try:
+            _, maps = attention.self(attention.LayerNorm(stream), attention_mask=mask, position_embeddings=rotary)
+        finally:
+            config._attn_implementation = fused
+        return maps
 
     def mlp_update(self, block: int, middle: Tensor, context: Context) -> Tensor:
         """Return the second linear map of the MLP: ``EsmOutput`` as a whole would add the stream again."""

@@ -32,6 +32,7 @@ class ProGen2(Adapter):
     objective = "ar"
     is_parallel = True
     can_branch = True
+    has_attention_maps = True
     read_offset = -1
     directions = ("n2c", "c2n")
     layouts = ("authors", "community")
@@ -97,6 +98,13 @@ class ProGen2(Adapter):
             layer.ln_1(stream), attention_mask=context["mask"], position_ids=context["positions"], use_cache=False
         )
         return update
+
+    def attention_maps(self, block: int, stream: Tensor, context: Context) -> Tensor:
+        layer = self.module.transformer.h[block - 1]
+        _, maps = layer.attn(
+            layer.ln_1(stream), attention_mask=context["mask"], position_ids=context["positions"], use_cache=False
+        )
+        return maps
 
     def mlp_update(self, block: int, middle: Tensor, context: Context) -> Tensor:
         layer = self.module.transformer.h[block - 1]
