@@ -127,6 +127,7 @@ PROBE_DEFAULTS: dict[str, object] = {
     "folds": 5,
     "residues": 64,
     "contact_chains": 100,
+    "attention_chains": 40,
     "pairs": 400,
     "capacity": 256,
     "spaces": ["pca"],

@@ -364,7 +364,10 @@ CODES = _schema(
 # Linear probes (metrics G). In these tables ``direction`` is also "both": the streams of both directions side by side.
 PROBE_KEYS = {
     "task": (_cat, "ss3, rsa, exposed, hse (residues); contacts (pairs); homology (proteins)"),
-    "space": (_cat, "pca256: at most so many principal components; full: all coordinates; raw, centred: retrieval"),
+    "space": (
+        _cat,
+        "pca256: at most so many principal components; full: all coordinates; raw, centred: retrieval; heads",
+    ),
     "probe": (_cat, "logistic, ridge, retrieval (cosine, no training), attention (of attention maps)"),
     "control": (_cat, "none, perm (permuted labels), kmer (random label per 3-mer), untrained, onehot (no model)"),
     "metric": (_cat, "accuracy, macro_f1, auroc, spearman; p_at_l_short, _medium, _long; top1, first_error"),
@@ -373,7 +376,7 @@ PROBE = _schema(
     "score of one probe of one layer on the test proteins of one fold",
     **COMMON,
     **PROBE_KEYS,
-    layer=(_i16, "0..n_blocks; -1 where no layer is read (onehot)"),
+    layer=(_i16, "0..n_blocks; the block for attention; -1 where no layer is read (onehot)"),
     dim=(_i32, "numbers that the probe reads of a residue, pair or protein"),
     fold=(_i16, "fold that is test"),
     value=(_f64, "the score"),
@@ -676,6 +679,15 @@ STREAM_KEYS = _schema(
     "residual stream at one anchor residue, or its mean over the residues of the protein",
     **VIEW_KEYS,
     position=(_i32, "0-based position of the anchor; -1 for the mean over all residues"),
+)
+
+NEAREST_PAIR = 6  # residues nearer along the chain are no pair
+ATTENTION_KEYS = _schema(
+    "attention maps of every head of a block at a pair of residues, symmetrised, less their average product; layers "
+    "are blocks, and the pairs i < j of a protein stand together, by i, then j",
+    **VIEW_KEYS,
+    i=(_i32, "0-based position of the first residue"),
+    j=(_i32, "position of the second one, at least NEAREST_PAIR further"),
 )
 
 # The numbers of a moments vector, in this order, float32. h is the stream entering the block (layer k - 1), mid the

@@ -4,11 +4,18 @@ Linear probes of every layer, where the config has a section `probes`.
 Needs   structures/{structures,backbone}.parquet, a table of families, cards/{model}.json
 Gives   results/{study}/probes/{chains,members,annotations,clusters}.parquet    proteins with known answers
         results/{study}/probes/stream/{model}.parquet                           their states at every layer
+        results/{study}/probes/attention/{model}.parquet                        attention maps of some chains
         results/{study}/probes/{model}.parquet, probes/folds/{model}.parquet    scores, controls, depth
 """
 
 PROBED_STRUCTURES = [task for task in PROBES["tasks"] if task != "homology"]
 PROBE_STREAM = f"{RESULTS}/probes/stream/{{model}}.parquet"
+# Attention maps come with the states where contacts are asked of them: one job, one start.
+ATTENTION_MAPS = (
+    {"attention": f"{RESULTS}/probes/attention/{{model}}.parquet"}
+    if "contacts" in PROBES["tasks"] and PROBES["attention_chains"]
+    else {}
+)
 # Settings of the probes themselves; the others say which proteins and which states.
 PROBE_SETTINGS = (
     *("tasks", "folds", "residues", "contact_chains", "pairs", "capacity", "spaces"),
@@ -112,7 +119,8 @@ rule embed_annotated:
         chains=rules.annotate_proteins.output.chains,
         members=rules.annotate_proteins.output.members,
     output:
-        PROBE_STREAM,
+        **ATTENTION_MAPS,
+        stream=PROBE_STREAM,
     log:
         f"logs/{RESULTS}/embed_annotated/{{model}}.log",
     benchmark:
@@ -131,17 +139,25 @@ rule embed_annotated:
         inputs=lambda wc: as_json(probed_inputs(wc.model)),
         every=PROBES["every"],
         dtype=study.config["cache"]["dtype"],
+        attention=lambda wc, output: (
+            ["--attention", output.attention]
+            + ["--attention-proteins", PROBES["attention_chains"]]
+            if ATTENTION_MAPS
+            else []
+        ),
         seed=SEED,
         version=EMBED_VERSION,
     shell:
         "python -m plm_depth.activations.embed --card {input.card:q} --sequences {input.chains:q} {input.members:q}"
         " --residues all none --nulls {params.nulls:q} --inputs {params.inputs:q} --every {params.every}"
         " --dtype {params.dtype} --seed {params.seed} --token-budget {resources.token_budget}"
-        " --device {resources.device} --threads {threads} --output {output:q} > {log:q} 2>&1"
+        " --device {resources.device} --threads {threads} {params.attention:q} --output {output.stream:q}"
+        " > {log:q} 2>&1"
 
 
 rule probe_layers:
     input:
+        **ATTENTION_MAPS,
         stream=PROBE_STREAM,
         annotations=rules.annotate_proteins.output.annotations,
         clusters=rules.cluster_annotated.output,
@@ -165,11 +181,14 @@ rule probe_layers:
         backbone=lambda wc, input: (
             ["--backbone", *input.backbone] if input.backbone else []
         ),
+        attention=lambda wc, input: (
+            ["--attention", input.attention] if ATTENTION_MAPS else []
+        ),
         resamples=PROBES["resamples"],
         seed=SEED,
         code=code_of("metrics.probes"),
     shell:
         "python -m plm_depth.metrics.probes --stream {input.stream:q} --annotations {input.annotations:q}"
-        " --clusters {input.clusters:q} {params.backbone:q} --settings {params.settings:q}"
+        " --clusters {input.clusters:q} {params.backbone:q} {params.attention:q} --settings {params.settings:q}"
         " --resamples {params.resamples} --seed {params.seed} --probe {output.folds:q} --probes {output.probes:q}"
         " > {log:q} 2>&1"

@@ -24,6 +24,7 @@ SCORES = (  # task, probe, spaces, metrics, controls
     ("hse", "ridge", ("pca256", "full"), ("spearman",), ("none", "perm", "kmer", "untrained", "onehot")),
     ("homology", "retrieval", ("raw", "centred"), ("top1", "first_error"), ("none", "perm", "untrained")),
     ("homology", "logistic", ("pca256", "full"), ("accuracy",), ("none", "untrained")),
+    ("contacts", "attention", ("heads",), ("p_at_l_short", "p_at_l_long"), ("none", "untrained")),
     ("contacts", "logistic", ("pca64",), ("p_at_l_short", "p_at_l_medium", "p_at_l_long"), ("none", "untrained")),
 )
 VIEWS = {
@@ -62,6 +63,8 @@ def _rows(model, task, probe, direction, noise, space, metric, control, seed):
         "param": math.nan, "floor": "none", "chance": CHANCE.get(metric, math.nan), "in_plateau": False,
         "n_rows": 400, "n_seq": 20, "n_cluster": 12, "n_boot": 500,
     }  # fmt: skip
+    if probe == "attention":
+        layers = range(2, model.n_blocks + 1, 2)
     for layer in layers:
         for stat in ("score", "validation"):
             value = float(rng.uniform(0.3, 0.9))
@@ -106,7 +109,7 @@ def picture(stage, study):
         return numbers, stage.draw(numbers, study.models)
 
 
-@pytest.mark.parametrize(("stage", "n_rows"), [(probes.STAGE, 3), (contacts.STAGE, 3)], ids=["probes", "contacts"])
+@pytest.mark.parametrize(("stage", "n_rows"), [(probes.STAGE, 3), (contacts.STAGE, 4)], ids=["probes", "contacts"])
 def test_the_csv_is_exactly_the_rows_of_the_tables(stage, n_rows, study, folder, tmp_path):
     files = {kind: tmp_path / f"figure.{kind}" for kind in ("svg", "csv", "html")}
     words = ["--models", str(folder / "models.json"), "--probes", *(str(folder / f"{m.model}.parquet") for m in MODELS)]
@@ -114,7 +117,7 @@ def test_the_csv_is_exactly_the_rows_of_the_tables(stage, n_rows, study, folder,
     expected = {}
     for model in MODELS:
         for row in read_table(folder / f"{model.model}.parquet", PROBES).to_pylist():
-            is_shown = row["stat"] == "score" and row["space"] in ("pca256", "pca64", "raw")
+            is_shown = row["stat"] == "score" and row["space"] in ("pca256", "pca64", "raw", "heads")
             is_shown = is_shown and row["direction"] in ("none", "both") and not row["noise_t"] > 0
             if is_shown and row["control"] == "none":
                 name = row["task"] if row["task"] != "contacts" else row["metric"]
@@ -125,11 +128,13 @@ def test_the_csv_is_exactly_the_rows_of_the_tables(stage, n_rows, study, folder,
         found = [row for row in csv.DictReader(file) if row["network"] == "trained" and row["aggregate"] == "mean"]
     found = [row for row in found if not row["quantity"].startswith("shallowest_")]
     n_layers = sum(model.n_blocks // 2 + 1 for model in MODELS)
-    assert len(found) == n_rows * n_layers
+    assert len(found) == n_rows * n_layers - (len(MODELS) if stage is contacts.STAGE else 0)  # blocks are one fewer
     for row in found:
-        metric = primary.get(row["quantity"], row["quantity"])
-        probe = {"hse": "ridge", "homology": "retrieval"}.get(row["quantity"], "logistic")
-        want = expected[row["model"], row["quantity"], int(row["layer"]), metric, probe]
+        metric = primary.get(row["quantity"], row["quantity"].replace("attention", "p_at_l"))
+        kinds = {"hse": "ridge", "homology": "retrieval", "attention_long": "attention"}
+        probe = kinds.get(row["quantity"], "logistic")
+        name = metric if stage is contacts.STAGE else row["quantity"]
+        want = expected[row["model"], name, int(row["layer"]), metric, probe]
         np.testing.assert_allclose([float(row[name]) for name in ("value", "lo", "hi")], want, rtol=1e-5)
 
 

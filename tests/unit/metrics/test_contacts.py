@@ -9,7 +9,6 @@ import pytest
 from plm_depth.metrics.contacts import (
     DISTANCE,
     SEPARATIONS,
-    apc,
     beta_carbons,
     densities,
     pair_features,
@@ -101,17 +100,3 @@ def test_features_of_a_pair_do_not_depend_on_its_order():
     i, j = np.array([0, 1]), np.array([3, 4])
     assert (pair_features(z, i, j) == pair_features(z, j, i)).all()
     np.testing.assert_allclose(pair_features(z, i, j)[1], [*(z[1] * z[4]), *abs(z[1] - z[4])])
-
-
-def test_the_correction_takes_out_what_rows_and_columns_alone_explain():
-    random = generator(0, "maps")
-    rank_one = np.outer(w := random.random(9), w)
-    np.testing.assert_allclose(apc(rank_one / 2), 0, atol=1e-12)
-    maps = random.random((2, 4, 9, 9))
-    corrected = apc(maps)
-    np.testing.assert_allclose(corrected, np.swapaxes(corrected, -1, -2))
-    np.testing.assert_allclose(corrected.sum(-1), 0, atol=1e-12)
-    symmetric = maps[1, 2] + maps[1, 2].T
-    expected = symmetric - symmetric.sum(0) * symmetric.sum(1)[:, None] / symmetric.sum()
-    np.testing.assert_allclose(corrected[1, 2], expected)
-    assert (apc(np.zeros((3, 3))) == 0).all()

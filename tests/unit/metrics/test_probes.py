@@ -17,6 +17,7 @@ from plm_depth.randomness import generator
 from plm_depth.tables import (
     AMINO_ACIDS,
     ANNOTATIONS,
+    ATTENTION_KEYS,
     BACKBONE,
     CLUSTERS,
     PROBE,
@@ -115,6 +116,21 @@ class World:
                     writer.append(self.keys(name, x.shape[1], null, direction, noise_t), x)
         return path
 
+    def write_maps(self, path, *, views=(("trained", "none", 0.0),), names=None, n_heads=3):
+        """Write attention maps of which the second head of blocks from PLANTED on sees who shares a site."""
+        about = {"model_id": "toy", "n_blocks": N_BLOCKS}
+        with VectorWriter(path, ATTENTION_KEYS, range(1, N_BLOCKS + 1), n_heads, "float32", about) as writer:
+            for null, direction, noise_t in views:
+                for name in names or self.chains:
+                    i, j = np.triu_indices(len(self.chains[name]), 6)
+                    maps = 0.1 * generator("maps", null, name).normal(size=(N_BLOCKS, len(i), n_heads))
+                    if null == "trained":
+                        maps[PLANTED - 1 :, :, 1] += self.site[name][i] == self.site[name][j]
+                    keys = self.keys(name, len(i), null, direction, noise_t)
+                    del keys["position"]
+                    writer.append({**keys, "n_residues": len(self.chains[name]), "i": i, "j": j}, maps)
+        return path
+
     def keys(self, name, n, null, direction, noise_t):
         return {
             "sequence_id": [name] * n,
@@ -129,7 +145,7 @@ class World:
         }
 
     def probe(self, stream, **settings):
-        n_boot = settings.pop("n_boot", 50)
+        n_boot, attention = settings.pop("n_boot", 50), settings.pop("attention", None)
         settings = {"folds": 4, "penalties": (1e-3, 1e-1), "residues": 30, **settings}
         probe(
             stream=stream,
@@ -141,6 +157,7 @@ class World:
             seed=1,
             probe=self.folder / "probe",
             probes=self.folder / "probes",
+            attention=attention,
         )
         return read(self.folder / "probe", PROBE), read(self.folder / "probes", PROBES)
 
@@ -303,6 +320,29 @@ def test_a_label_that_a_block_of_a_network_writes_is_chance_before_it_and_certai
     found = by_layer(probes, task="ss3", metric="accuracy")
     for layer in range(adapter.n_blocks + 1):
         assert found[layer] == 1.0 if layer >= 3 else abs(found[layer] - 0.5) < 0.1
+
+
+def test_contacts_planted_in_one_head_are_read_from_the_maps_of_the_blocks_that_have_them(world, tables, caplog):
+    stream = world.folder / "stream"
+    views = (("trained", "none", 0.0), ("randinit", "none", 0.0))
+    maps = world.write_maps(world.folder / "maps", views=views)
+    settings = {"tasks": ("contacts",), "controls": ("untrained",), "penalties": (0.1,)}
+    folds, probes = world.probe(stream, attention=maps, **settings)
+    mine = probes.filter(probe="attention")
+    for metric in ("p_at_l_short", "p_at_l_medium"):
+        found = by_layer(mine, metric=metric)
+        assert list(found) == [1, 2, 3, 4]  # blocks
+        # A chain has about 27 short contacts for 36 best pairs: 0.75 is all there is.
+        assert found[PLANTED - 1] < 0.4 and min(found[block] for block in range(PLANTED, N_BLOCKS + 1)) > 0.7
+        untrained = by_layer(mine, metric=metric, control="untrained")
+        assert max(untrained.values()) < 0.4
+    assert set(mine.filter(stat="retention_depth")["floor"]) == {"chance"}  # there is no layer 0
+    assert set(folds.filter(probe="attention")["dim"]) == {3}
+    few = world.write_maps(world.folder / "few_maps", names=list(world.chains)[:2])
+    with caplog.at_level(logging.WARNING):
+        _, probes = world.probe(stream, attention=few, **settings)
+    assert "attention: maps of 2 chains do not fill 4 folds; left out" in caplog.text
+    assert set(probes["probe"]) == {"logistic"}
 
 
 # ----------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ tokens hold several residues has its means only, logged. ``--every N`` keeps the
 With ``--norm final`` every state is what the model would hand out if it ended there: the stream after the model's
 final norm (families without one give the stream). The default is the stream itself.
 
+With ``--attention P`` the attention maps of a few of these proteins are written, too (``activations.attention``).
+
 Memory does not grow with the proteins: numbers are reduced to the stored dtype on the device, and a batch holds at most
 ROOM bytes of them whatever the token budget.
 """
@@ -32,6 +34,7 @@ import numpy as np
 import torch
 
 from plm_depth.activations import EMBED_VERSION
+from plm_depth.activations.attention import chosen, write_maps
 from plm_depth.activations.batches import BatchError, is_out_of_memory, plan, run_halving
 from plm_depth.activations.extract import (
     MEAN_POSITION,
@@ -325,6 +328,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=int, help="CPU threads of torch")
     parser.add_argument("--output", type=Path, required=True, help="the vector table")
+    parser.add_argument("--attention", type=Path, help="also the attention maps at pairs of residues, to this file")
+    parser.add_argument("--attention-proteins", type=int, default=40, help="of at most so many with all residues kept")
     options = parser.parse_args(argv)
     log = start_log("activations.embed")
     from plm_depth.models.describe import load_from_card, read_card
@@ -359,6 +364,20 @@ def main(argv: Sequence[str] | None = None) -> None:
             structures=structures,
             log=log,
         )
+        if options.attention:
+            whole = [pair for pair in sequences if n_residues[pair[0]] is None]
+            blocks = sorted({*range(options.every, adapter.n_blocks + 1, options.every), adapter.n_blocks})
+            write_maps(
+                adapter,
+                chosen(whole, options.attention_proteins, seed=options.seed),
+                output=options.attention,
+                about=constants_of(adapter, model_id=card["model_id"], seed=options.seed) | {"version": EMBED_VERSION},
+                nulls=nulls,
+                views=views_for(adapter, options.inputs),
+                blocks=blocks,
+                seed=options.seed,
+                log=log,
+            )
     except (
         *(BatchError, CheckpointError, ExtractionError, NullError, SequenceError, SourceError, TableError),
         OSError,

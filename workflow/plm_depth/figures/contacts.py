@@ -13,10 +13,12 @@ from plm_depth.figures.style import name_of
 
 TITLE = "Contacts: precision of the L best pairs by a linear probe of each layer"
 RANGES = {"short": "6 to 11", "medium": "12 to 23", "long": "24 and more"}
-WANTED = tuple(
+OF_STATES = tuple(
     Probed("contacts", f"p_at_l_{name}", "logistic", f"p_at_l_{name}", f"{words} apart,\nprecision at L", name)
     for name, words in RANGES.items()
 )
+OF_MAPS = Probed("contacts", "p_at_l_long", "attention", "attention_long", "24 and more apart,\nattention maps", "maps")
+WANTED = (*OF_STATES, OF_MAPS)
 
 
 def numbers(study: Study) -> pl.DataFrame:
@@ -43,6 +45,10 @@ def draw(numbers: pl.DataFrame, models: Sequence[Model]) -> Figure:
         if one.quantity in set(numbers["quantity"])
     ]
     notes = ["Scores on chains of held-out clusters. Inputs: nothing hidden."]
+    if OF_MAPS.quantity in set(numbers["quantity"]):
+        notes.append(
+            "Attention maps: of the heads of one block alone, at (block - 1/2) / blocks, where the family tells them."
+        )
     if missing:
         notes.append(f"Not probed: {'; '.join(missing)}.")
     return profile_figure(numbers, shown, title=TITLE, rows=rows, notes=notes, headings=headings_of(numbers, shown))

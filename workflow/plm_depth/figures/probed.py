@@ -56,7 +56,9 @@ def probe_rows(study: Study) -> pl.DataFrame:
         rank=pl.when(is_one_hot)
         .then(0)
         .otherwise(pl.col("direction").replace_strict(preferred, return_dtype=pl.Int64)),
-        space_rank=pl.when(is_one_hot | pl.col("space").str.starts_with("pca") | (pl.col("space") == "raw"))
+        space_rank=pl.when(
+            is_one_hot | pl.col("space").str.starts_with("pca") | pl.col("space").is_in(["raw", "heads"])
+        )
         .then(0)
         .when(pl.col("space") == "full")
         .then(1)
@@ -141,7 +143,10 @@ def _tidy(rows: pl.DataFrame, quantity: str, network: str, aggregate: str, *, is
         parameter=pl.col("param"),
         aggregate=pl.lit(aggregate),
         layer=layer,
-        relative_depth=(layer / pl.col("n_blocks")).fill_null(math.nan),
+        # Attention maps belong to a block, all else to a state.
+        relative_depth=(
+            (layer - pl.when(pl.col("probe") == "attention").then(0.5).otherwise(0.0)) / pl.col("n_blocks")
+        ).fill_null(math.nan),
         value=pl.col("value") / scale,
         lo=pl.col("ci_lo") / scale,
         hi=pl.col("ci_hi") / scale,
@@ -176,7 +181,9 @@ def chances(study: Study, wanted: Sequence[Probed]) -> dict[str, float]:
     rows = study.probes.filter((pl.col("stat") == "score") & (pl.col("control") == "none"))
     found = {}
     for one in wanted:
-        mine = rows.filter((pl.col("task") == one.task) & (pl.col("metric") == one.metric))["chance"]
+        mine = rows.filter(
+            (pl.col("task") == one.task) & (pl.col("metric") == one.metric) & (pl.col("probe") == one.probe)
+        )["chance"]
         if len(mine) and not math.isnan(mine[0]):
             found[one.quantity] = float(mine[0])
     return found

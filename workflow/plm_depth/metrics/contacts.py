@@ -12,9 +12,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from plm_depth.tables import NEAREST_PAIR
+
 DISTANCE = 8.0
 SEPARATIONS = {"short": (6, 11), "medium": (12, 23), "long": (24, np.iinfo(np.int64).max)}
-NEAREST = 6
+NEAREST = NEAREST_PAIR
 # CA to CB in the frame of b = CA - N, c = C - CA and their cross product: ideal bond lengths and angles (trRosetta)
 _CROSS, _B, _C = -0.58273431, 0.56802827, -0.54067466
 
@@ -76,15 +78,3 @@ def densities(touch: np.ndarray, separation: np.ndarray) -> Mapping[str, float]:
 def pair_features(z: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
     """Return what a probe reads of pairs: products and absolute differences of features (n, k), (n_pairs, 2 k)."""
     return np.concatenate([z[i] * z[j], np.abs(z[i] - z[j])], 1)
-
-
-def apc(maps: np.ndarray) -> np.ndarray:
-    """Return symmetrised maps with the average product correction, (..., n, n).
-
-    ``A + A^T`` less the product of its row and column sums over the total (Dunn et al. 2008; Rao et al. 2021).
-    """
-    symmetric = maps + np.swapaxes(maps, -1, -2)
-    rows = symmetric.sum(-1, keepdims=True)
-    total = rows.sum(-2, keepdims=True)
-    expected = np.divide(rows * np.swapaxes(rows, -1, -2), total, out=np.zeros_like(symmetric), where=total != 0)
-    return symmetric - expected

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from sklearn.linear_model import LogisticRegression
 
 from plm_depth.metrics import contacts, homology
 from plm_depth.metrics.bootstrap import Bootstrap
@@ -34,12 +35,14 @@ from plm_depth.metrics.probing import (
     splits,
 )
 from plm_depth.metrics.residue_tasks import TASKS, Chain, Rows, control_labels, kmers, one_hot, permuted
-from plm_depth.metrics.stream import DIRECTIONS, MEAN_POSITION, Stream, primary_view, vectors
+from plm_depth.metrics.stream import DIRECTIONS, MEAN_POSITION, AttentionMaps, Stream, primary_view, vectors
 from plm_depth.progress import Progress
 from plm_depth.randomness import generator, key_of
 
 LOG = logging.getLogger("metrics.probes")
 PAIR_DIM = 64
+FEW = 20  # chains that the probe of attention maps is fitted on, and its L1 penalty on the summed loss: as Rao et al.
+RAO_PENALTY = 0.15
 P_AT_L = tuple(f"p_at_l_{name}" for name in contacts.SEPARATIONS)
 ALL_TASKS = (*TASKS, "contacts", "homology")
 CONTROLS = ("perm", "kmer", "untrained", "onehot")
@@ -424,6 +427,81 @@ def _precision(linear, z: np.ndarray, plan: PairPlan, chain: int) -> list[float]
     score = linear(contacts.pair_features(z, start + i, start + j))[:, 1]
     found = contacts.precision_at_length(score, touch, j - i, int(plan.length[chain]))
     return [found[name] for name in contacts.SEPARATIONS]
+
+
+def attention_curves(
+    stream: Stream,
+    maps: AttentionMaps,
+    plan: PairPlan,
+    bootstrap: Bootstrap,
+    settings: Settings,
+    progress: Progress,
+) -> list[Curve]:
+    """Return the curves of contacts read off the attention maps of each block alone (Rao et al. 2021).
+
+    A logistic regression with an L1 penalty reads the corrected maps of all heads of a pair; it is fitted on at most
+    FEW chains. Both directions of an autoregressive model side by side.
+    """
+    keep = [number for number, name in enumerate(plan.names) if name in maps.proteins]
+    if sorted({int(plan.fold[number]) for number in keep}) != list(range(settings.folds)):
+        LOG.warning(f"attention: maps of {len(keep)} chains do not fill {settings.folds} folds; left out")
+        return []
+    owner = bootstrap.index([plan.names[number] for number in keep])
+    fold = plan.fold[keep]
+    outer = splits(fold, settings.folds)
+    density = [contacts.densities(touch, j - i) for i, j, touch in (plan.pairs[number] for number in keep)]
+    chance = {name: float(np.nanmean([d[name] for d in density])) for name in contacts.SEPARATIONS}
+    curves: dict[tuple, Curve] = {}
+    for layer in maps.table.layers:
+        matrix = maps.table.layer(layer)
+        for of in (one for one in stream.representations(settings.directions) if maps.has(stream, one)):
+            features_of = []
+            for number in keep:
+                name = plan.names[number]
+                n = int((plan.owner == number).sum())
+                present = np.zeros(n, bool)
+                present[np.unique(np.r_[plan.pairs[number][0], plan.pairs[number][1]])] = True
+                first, second = np.triu_indices(n, contacts.NEAREST)
+                wanted = present[first] & present[second]
+                slices = maps.rows(stream, of, name)
+                features_of.append(np.concatenate([matrix[rows][wanted] for rows in slices], 1).astype(np.float64))
+            value = {which: np.full((len(keep), len(P_AT_L)), np.nan) for which in ("test", "valid")}
+            n_train = []
+            for split in outer:
+                few = split.train[:FEW]
+                x = np.concatenate([features_of[chain][plan.train[keep[chain]]] for chain in few])
+                y = np.concatenate([plan.pairs[keep[chain]][2][plan.train[keep[chain]]] for chain in few])
+                model = LogisticRegression(C=1 / RAO_PENALTY, l1_ratio=1.0, solver="liblinear", random_state=0)
+                model.fit(x, y)
+                n_train.append(len(y))
+                for which, members in (("test", split.test), ("valid", split.valid)):
+                    for chain in members:
+                        i, j, touch = plan.pairs[keep[chain]]
+                        score = model.decision_function(features_of[chain])
+                        found = contacts.precision_at_length(score, touch, j - i, int(plan.length[keep[chain]]))
+                        value[which][chain] = [found[name] for name in contacts.SEPARATIONS]
+            control = "untrained" if of.is_untrained else "none"
+            about = {"task": "contacts", "space": "heads", "probe": "attention", "control": control}
+            for column, metric in enumerate(P_AT_L):
+                columns = {**stream.common, **of.columns, **about}
+                curve = curves.setdefault(
+                    (of.views, metric),
+                    Curve(
+                        columns,
+                        (metric,),
+                        bootstrap,
+                        owner,
+                        fold,
+                        None,
+                        np.array(n_train),
+                        chance[metric.removeprefix("p_at_l_")],
+                    ),
+                )
+                penalty = RAO_PENALTY / np.array(n_train)
+                dim = np.full(settings.folds, features_of[0].shape[1])
+                curve.add(layer, value["test"][:, column], value["valid"][:, column], penalty, dim)
+            progress.advance()
+    return list(curves.values())
 
 
 # ----------------------------------------------------------------------------------------------------------------

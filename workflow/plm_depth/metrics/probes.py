@@ -1,11 +1,12 @@
 """Linear probes of every layer: what can be read of structure and kin, how deep, and how much is the model's own.
 
-    python -m plm_depth.metrics.probes --stream P --annotations P --clusters P [--backbone P] --settings JSON
-        --resamples N --seed N --probe P --probes P
+    python -m plm_depth.metrics.probes --stream P --annotations P --clusters P [--backbone P] [--attention P]
+        --settings JSON --resamples N --seed N --probe P --probes P
 
 Reads the stream of one model (``activations.embed``): residues of the chains, means of the members of families. The
 protocol is that of ``metrics.probing``. Tasks: those of ``metrics.residue_tasks``; ``contacts`` by a logistic probe of
-residue pairs (products and absolute differences of 64 principal components); ``homology`` by cosine retrieval and by a
+residue pairs (products and absolute differences of 64 principal components), and by one of the attention maps of each
+block alone, where they are at hand (``layer`` is then the block); ``homology`` by cosine retrieval and by a
 logistic probe that is tested on parts of a group that it did not see.
 
 Folds keep together the chains of one similarity cluster and of one group (superfamily) where it is known; in homology
@@ -31,6 +32,7 @@ from plm_depth.metrics.probe_curves import (
     Curve,
     ResiduePlan,
     Settings,
+    attention_curves,
     contact_curves,
     fold_of_chains,
     homology_curves,
@@ -40,7 +42,7 @@ from plm_depth.metrics.probe_curves import (
 from plm_depth.metrics.probing import Notes, ProbeError, Score, best_layer, plateau, retention_depth, shallowest
 from plm_depth.metrics.profile import sorted_rows
 from plm_depth.metrics.residue_tasks import SS3, TASKS, read_chains, rows_of
-from plm_depth.metrics.stream import Stream
+from plm_depth.metrics.stream import AttentionMaps, Stream
 from plm_depth.progress import Progress, start_log
 from plm_depth.tables import ANNOTATIONS, COMMON, PROBE, PROBE_KEYS, PROBES, TableError, read_table, write_table
 
@@ -159,7 +161,7 @@ def _rows_of(curve: Curve, metric: str, test: Score, settings: Settings) -> Iter
         LOG.info(f"{curve.columns['task']} {metric}: {n_undefined} folds without a validation score: the last layer")
     selected = curve.score(metric, [chosen])
     yield _row(curve, metric, "selected", selected.value[0], selected.resampled[0], test.chance)
-    floors = {"layer_0": (test.value[0], test.resampled[0])}
+    floors = {"layer_0": (test.value[0], test.resampled[0])} if layers[0] == 0 else {}
     if not math.isnan(test.chance):
         floors["chance"] = (test.chance, test.chance)
     for share in settings.retention:
@@ -186,6 +188,7 @@ def probe(
     seed: int,
     probe: str | Path,
     probes: str | Path,
+    attention: str | Path | None = None,
     log: logging.Logger = LOG,
 ) -> tuple[int, int]:
     """Write the PROBE and PROBES tables of one model; return their numbers of rows.
@@ -239,6 +242,9 @@ def probe(
         if "contacts" in settings.tasks:
             pairs = pair_plan(of_chain, fold, group, settings=settings, seed=seed)
             curves += contact_curves(states, pairs, bootstrap, settings, seed, notes, progress)
+            maps = AttentionMaps(attention) if attention is not None else None
+            if maps is not None and maps.proteins:
+                curves += attention_curves(states, maps, pairs, bootstrap, settings, progress)
     if "homology" in settings.tasks and members:
         bootstrap = Bootstrap.of({name: cluster_of[name] for name, *_ in members}, n_boot=n_boot, seed=seed)
         curves += homology_curves(states, members, bootstrap, settings, seed, notes, progress)
@@ -278,6 +284,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--annotations", required=True, help="ANNOTATIONS table")
     parser.add_argument("--clusters", required=True, help="CLUSTERS table of the annotated proteins")
     parser.add_argument("--backbone", help="BACKBONE table, for tasks of residues and contacts")
+    parser.add_argument("--attention", help="vector table of attention maps, for contacts by them")
     parser.add_argument("--settings", default="{}", help="JSON; see the module")
     parser.add_argument("--resamples", type=int, default=1000, help="bootstrap resamples of clusters")
     parser.add_argument("--seed", type=int, required=True, help="of folds, residues, controls and the bootstrap")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from plm_depth.metrics.groups import CONSTANT, codes_of, row_codes
-from plm_depth.tables import STREAM_KEYS, VIEW_KEYS, TableError, VectorTable
+from plm_depth.tables import ATTENTION_KEYS, STREAM_KEYS, VIEW_KEYS, TableError, VectorTable
 
 MEAN_POSITION = -1
 DIRECTIONS = ("n2c", "c2n", "both")
@@ -134,3 +134,38 @@ def vectors(
         matrix = stream.table.layer(layer)
         for of, mine in zip(representations, rows):
             yield layer, of, features(matrix, mine)
+
+
+class AttentionMaps:
+    """The attention maps of one model (``activations.attention``), by representation and protein.
+
+    Attributes:
+        table: the vector table; its layers are blocks.
+        proteins: ids of the proteins that it has under every view.
+    """
+
+    def __init__(self, path: str | Path):
+        self.table = VectorTable(path, ATTENTION_KEYS)
+        keys = self.table.keys()
+        self._rows: dict[tuple, dict[str, slice]] = {}
+        self.proteins: set[str] = set()
+        if not keys.num_rows:
+            return
+        _, view = row_codes([codes_of(keys.column(name)) for name in VIEW])
+        protein = codes_of(keys.column("sequence_id"))
+        place = view * len(protein.values) + protein.codes
+        starts = np.flatnonzero(np.r_[True, np.diff(place) != 0])
+        if len(starts) > len(np.unique(place)):
+            raise TableError(f"{path}: the pairs of a protein do not stand together; write the table again")
+        for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(place)]):
+            columns = tuple(str(keys.column(name)[start].as_py()) for name in VIEW)
+            self._rows.setdefault(columns, {})[str(protein.values[protein.codes[start]])] = slice(start, end)
+        self.proteins = set.intersection(*(set(rows) for rows in self._rows.values()))
+
+    def rows(self, stream: Stream, of: Representation, protein: str) -> list[slice]:
+        """Return where the pairs of a protein stand, a slice for each view of the representation."""
+        views = [tuple(str(stream.views[view][name]) for name in VIEW) for view in of.views]
+        return [self._rows[columns][protein] for columns in views]
+
+    def has(self, stream: Stream, of: Representation) -> bool:
+        return all(tuple(str(stream.views[view][name]) for name in VIEW) in self._rows for view in of.views)
