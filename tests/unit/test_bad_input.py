@@ -36,7 +36,8 @@ CIF = (FIXTURES / "structures" / "1a8o.cif").read_text()
 MENDS = re.compile(
     r"expected|fetch|download|correct|remove|lower|raise|give|make|name the one|choose|run |describe|write it|convert|"
     r"did you mean|known|use |cluster this|allowed|is this a checkpoint|meant for another|whole\?|there are:|save it|"
-    r"add it|fill it|is its config.json that|its models:|write |yes or no|is not a (whole|finite) number",
+    r"add it|fill it|is its config.json that|its models:|its columns are|is this the wild type|; it has|"
+    r"save it again|rename|write |yes or no|is not a (whole|finite) number",
     re.IGNORECASE,
 )
 
@@ -509,6 +510,62 @@ extracts("a card whose weights are gone", "x: gone since m was described", chang
     {"name": "x", "bytes": 1, "sha256": "0"}]})  # fmt: skip
 
 # ----------------------------------------------------------------------------------------------------------------
+# Tables of labels and assays, by sequences.labels and sequences.assays
+
+LABELLED = "sequence,score\nMKTAYIAKQR,0.5\nMKTAYIAKQV,1.5\nMKTAYIAKQL,2.5\nGSHMLEDPVR,0.1\n"
+
+
+def labels(name: str, text: str | bytes, *says: str, options: tuple = (), **more: object) -> None:
+    asked = ("--table", "IN", "--label", "score", "--sequences", "OUT/s.parquet", "--labels", "OUT/l.parquet", *options)
+    make = writes(text) if isinstance(text, bytes | str) else text
+    case(f"labels: {name}", "sequences.labels", asked, make, says, file="table.csv", **more)
+
+
+labels("no file", absent, "table.csv")
+labels("empty", "", "table.csv")
+labels("a header alone", "sequence,score\n", "table.csv")
+labels("no text", b"\xff\xfe\x00s", "table.csv")
+labels("no such column", "protein,score\nMKT,1\n", "sequence")
+labels("no label column", "sequence,value\nMKT,1\n", "score")
+labels("a column twice", "sequence,score,score\nMKT,1,2\n", "score")
+labels("a cell too many", LABELLED + "MKV,1,2\n", "table.csv")
+labels("a sequence with a digit", LABELLED + "MK1,0.5\n", "table.csv")
+labels("a sequence with two labels", LABELLED + "MKTAYIAKQR,0.7\n", "table.csv")
+labels("few rows", "sequence,score\nMKTAY,1\nMKTAV,2\nMKTAL,3\n", "3 usable rows", "at least 20")
+labels("text for a regression", LABELLED + "MKTAYI,high\n", "table.csv", options=("--kind", "regression"))
+labels("a cut gzip file", gzip.compress(LABELLED.encode() * 99)[:-20], "table.csv")
+labels("no wild type", "mutant,score\nA1C,1\n", "wild", options=("--mutant", "mutant"), names_file=False)
+
+
+def assay(name: str, text: str | bytes, *says: str, entry: dict | str | None = None, **more: object) -> None:
+    def make(path: Path) -> None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        (path.parent / "wildtypes.fasta").write_text(">WT\nMKTAYIAKQR\n")
+
+    given = {
+        **{"format": "table", "assay_id": "A", "uniprot_id": "U", "category": "C", "variants": "IN"},
+        **{"mutant": "mutant", "score": "score", "wildtypes": "DIR/wildtypes.fasta", "wildtype": "WT"},
+        **(entry if isinstance(entry, dict) else {}),
+    }
+    words = ("--assays", "JSON:" + (entry if isinstance(entry, str) else json.dumps([given])), "--seed", "1")
+    words += ("--shards", "OUT/0.parquet", "--counts", "OUT/c.parquet")
+    case(f"assay: {name}", "sequences.assays", words, make, says, file="assay.csv", **more)
+
+
+VARIANTS = "mutant,score\nM1A,0.5\nK2C,1.5\n"
+assay("empty", "", "assay.csv")
+assay("a header alone", "mutant,score\n", "none of its 0 rows")
+assay("no such column", "variant,score\nM1A,1\n", "mutant")
+assay("no text", b"\xff\xfe\x00", "assay.csv")
+assay("no readable variant", "mutant,score\nxyz,1\n", "malformed 1")
+assay("another wild type", "mutant,score\nW1A,1\n", "wildtype_mismatch 1")
+assay("no such wild type", VARIANTS, "OTHER", entry={"wildtype": "OTHER"}, names_file=False)
+assay("no JSON", VARIANTS, "--assays", entry="{", names_file=False)
+assay("no list", VARIANTS, "--assays", entry="{}", names_file=False)
+assay("an unknown format", VARIANTS, "format", entry={"format": "xyz"}, names_file=False)
+assay("no scores", "mutant,score\nM1A,\nK2C,nan\n", "no_score 2")
+
+# ----------------------------------------------------------------------------------------------------------------
 # Downloads
 
 
@@ -538,8 +595,14 @@ def prepared(one: Case, folder: Path) -> list[str]:
     path, out = folder / one.file, folder / "out"
     out.mkdir()
     one.make(path)
-    return [word.replace("IN", str(path)).replace("OUT", str(out)).replace("DIR", str(folder))
-            if re.match(r"IN|OUT|DIR", word) else word for word in one.options]  # fmt: skip
+    places = {"IN": str(path), "OUT": str(out), "DIR": str(folder)}
+
+    def placed(word: str) -> str:
+        if word.startswith("JSON:"):
+            return re.sub(r'"(IN|DIR)\b', lambda found: f'"{places[found[1]]}', word.removeprefix("JSON:"))
+        return re.sub(r"^(IN|OUT|DIR)\b", lambda found: places[found[1]], word)
+
+    return [placed(word) for word in one.options]
 
 
 def left_over(folder: Path) -> list[str]:
@@ -566,7 +629,17 @@ def test_bad_input_ends_in_one_message_that_names_file_record_and_mend_and_leave
 
 def test_every_kind_of_input_has_its_cases():
     kinds = Counter(name.split(":")[0] for name in CASES)
-    least = {"FASTA": 30, "structure": 30, "checkpoint": 40, "config": 30, "table": 12, "passes": 12, "download": 8}
+    least = {
+        "FASTA": 30,
+        "structure": 30,
+        "checkpoint": 40,
+        "config": 30,
+        "table": 12,
+        "passes": 12,
+        "download": 8,
+        "labels": 14,
+        "assay": 11,
+    }
     assert all(kinds[kind] >= n for kind, n in least.items()), kinds
 
 

@@ -521,7 +521,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             log=log,
         )
     except json.JSONDecodeError as error:
-        raise SystemExit(f"sequences.assays: --assays is not JSON ({error})") from error
+        raise SystemExit(f"sequences.assays: --assays is not JSON ({error}); expected a list") from error
     except (SourceError, OSError) as error:
         raise SystemExit(f"sequences.assays: {error}") from error
 

@@ -143,11 +143,11 @@ def read_rows(path: str | Path) -> tuple[list[str], list[tuple[int, dict[str, st
     except FileNotFoundError:
         raise SourceError(f"{path}: no such file; a CSV file with a header was expected") from None
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise SourceError(f"{path}: cannot be read as a CSV file ({error})") from error
+        raise SourceError(f"{path}: cannot be read as a CSV file ({error}); save it again") from error
     if not header:
         raise SourceError(f"{path}: empty; a CSV file with a header was expected")
     if twice := [name for name, n in Counter(header).items() if n > 1]:
-        raise SourceError(f"{path}: column {twice[0]!r} stands twice in the header")
+        raise SourceError(f"{path}: column {twice[0]!r} stands twice in the header; rename one")
     return header, rows
 
 
