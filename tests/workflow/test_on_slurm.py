@@ -239,6 +239,7 @@ def test_a_study_survives_a_cancelled_job_a_killed_run_and_a_dead_controller_wit
 
 def test_a_job_out_of_memory_is_retried_with_more_and_gpus_are_handed_out_one_by_one(cluster, started, tmp_path):
     folder = copy_repository(tmp_path)
+    shutil.copy(folder / "tiny.yaml", folder / "config" / "config.yaml")
     with (folder / "Snakefile").open("a", encoding="utf-8") as snakefile:
         snakefile.write(RULES)
     targets = ["filled.txt", "gpu_a.txt", "gpu_b.txt"]
