@@ -139,6 +139,15 @@ def test_bars_are_the_attributions_of_the_trained_blocks(study):
     assert "all blocks: trained" in words_of(figure)
 
 
+def test_a_model_without_a_complete_protein_is_said_to_be_undefined(study):
+    is_one = (pl.col("model_id") == MODELS[0].model) & (pl.col("null_model") == "trained")
+    undefined = pl.when(is_one).then(float("nan")).otherwise(pl.col("value")).alias("value")
+    _, figure = picture(gate_attribution.STAGE, replace(study, attributions=study.attributions.with_columns(undefined)))
+    words = words_of(figure).replace("\n", " ")
+    assert "trained undefined" in words and "Undefined: the bars of every protein" in words
+    assert "Undefined" not in words_of(picture(gate_attribution.STAGE, study)[1])
+
+
 def test_the_map_puts_blocks_upwards_and_residues_to_the_right(study):
     numbers, figure = picture(attribution_map.STAGE, study)
     for axes, model in zip(figure.axes, MODELS, strict=True):

@@ -140,6 +140,15 @@ def test_rows_that_miss_completeness_are_left_out_and_counted(tmp_path, capsys):
     assert set(exactly["n_rejected"]) == {0}
 
 
+def test_a_network_all_of_whose_rows_miss_completeness_has_undefined_values(tmp_path):
+    rows = gates("a", [1.0, 1.0, 1.0], completeness_err=1.0) + gates("b", [2.0, 1.0, 1.0], completeness_err=1.0)
+    table, _ = corpus(tmp_path, rows)
+    for quantity, n_layers in (("signed", 3), ("magnitude", 3), ("gained", 1), ("depth_score", 1)):
+        found = table.filter(pl.col("quantity") == quantity)
+        assert found.height == n_layers and found["value"].is_nan().all(), quantity
+        assert set(found["n_seq"]) == {0} and set(found["n_rejected"]) == {2}
+
+
 def test_draws_count_as_one_protein(tmp_path):
     rows = gates("a", [1.0, 0, 0]) + gates("a", [3.0, 0, 0], mask_draw=1) + gates("b", [8.0, 0, 0])
     table, _ = corpus(tmp_path, rows)

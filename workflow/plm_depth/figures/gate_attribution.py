@@ -16,7 +16,7 @@ from plm_depth.figures.style import GREY, WIDTH, darker, family_colours, model_l
 
 TITLE = "What each block adds to the log-probability of the true residues"
 BLOCKS, WHOLE = Attributed("gate", "logp", "signed"), Attributed("gate", "logp", "gained")
-PANEL, HEIGHT, LEFT, GAP, FOOT = 1.75, 1.25, 0.55, 0.12, 0.45  # inches
+PANEL, HEIGHT, LEFT, GAP, FOOT = 1.6, 1.25, 0.7, 0.1, 0.45  # inches
 UNITS = "nats per read residue"
 
 
@@ -37,15 +37,15 @@ def draw(numbers: pl.DataFrame, models: Sequence[Model]) -> Figure:
     has_untrained = "untrained" in set(numbers["network"])
     key = [Key("trained, 95 % interval", linewidth=5.0)]
     key += [Key("untrained, range over seeds", linewidth=1.2, marker="o", is_filled=False)] if has_untrained else []
+    notes = ["Integrated gradients of a gate on each block; the bars of a model add up to what all blocks add."]
+    if numbers["value"].is_nan().any():
+        notes.append("Undefined: the bars of every protein miss that sum by more than they may.")
     sheet = Sheet(
         width=width,
         body=sum(heads) + len(rows) * (HEIGHT + FOOT),
         title=TITLE,
         key=key,
-        notes=[
-            *count_notes(numbers, models),
-            "Integrated gradients of a gate on each block; the bars of a model add up to what all blocks add.",
-        ],
+        notes=[*count_notes(numbers, models), *notes],
         warning=toy_warning(models),
     )
     colours, looks = family_colours(models), model_looks(models)

@@ -92,7 +92,8 @@ def _plain(part: pa.Table) -> pl.DataFrame:
 def attribution_values(rows: pl.DataFrame) -> pl.DataFrame:
     """Return the quantities of attributions in long form: view, draw, protein, MEASURED, quantity, value.
 
-    Values of rows that miss completeness are left out; ``error`` keeps them.
+    Values of rows that miss completeness are null, so that a network all of whose rows do still has (undefined) corpus
+    values; ``error`` keeps them.
     """
     per_read = 1 / pl.col("n_reads").cast(pl.Float64)
     is_gate = pl.col("object").str.starts_with("gate")
@@ -103,8 +104,11 @@ def attribution_values(rows: pl.DataFrame) -> pl.DataFrame:
         "gained": (pl.col("f_end") - pl.col("f_base")) * per_read,
     }
     keys = [*VIEW, "mask_draw", "sequence_id", *MEASURED]
-    complete = rows.filter(pl.col("completeness_err") <= COMPLETE)
-    parts = [complete.select(*keys, quantity=pl.lit(name), value=value) for name, value in quantities.items()]
+    is_complete = pl.col("completeness_err") <= COMPLETE
+    parts = [
+        rows.select(*keys, quantity=pl.lit(name), value=pl.when(is_complete).then(value))
+        for name, value in quantities.items()
+    ]
     parts.append(rows.select(*keys, quantity=pl.lit("error"), value=pl.col("completeness_err")))
     long = pl.concat(parts)
     # All blocks share the ends of the way of their gates: the first stands for all.
@@ -157,7 +161,8 @@ def over_draws_and_noise(values: pl.DataFrame, grid: Sequence[float]) -> pl.Data
     def joined(frame: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
         is_largest = pl.col("quantity").first() == "largest"
         value = pl.when(is_largest).then(pl.col("value").max()).otherwise(pl.col("value").mean())
-        return frame.group_by(list(by), maintain_order=True).agg(value.alias("value"), n_levels=pl.len())
+        defined = pl.col("value").count()  # without nulls
+        return frame.group_by(list(by), maintain_order=True).agg(value.alias("value"), n_levels=defined)
 
     found = joined(values, keys)
     levels = [float(np.float32(level)) for level in grid]
@@ -171,7 +176,10 @@ def over_draws_and_noise(values: pl.DataFrame, grid: Sequence[float]) -> pl.Data
             )
         on_grid = diffusion.filter(pl.col("noise_t").cast(pl.Float64).is_in(levels))
         mean = joined(on_grid, [key for key in keys if key != "noise_t"])
-        mean = mean.filter(pl.col("n_levels") == len(levels)).with_columns(noise_t=pl.lit(MEAN_OVER_NOISE, pl.Float32))
+        mean = mean.with_columns(
+            value=pl.when(pl.col("n_levels") == len(levels)).then(pl.col("value")),
+            noise_t=pl.lit(MEAN_OVER_NOISE, pl.Float32),
+        )
         found = pl.concat([found, mean.select(found.columns)])
     return found.drop("n_levels")
 
