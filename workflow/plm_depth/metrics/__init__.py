@@ -54,4 +54,7 @@ of all real tokens a residue may rank lower, and such positions are in ``n`` onl
     settling (kl_lf; nats | top1)        median settling layer / n_blocks, every protein counting once
     growth_beta, growth_gamma (var_h)    exponents of ln v = c + beta ln k and of ln v = c + gamma k, layers k >= 2
     growth_delta_aicc (var_h)            AICc of the power law less that of the exponential; below zero: power law
+
+Further tables of this schema stand beside it, by other stages: ``metrics.ablation`` writes what is left of the
+prediction when blocks go (retention_depth, removable_fraction, exit_area; n80, participation, depth_score of losses).
 """
