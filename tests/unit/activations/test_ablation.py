@@ -232,6 +232,11 @@ class TestPlan:
         moved = {(t.op, t.start, t.length) for t in trials if t.moves_geometric}
         assert moved == {("swap_adj", 0, 1), *(("swap_block", 0, n) for n in (2, 3)),
                          *((op, 0, n) for op in ("reverse", "parallel") for n in (2, 3, 4))}  # fmt: skip
+        # A block of the second span moves, too.
+        trials = self.trials(ablations={"ops": ("swap_adj", "swap_block")}, geometric=(4,))
+        moved = {(t.op, t.start, t.length) for t in trials if t.moves_geometric}
+        assert moved == {("swap_adj", 2, 1), ("swap_adj", 3, 1), *(("swap_block", k, 2) for k in (0, 1, 2)),
+                         ("swap_block", 0, 3)}  # fmt: skip
 
 
 class TestRows:
