@@ -556,11 +556,6 @@ class Study:
                     close = difflib.get_close_matches(model, self.models, n=1)
                     hint = f"did you mean {close[0]!r}?" if close else f"its models: {_list(self.models)}"
                     lines.append(f"datasets.{name}.models: no model {model!r} in this study; {hint}")
-        for model in self.config.get("ablation", {}).get("models", []):
-            if model not in self.models and not found:
-                close = difflib.get_close_matches(model, self.models, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"its models: {_list(self.models)}"
-                lines.append(f"ablation.models: no model {model!r} in this study; {hint}")
         for figure in self.config["figures"]:
             if figure not in figures:
                 close = difflib.get_close_matches(figure, figures, n=1)
@@ -587,6 +582,7 @@ class Study:
         lines += self._check_conditions()
         lines += self._check_geometry()
         lines += self._check_choices()
+        lines += self._check_section("ablation", found)
         lines += self._check_section("attribution", found)
         lines += self._check_section("tuned_lens", found, has_size=False)
         seen = set()
