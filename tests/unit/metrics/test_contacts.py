@@ -88,6 +88,16 @@ def test_precision_is_one_for_perfect_scores_and_the_density_for_random_ones():
     assert few["long"] == densities(touch, j - i)["long"]
 
 
+def test_a_constant_score_finds_the_density_whatever_the_order_of_the_pairs():
+    cb = generator(1, "pairs").normal(size=(80, 3)) * 8
+    i, j, touch = pairs_of(cb)
+    for length in (1, 30, 10**6):
+        found = precision_at_length(np.zeros(len(i)), touch, j - i, length)
+        assert found == pytest.approx(densities(touch, j - i))
+    half = precision_at_length(np.array([2.0, 1, 1, 1]), np.array([True, True, False, False]), np.full(4, 30), 2)
+    assert half["long"] == pytest.approx((1 + 1 / 3) / 2)
+
+
 def test_a_chain_too_short_for_a_class_has_no_precision_there():
     i, j, touch = pairs_of(np.zeros((15, 3)))
     found = precision_at_length(np.zeros(len(i)), touch, j - i, 15)

@@ -192,6 +192,11 @@ def test_the_penalty_is_chosen_by_groups_not_by_rows():
     by_rows = choose_penalty(x, y, np.arange(600), kind="classification", n_classes=2)
     by_groups = choose_penalty(x, y, group, kind="classification", n_classes=2)
     assert by_rows == min(PENALTIES) and by_groups == max(PENALTIES)
+    outer = splits(group % 3, 3)
+    found = cross_validated(scaled(x, outer), y, group, outer, kind="classification")
+    assert (found.penalty == max(PENALTIES)).all()
+    probe = fit_probe(x, y, group, kind="classification")
+    assert probe.penalty == max(PENALTIES)
 
 
 def test_classes_absent_from_training_are_never_said_and_one_class_is_a_constant():

@@ -55,15 +55,22 @@ def precision_at_length(score: np.ndarray, touch: np.ndarray, separation: np.nda
     """Return the precision at L by class of separation; NaN where a class has no pairs.
 
     Args:
-        score, touch, separation: (n_pairs,) score, whether in contact, and j - i. Equal scores: in the order given.
+        score, touch, separation: (n_pairs,) score, whether in contact, and j - i. Of equal scores at the border any
+            may be among the best: what is expected of them counts, so that a constant score finds the density.
         length: L.
     """
     found = {}
     for name, (low, high) in SEPARATIONS.items():
         mine = (separation >= low) & (separation <= high)
-        best = np.argsort(-score[mine], kind="stable")[:length]
-        found[name] = float(touch[mine][best].mean()) if len(best) else np.nan
+        found[name] = _expected_precision(score[mine], touch[mine], length) if mine.any() else np.nan
     return found
+
+
+def _expected_precision(score: np.ndarray, touch: np.ndarray, length: int) -> float:
+    n = min(length, len(score))
+    border = np.partition(score, len(score) - n)[len(score) - n]
+    above, tied = score > border, score == border
+    return float((touch[above].sum() + (n - above.sum()) * touch[tied].mean()) / n)
 
 
 def densities(touch: np.ndarray, separation: np.ndarray) -> Mapping[str, float]:

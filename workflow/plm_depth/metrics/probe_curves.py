@@ -439,8 +439,9 @@ def attention_curves(
 ) -> list[Curve]:
     """Return the curves of contacts read off the attention maps of each block alone (Rao et al. 2021).
 
-    A logistic regression with an L1 penalty reads the corrected maps of all heads of a pair; it is fitted on at most
-    FEW chains. Both directions of an autoregressive model side by side.
+    A logistic regression with an L1 penalty reads the corrected maps of all heads of a pair, standardised on training
+    pairs (untrained maps are too small for a penalty on their own scale); it is fitted on at most FEW chains. Both
+    directions of an autoregressive model side by side.
     """
     keep = [number for number, name in enumerate(plan.names) if name in maps.proteins]
     if sorted({int(plan.fold[number]) for number in keep}) != list(range(settings.folds)):
@@ -472,12 +473,13 @@ def attention_curves(
                 x = np.concatenate([features_of[chain][plan.train[keep[chain]]] for chain in few])
                 y = np.concatenate([plan.pairs[keep[chain]][2][plan.train[keep[chain]]] for chain in few])
                 model = LogisticRegression(C=1 / RAO_PENALTY, l1_ratio=1.0, solver="liblinear", random_state=0)
-                model.fit(x, y)
+                scale = Scaling.of(x, capacity=None)
+                model.fit(scale(x), y)
                 n_train.append(len(y))
                 for which, members in (("test", split.test), ("valid", split.valid)):
                     for chain in members:
                         i, j, touch = plan.pairs[keep[chain]]
-                        score = model.decision_function(features_of[chain])
+                        score = model.decision_function(scale(features_of[chain]))
                         found = contacts.precision_at_length(score, touch, j - i, int(plan.length[keep[chain]]))
                         value[which][chain] = [found[name] for name in contacts.SEPARATIONS]
             control = "untrained" if of.is_untrained else "none"
