@@ -531,3 +531,9 @@ def test_where_a_token_holds_several_residues_the_loss_is_per_residue(corpus):
     pieces = np.flatnonzero(example.held.any(1))
     by_hand = -logits.log_softmax(-1)[pieces, example.targets[pieces]].sum()
     assert nats == pytest.approx(by_hand.item(), rel=1e-5)
+
+
+def test_a_model_that_its_layout_cannot_hold_is_refused_before_training():
+    with pytest.raises(RecipeError, match="they must have 64 dimensions"):
+        stage.check_can_be_written(recipe("esm3", d_model=48, n_heads=2))
+    stage.check_can_be_written(recipe("esm3", d_model=64, n_heads=1))

@@ -10,6 +10,7 @@ import argparse
 import logging
 import math
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -474,6 +475,19 @@ def device_of(name: str) -> torch.device:
     return device
 
 
+def check_can_be_written(recipe: Recipe) -> None:
+    """Refuse, before any training, a model that the official layout of its family cannot hold.
+
+    Raises:
+        RecipeError: the layout's own words.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            registry.save(untrained(recipe), Path(folder))
+        except ValueError as error:
+            raise RecipeError(f"recipe of {recipe.model}: {error}") from error
+
+
 def structured(
     proteins: Sequence[Protein], family: str, backbone: Path, codes: Path | None, log: logging.Logger
 ) -> list[Protein]:
@@ -514,6 +528,7 @@ def run(
     """
     log = start_log(STAGE)
     wanted = read_recipe(recipe)
+    check_can_be_written(wanted)
     train_proteins, valid_proteins = read_fasta(train_fasta), read_fasta(valid_fasta)
     if backbone is not None:
         train_proteins, valid_proteins = (
