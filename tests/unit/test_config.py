@@ -126,6 +126,13 @@ def test_without_a_section_there_are_no_structures(good):
     assert study(good).structures == []
 
 
+def test_inputs_and_null_models_are_those_of_the_paper_study_by_default(good):
+    del good["inputs"], good["nulls"]
+    resolved, the_paper = study(good), paper()
+    assert {key: resolved.config["inputs"][key] for key in ("ar", "mlm", "diffusion")} == the_paper["inputs"]
+    assert resolved.config["nulls"] == the_paper["nulls"]
+
+
 def test_a_data_set_can_name_the_models_that_are_measured_on_it(good):
     few = ["dplm_toy_4", "esm2_toy_4"]
     good["datasets"] = [good["datasets"][0], {**good["datasets"][0], "name": "small", "size": 5, "models": few}]

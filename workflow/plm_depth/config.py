@@ -38,6 +38,17 @@ DEFAULTS: dict[str, object] = {
         "preflight": "block",
     },
 }
+INPUT_DEFAULTS: dict[str, object] = {
+    "conditions": ["seq"],
+    "ar": {"directions": ["n2c", "c2n"]},
+    "mlm": {"noise": [0.15], "draws": 2, "clean": True},
+    "diffusion": {"noise": [0.1, 0.3, 0.5, 0.7, 0.9], "draws": 1, "clean": True},
+}
+NULL_DEFAULTS = [
+    *({"null_model": "randinit", "seed": seed} for seed in range(3)),
+    {"null_model": "shuffle_w", "seed": 0},
+    {"null_model": "shuffle_seq", "seed": 0},
+]
 EFFECT_DEFAULTS: dict[str, object] = {
     "size": 128,
     "shard_size": 64,
@@ -433,7 +444,8 @@ class Study:
             self.config["probes"] = {"tasks": tasks, **PROBE_DEFAULTS, **config["probes"]}
         figures = list(figures)
         self.config.setdefault("figures", figures)
-        self.config["inputs"] = {"conditions": ["seq"], **self.config["inputs"]}
+        self.config["inputs"] = {**INPUT_DEFAULTS, **config.get("inputs", {})}
+        self.config.setdefault("nulls", [dict(null) for null in NULL_DEFAULTS])
         self.sources, self.datasets = {}, {}
         self.choices: dict[str, dict[str, object]] = {}
         self.training = {**TRAINING_DEFAULTS, **config["training"]} if "training" in config else None
