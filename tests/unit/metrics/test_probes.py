@@ -123,9 +123,9 @@ class World:
             for null, direction, noise_t in views:
                 for name in names or self.chains:
                     i, j = np.triu_indices(len(self.chains[name]), 6)
-                    maps = 1e-4 * generator("maps", null, name).normal(size=(N_BLOCKS, len(i), n_heads))
+                    maps = 1e-6 * generator("maps", null, name).normal(size=(N_BLOCKS, len(i), n_heads))
                     if null == "trained":
-                        maps[PLANTED - 1 :, :, 1] += 1e-3 * (self.site[name][i] == self.site[name][j])
+                        maps[PLANTED - 1 :, :, 1] += 1e-5 * (self.site[name][i] == self.site[name][j])
                     keys = self.keys(name, len(i), null, direction, noise_t)
                     del keys["position"]
                     writer.append({**keys, "n_residues": len(self.chains[name]), "i": i, "j": j}, maps)
