@@ -42,6 +42,7 @@ class World:
         self.state = {name: random.choice(list("HEC"), size=length) for name in self.chains}
         self.site = {name: random.integers(N_SITES, size=length) for name in self.chains}
         self.hse = {name: random.normal(size=length) for name in self.chains}
+        self.rsa = {name: np.full(length, np.nan) for name in self.chains}
         members = [(f"M{g}{p}{i}", f"G{g}", f"P{p}") for g in range(3) for p in range(3) for i in range(3)]
         self.members = [*members, ("M_lone", "G9", "")]
         self.random = random
@@ -65,7 +66,7 @@ class World:
                     "three_di": "D",
                     "ss8": "-",
                     "ss3": self.state[name][position],
-                    "rsa": np.nan,
+                    "rsa": self.rsa[name][position],
                     "hse_up": self.hse[name][position],
                 }
                 for column, value in row.items():
@@ -270,6 +271,22 @@ def test_a_task_without_any_label_is_left_out_and_said(world, tables, caplog):
     with caplog.at_level(logging.WARNING), pytest.raises(ProbeError, match="none of the tasks rsa could be done"):
         world.probe(world.folder / "stream", tasks=("rsa",))
     assert "task rsa: no residue of the 12 chains has a label" in caplog.text
+
+
+def test_solvent_accessibility_is_read_as_a_number_and_as_exposed_or_not_where_it_is_known(tmp_path):
+    world = World(tmp_path)
+    for name, state in world.state.items():
+        world.rsa[name] = np.where(state == "H", 0.1, 0.4) + 0.01 * world.hse[name]
+        world.rsa[name][:5] = np.nan
+    world.write_tables()
+    stream = world.write_stream(tmp_path / "stream")
+    _, probes = world.probe(stream, tasks=("rsa", "exposed"), controls=("kmer", "onehot"), residues=None)
+    for task, metric, chance, certain in (("rsa", "spearman", 0.0, 0.9), ("exposed", "auroc", 0.5, 0.999)):
+        found = by_layer(probes, task=task, metric=metric)
+        assert min(found[layer] for layer in range(PLANTED, N_BLOCKS + 1)) > certain
+        assert max(abs(found[layer] - chance) for layer in range(PLANTED)) < 0.15
+        assert set(probes.filter(task=task, stat="score")["n_rows"]) == {12 * 31}
+        assert by_layer(probes, task=task, metric=metric, stat="selectivity")[N_BLOCKS] > 0.3
 
 
 def test_order_and_sharding_of_the_stream_change_nothing(world, tables):
