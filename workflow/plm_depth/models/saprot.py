@@ -97,7 +97,7 @@ class SaProt(Esm):
         return Tokens(ids, np.arange(1, len(sequence) + 1), masked, direction)
 
     def parse(self, protein: str) -> tuple[str, dict[str, object]]:
-        """Return sequence and structure of a joint string: an amino acid and a 3Di state in turn; masks hide the pair."""
+        """Return sequence and structure of a joint string: an amino acid and a 3Di state in turn. Masks hide both."""
         structure = Structure(three_di=protein[1::2])
         return protein[::2], {"structure": structure, "condition": "seq_struct", "struct_at_mask": "hide"}
 
