@@ -197,6 +197,22 @@ def written(rows: list[dict], schema, path: Path) -> str:
     return str(path)
 
 
+def test_a_model_scored_in_both_directions_is_judged_by_both_together(folder, tmp_path):
+    values = {"n2c": 0.2, "c2n": 0.4, "both": 0.6}
+    rows = [
+        {**invented._common(MODELS[0], "trained", -1, direction, float("nan")), "stat": "retention_depth",
+         "profile": "fitness_ar", "param": 0.9, "value": value, "ci_lo": value, "ci_hi": value, "n_seq": 2,
+         "n_cluster": 2, "n_boot": 200}
+        for direction, value in values.items()
+    ]  # fmt: skip
+    write_table({name: [row[name] for row in rows] for name in SUMMARY.names}, SUMMARY, tmp_path / "fitness.parquet")
+    files = [tmp_path / "depths.parquet", tmp_path / "tau.parquet"]
+    one = str(folder / f"{MODELS[0].model}.summary.parquet")
+    main(["--summaries", one, str(tmp_path / "fitness.parquet"), "--depths", str(files[0]), "--tau", str(files[1])])
+    found = table_of(files[0], DEPTHS).filter(pl.col("definition").str.contains("fitness"))
+    assert found["value"].to_list() == [0.6]
+
+
 def test_attributions_and_probes_stand_beside_the_others(folder, tmp_path):
     gates = [
         {**invented._common(MODELS[2], null, seed, direction, np.nan), "object": one, "target": target, "vocab": "aa20",

@@ -245,7 +245,10 @@ def primary(table: pl.DataFrame) -> pl.DataFrame:
     )
     has_own_input = pl.lit(False)
     if "profile" in rows.columns:
-        has_own_input = pl.any_horizontal(pl.col("profile").str.starts_with(start) for start in OWN_INPUT)
+        is_own = pl.any_horizontal(pl.col("profile").str.starts_with(start) for start in OWN_INPUT)
+        # Scored in both directions a model is judged by both together, else by the one it reads.
+        has_both = (pl.col("direction") == "both").any().over("model_id", "profile")
+        has_own_input = is_own & (pl.col("direction").is_in(["both", "none"]) | (~has_both))
     return rows.join(nearest, on="model_id", how="left").filter(
         has_own_input
         | ((pl.col("objective") == "ar") & (pl.col("direction") == "n2c"))
