@@ -922,10 +922,14 @@ def _check_columns(path: str | Path, found: pa.Schema, schema: pa.Schema) -> Non
     def plain(kind: pa.DataType) -> pa.DataType:
         return kind.value_type if pa.types.is_dictionary(kind) else kind
 
+    try:
+        names = found.names
+    except UnicodeDecodeError as error:  # damaged bytes where a name stood
+        raise _unreadable(path, error) from error
     for field in schema:
-        if field.name not in found.names:
+        if field.name not in names:
             raise TableError(
-                f"{path}: no column {field.name!r}; it has {found.names}. Written by another version? Give the table "
+                f"{path}: no column {field.name!r}; it has {names}. Written by another version? Give the table "
                 "of that kind, or run the stage that writes it again"
             )
         kind = found.field(field.name).type

@@ -198,16 +198,17 @@ def written(rows: list[dict], schema, path: Path) -> str:
 
 
 def test_a_model_scored_in_both_directions_is_judged_by_both_together(folder, tmp_path):
+    reader = next(model for model in MODELS if model.objective == "ar")
     values = {"n2c": 0.2, "c2n": 0.4, "both": 0.6}
     rows = [
-        {**invented._common(MODELS[0], "trained", -1, direction, float("nan")), "stat": "retention_depth",
+        {**invented._common(reader, "trained", -1, direction, float("nan")), "stat": "retention_depth",
          "profile": "fitness_ar", "param": 0.9, "value": value, "ci_lo": value, "ci_hi": value, "n_seq": 2,
          "n_cluster": 2, "n_boot": 200}
         for direction, value in values.items()
     ]  # fmt: skip
     write_table({name: [row[name] for row in rows] for name in SUMMARY.names}, SUMMARY, tmp_path / "fitness.parquet")
     files = [tmp_path / "depths.parquet", tmp_path / "tau.parquet"]
-    one = str(folder / f"{MODELS[0].model}.summary.parquet")
+    one = str(folder / f"{reader.model}.summary.parquet")
     main(["--summaries", one, str(tmp_path / "fitness.parquet"), "--depths", str(files[0]), "--tau", str(files[1])])
     found = table_of(files[0], DEPTHS).filter(pl.col("definition").str.contains("fitness"))
     assert found["value"].to_list() == [0.6]

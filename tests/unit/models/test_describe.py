@@ -32,7 +32,7 @@ def described(tmp_path):
 def test_a_card_tells_sizes_bytes_and_the_self_check(described):
     folder, output = described
     card = describe.read_card(output)
-    assert set(card) == set(describe.CARD)
+    assert set(card) == {*describe.CARD, describe.BY_DEPTH}
     assert (card["family"], card["objective"], card["n_blocks"], card["d_model"]) == ("progen2", "ar", 3, 64)
     assert (card["n_vocabulary"], card["max_residues"], card["directions"]) == (30, 62, ["n2c", "c2n"])
     assert 0 <= card["self_check"] <= 1e-6

@@ -171,7 +171,9 @@ def test_windows_line_ends_blank_lines_and_spaces_are_dropped(tmp_path):
 
 
 def test_lower_case_is_upper_cased_and_said():
-    assert clean(b"ACde\nfG\n") == fasta.Residues(b"ACDEFG", canonical=True, upper_cased=True, stop_dropped=False)
+    assert clean(b"ACde\nfG\n") == fasta.Residues(
+        b"ACDEFG", canonical=True, upper_cased=True, stop_dropped=False, n_lower=3
+    )
 
 
 def test_a_stop_at_the_end_is_dropped_and_said():

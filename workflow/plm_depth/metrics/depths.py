@@ -243,18 +243,17 @@ def primary(table: pl.DataFrame) -> pl.DataFrame:
         .first()
         .select("model_id", nearest="noise_t")
     )
-    has_own_input = pl.lit(False)
+    is_primary = (
+        ((pl.col("objective") == "ar") & (pl.col("direction") == "n2c"))
+        | ((pl.col("objective") == "mlm") & (pl.col("noise_t") == pl.col("nearest")))
+        | ((pl.col("objective") == "diffusion") & (pl.col("noise_t") == MEAN_OVER_NOISE))
+    )
     if "profile" in rows.columns:
         is_own = pl.any_horizontal(pl.col("profile").str.starts_with(start) for start in OWN_INPUT)
         # Scored in both directions a model is judged by both together, else by the one it reads.
         has_both = (pl.col("direction") == "both").any().over("model_id", "profile")
-        has_own_input = is_own & (pl.col("direction").is_in(["both", "none"]) | (~has_both))
-    return rows.join(nearest, on="model_id", how="left").filter(
-        has_own_input
-        | ((pl.col("objective") == "ar") & (pl.col("direction") == "n2c"))
-        | ((pl.col("objective") == "mlm") & (pl.col("noise_t") == pl.col("nearest")))
-        | ((pl.col("objective") == "diffusion") & (pl.col("noise_t") == MEAN_OVER_NOISE))
-    )
+        is_primary = pl.when(is_own).then(pl.col("direction").is_in(["both", "none"]) | ~has_both).otherwise(is_primary)
+    return rows.join(nearest, on="model_id", how="left").filter(is_primary)
 
 
 def agreement(found: pl.DataFrame) -> dict[str, list]:
