@@ -74,8 +74,8 @@ def drawn(stage, study):
 
 def test_every_figure_is_named_like_its_module():
     assert sorted(STAGES) == sorted([
-        "conditions", "contributions", "cosines", "depth_summary", "entropy", "lens_kl", "lens_overlap", "settling", "training_loss",
-        "update_norms", "variance", *EFFECT_FIGURES, *ABLATION_FIGURES,
+        "conditions", "contributions", "cosines", "depth_summary", "entropy", "lens_kl", "lens_overlap", "settling",
+        "training_loss", "update_norms", "variance", *EFFECT_FIGURES, *ABLATION_FIGURES,
     ])  # fmt: skip
     assert all(stage.name == name for name, stage in STAGES.items())
 
