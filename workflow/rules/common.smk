@@ -332,6 +332,7 @@ def listed(models):
     return [
         {
             **{key: m[key] for key in keys},
+            "family_name": FAMILIES[m["family"]].name,
             "toy": "recipe" in m,
             "reads_residues": FAMILIES[m["family"]].tokens_are_residues,
         }
