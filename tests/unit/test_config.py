@@ -190,6 +190,14 @@ def test_codes_make_a_family_that_reads_them_able_to_be_shown_structures(good):
     assert "structures.codes.saprot: no file nowhere.tsv" in str(caught.value)
 
 
+def test_every_row_of_the_sheet_can_be_in_the_paper_study_once_its_licence_is_accepted():
+    sheet = read_models(ROOT / "config" / "models.tsv")
+    licences = sorted({str(row["licence"]) for row in sheet.values()})
+    resolved = Study(paper(models=list(sheet), accepted_licences=licences), OBJECTIVES, FIGURES, ROOT)
+    assert list(resolved.models) == list(sheet) and len(sheet) > 40
+    assert {model["family"] for model in resolved.models.values()} == set(OBJECTIVES)
+
+
 def test_the_paper_config_has_the_twenty_variants_but_for_those_whose_licence_waits_to_be_accepted():
     sheet = read_models(ROOT / "config" / "models.tsv")
     variants = {name for name, row in sheet.items() if row["in_study"] == "inferred"}
