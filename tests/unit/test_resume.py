@@ -155,6 +155,18 @@ def test_processes_of_cancelled_jobs_may_linger_a_moment_and_others_may_not(tmp_
     assert said == ["cancelled 1 jobs of a lost run: 11"]
 
 
+def test_processes_of_cancelled_jobs_that_do_not_end_are_killed_and_said(tmp_path, started, monkeypatch):
+    job = start(started, tmp_path, "snakemake", "--target-jobs", "x:")
+    log(tmp_path, 1, run="plm-depth_a")
+    monkeypatch.setattr(resume.shutil, "which", lambda name: name)
+    monkeypatch.setattr(resume, "cancel", lambda names, *, run: ["11"])
+    monkeypatch.setattr(resume, "LINGER_S", 2)
+    said = []
+    resume.clear(tmp_path, say=said.append)
+    assert said[1].startswith(f"killing what is left of a cancelled job: process {job.pid}: ")
+    assert job.wait(timeout=5) == -9
+
+
 def test_slurm_jobs_of_an_earlier_run_need_a_machine_that_can_see_them(tmp_path, monkeypatch):
     log(tmp_path, 1, run="plm-depth_a")
     monkeypatch.setenv("PATH", str(tmp_path))

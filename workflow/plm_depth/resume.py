@@ -8,10 +8,12 @@ does, and cancels what is left of lost runs on a cluster), then takes the lock a
 """
 
 import argparse
+import contextlib
 import os
 import re
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -27,7 +29,7 @@ OF_A_JOB = ("--target-jobs", "slurm-jobstep")
 # What a log of Snakemake may be about besides running a workflow.
 NO_RUN = ("--unlock", "--report", "--dry-run", "--dryrun", "-n", "--lint", "--dag", "--rulegraph", "--summary")
 WAIT_S = 300  # for cancelled jobs to leave the queue
-LINGER_S = 60  # for their processes to end after that
+LINGER_S = 30  # for their processes to end after that by themselves, and again after they were killed
 
 
 class ResumeError(RuntimeError):
@@ -188,12 +190,25 @@ def clear(folder: str | Path, *, host_is_gone: bool = False, say: Callable[[str]
             )
         if cancelled := cancel(names, run=command_output):
             say(f"cancelled {len(cancelled)} jobs of a lost run: {', '.join(cancelled)}")
-    left, until = at_work(folder), time.monotonic() + (LINGER_S if cancelled else 0)
+    left = until_gone(folder, LINGER_S if cancelled else 0)
+    if left and cancelled:
+        # No Snakemake works here, their jobs were cancelled: where Slurm does not track processes, some outlive that.
+        for worker in left:
+            say(f"killing what is left of a cancelled job: {worker}")
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker.pid, signal.SIGKILL)
+        left = until_gone(folder, LINGER_S)
+    if left:
+        raise ResumeError("jobs of a lost run still work in this folder; wait for them, or end them:" + _lines(left))
+
+
+def until_gone(folder: str | Path, wait_s: float) -> list[Worker]:
+    """Return what still works in ``folder`` on this machine when nothing does, or after ``wait_s`` seconds."""
+    left, until = at_work(folder), time.monotonic() + wait_s
     while left and time.monotonic() < until:
         time.sleep(0.5)
         left = at_work(folder)
-    if left:
-        raise ResumeError("jobs of a lost run still work in this folder; wait for them, or end them:" + _lines(left))
+    return left
 
 
 def _lines(workers: Sequence[Worker]) -> str:
