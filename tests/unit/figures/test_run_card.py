@@ -73,6 +73,14 @@ def test_the_digest_of_a_table_is_that_of_its_rows(tmp_path):
     assert file_of(tmp_path / "t.parquet")["content"] != before["content"]
 
 
+def test_a_folder_stands_for_the_files_in_it(tmp_path):
+    for name in ("b/config.json", "b/deep/model.bin", "a.svg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    found = module.files_in([tmp_path / "b", tmp_path / "a.svg"])
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == ["a.svg", "b/config.json", "b/deep/model.bin"]
+
+
 def test_commit_and_changed_files_are_those_of_the_repository(tmp_path):
     assert git_state(tmp_path / "nowhere") is None
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]

@@ -106,6 +106,13 @@ def file_of(path: Path) -> dict[str, object]:
         raise RunCardError(f"{path}: cannot be read ({error}); run the stage that writes it again") from error
 
 
+def files_in(paths: Sequence[Path]) -> list[Path]:
+    """Return results in a fixed order, a folder (a checkpoint) by the files in it."""
+    return sorted(
+        file for path in paths for file in ([p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path])
+    )
+
+
 def run_card(
     *,
     config: Mapping[str, object],
@@ -124,7 +131,7 @@ def run_card(
         versions: hand-raised versions of the stages that run a model.
         cards: of the checkpoints.
         sources: name -> the file it was read from.
-        results: tables and figures that the card stands for.
+        results: tables, figures and folders that the card stands for.
         pins: see ``packages``.
         repository: folder of the workflow.
 
@@ -160,7 +167,7 @@ def run_card(
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "sources": {name: digest(Path(path)) for name, path in sources.items()},
         "models": models,
-        "results": [digest(path) for path in sorted(results)],
+        "results": [digest(path) for path in files_in(results)],
     }
 
 
@@ -224,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 raise RunCardError(f"--{name}: {json_text.shown(text)}; expected a JSON object")
         if missing := {"study", "seed"} - set(given["config"]):
             raise RunCardError(f"--config: no {' and '.join(sorted(missing))}; expected the config of a study")
-        progress = Progress(log, total=len(given["sources"]) + len(options.results), unit="files")
+        progress = Progress(log, total=len(given["sources"]) + len(files_in(options.results)), unit="files")
         card = run_card(
             **given,
             cards=options.cards,
