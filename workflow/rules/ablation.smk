@@ -9,29 +9,6 @@ Gives   results/{study}/datasets/{dataset}/ablated/{proteins,clusters}.parquet  
 """
 
 
-def ablation_nulls_of(variant):
-    if variant == "trained":
-        return [{"null_model": "trained", "seed": -1}]
-    return study.nulls_in("ablation")
-
-
-def ablation_shards(wildcards):
-    """Return the ablation tables of every shard and variant of a model and data set; none of a model left out."""
-    if wildcards.model not in study.models_in("ablation", wildcards.dataset):
-        return []
-    return [
-        f"{RESULTS}/ablate/{wildcards.dataset}/{wildcards.model}/{variant}/{shard}.parquet"
-        for variant in ("trained", "null")
-        if ablation_nulls_of(variant)
-        for shard in shards_in("ablation", wildcards.dataset)
-    ]
-
-
-def ablation_grid():
-    """Return the noise levels over which ablations of diffusion models are averaged: those at which they are run."""
-    return study.inputs_in("ablation", "diffusion")["diffusion"]["noise"]
-
-
 rule cut_ablated_proteins:
     """The first ranks of the sample: ablations cost many passes, so they are measured on fewer proteins."""
     input:

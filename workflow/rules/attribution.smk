@@ -9,14 +9,6 @@ Gives   results/{study}/attributed/{dataset}/{model}/{shard}/{attribution,erasur
 ATTRIBUTED = f"{RESULTS}/attributed/{{dataset}}/{{model}}/{{shard}}/attribution.parquet"
 
 
-def attribution_shards(dataset, model):
-    """Return the tables of attributions of every shard of a model and data set."""
-    return [
-        ATTRIBUTED.format(dataset=dataset, model=model, shard=shard)
-        for shard in shards_in("attribution", dataset)
-    ]
-
-
 rule measure_attribution:
     """Gradients cost many passes, so the first ranks of the sample are measured; trained and null models in one job."""
     input:

@@ -753,7 +753,7 @@ def downloads_of_the_study():
 
 
 def say_what_it_costs(jobs, is_local):
-    """Say what jobs cost before the first of them runs (rule preflight: what is not there yet); end a study that cannot finish."""
+    """Say what jobs cost before the first of them runs (of the target preflight: of what is not there yet); end a study that cannot finish."""
     asked = any(job.rule.name == "preflight" for job in jobs)
     outputs = None if asked else [str(path) for job in jobs for path in job.output]
     if folder := runtime.unwritable(outputs or []):
@@ -764,3 +764,112 @@ def say_what_it_costs(jobs, is_local):
         preflight.at_start(study, outputs, is_local=is_local, say=logger.info)
     except preflight.PreflightError as error:
         raise WorkflowError(str(error)) from None
+
+
+def more_evidence():
+    """Return the further kinds of per-protein tables that claims rest on, and the noise levels of each."""
+    kinds = [kind for kind in ("ablation", "attribution") if study.config.get(kind)]
+    return {
+        kind: study.inputs_in(kind, "diffusion")["diffusion"]["noise"] for kind in kinds
+    }
+
+
+def ablation_nulls_of(variant):
+    if variant == "trained":
+        return [{"null_model": "trained", "seed": -1}]
+    return study.nulls_in("ablation")
+
+
+def ablation_shards(wildcards):
+    """Return the ablation tables of every shard and variant of a model and data set; none of a model left out."""
+    if wildcards.model not in study.models_in("ablation", wildcards.dataset):
+        return []
+    return [
+        f"{RESULTS}/ablate/{wildcards.dataset}/{wildcards.model}/{variant}/{shard}.parquet"
+        for variant in ("trained", "null")
+        if ablation_nulls_of(variant)
+        for shard in shards_in("ablation", wildcards.dataset)
+    ]
+
+
+def ablation_grid():
+    """Return the noise levels over which ablations of diffusion models are averaged: those at which they are run."""
+    return study.inputs_in("ablation", "diffusion")["diffusion"]["noise"]
+
+
+def attribution_shards(dataset, model):
+    """Return the tables of attributions of every shard of a model and data set."""
+    return [
+        ATTRIBUTED.format(dataset=dataset, model=model, shard=shard)
+        for shard in shards_in("attribution", dataset)
+    ]
+
+
+def assay_file(name):
+    """Return where a file of assays lies: a source of the config, or a path."""
+    return source_file(name) if name in study.sources else name
+
+
+def assays_with_paths():
+    """Return the assays of the config with the paths of their files."""
+    return [
+        {
+            key: assay_file(value) if key in ASSAY_FILES else value
+            for key, value in assay.items()
+        }
+        for assay in FITNESS["assays"]
+    ]
+
+
+def fitness_networks():
+    """Return the trained network and its null models: one job scores all of them and loads the model once."""
+    nulls = [
+        n for n in study.config["nulls"] if n["null_model"] in FITNESS["null_models"]
+    ]
+    return [{"null_model": "trained", "seed": -1}, *nulls]
+
+
+def fitness_structures(wildcards):
+    """Return the tables of structures that wild types are shown with, by option; none for the sequence alone."""
+    family = study.models[wildcards.model]["family"]
+    if FITNESS["conditions"] == ["seq"] or not study.can_be_shown(family):
+        return {}
+    return structure_tables(family)
+
+
+def options_of_fitness_conditions(wildcards):
+    tables = fitness_structures(wildcards)
+    if not tables:
+        return []
+    return ["--conditions", as_json(FITNESS["conditions"]), *options_of_paths(tables)]
+
+
+def families_of_probes():
+    return [PROBES["families"]["table"]] if "families" in PROBES else []
+
+
+def options_of_annotations():
+    """Return the options that say where chains and members of families come from."""
+    words = []
+    if PROBED_STRUCTURES:
+        words += ["--structures", f"{RESULTS}/structures/structures.parquet"]
+        words += ["--size", PROBES["chains"]]
+    for table in families_of_probes():
+        words += ["--families", table]
+        words += ["--columns", as_json(PROBES["families"].get("columns", {}))]
+    return words
+
+
+def probed_networks():
+    """Return the trained network and the untrained ones beside it: one job shows all of them the proteins."""
+    untrained = [n for n in study.config["nulls"] if n["null_model"] == "randinit"]
+    wanted = PROBES["untrained"] if "untrained" in PROBES["controls"] else 0
+    return [{"null_model": "trained", "seed": -1}, *untrained[:wanted]]
+
+
+def probed_inputs(model):
+    """Return the views that are probed: the clean input, and for masked and diffusion models the noise asked for."""
+    objective = study.models[model]["objective"]
+    if objective == "ar":
+        return {"ar": {"directions": ["n2c", "c2n"]}}
+    return {objective: {"noise": PROBES["noise"], "draws": 1, "clean": True}}

@@ -100,14 +100,6 @@ rule reduce_effects:
         " --output {output:q} > {log:q} 2>&1"
 
 
-def more_evidence():
-    """Return the further kinds of per-protein tables that claims rest on, and the noise levels of each."""
-    kinds = [kind for kind in ("ablation", "attribution") if study.config.get(kind)]
-    return {
-        kind: study.inputs_in(kind, "diffusion")["diffusion"]["noise"] for kind in kinds
-    }
-
-
 rule judge_claims:
     input:
         skip=lambda wc: of_all_models(per_effect_shard("skip"), wc),

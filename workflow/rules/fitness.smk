@@ -13,45 +13,6 @@ FITNESS_SHARDS = range(FITNESS["shards"])
 VARIANT_SCORES = f"{RESULTS}/fitness/scores/{{model}}/{{shard}}/scores.parquet"
 
 
-def assay_file(name):
-    """Return where a file of assays lies: a source of the config, or a path."""
-    return source_file(name) if name in study.sources else name
-
-
-def assays_with_paths():
-    """Return the assays of the config with the paths of their files."""
-    return [
-        {
-            key: assay_file(value) if key in ASSAY_FILES else value
-            for key, value in assay.items()
-        }
-        for assay in FITNESS["assays"]
-    ]
-
-
-def fitness_networks():
-    """Return the trained network and its null models: one job scores all of them and loads the model once."""
-    nulls = [
-        n for n in study.config["nulls"] if n["null_model"] in FITNESS["null_models"]
-    ]
-    return [{"null_model": "trained", "seed": -1}, *nulls]
-
-
-def fitness_structures(wildcards):
-    """Return the tables of structures that wild types are shown with, by option; none for the sequence alone."""
-    family = study.models[wildcards.model]["family"]
-    if FITNESS["conditions"] == ["seq"] or not study.can_be_shown(family):
-        return {}
-    return structure_tables(family)
-
-
-def options_of_fitness_conditions(wildcards):
-    tables = fitness_structures(wildcards)
-    if not tables:
-        return []
-    return ["--conditions", as_json(FITNESS["conditions"]), *options_of_paths(tables)]
-
-
 rule tabulate_assays:
     """Every row of the sources checked; variants drawn by keyed hash, assays dealt to shards of about equal cost."""
     input:

@@ -23,37 +23,6 @@ PROBE_SETTINGS = (
 )
 
 
-def families_of_probes():
-    return [PROBES["families"]["table"]] if "families" in PROBES else []
-
-
-def options_of_annotations():
-    """Return the options that say where chains and members of families come from."""
-    words = []
-    if PROBED_STRUCTURES:
-        words += ["--structures", f"{RESULTS}/structures/structures.parquet"]
-        words += ["--size", PROBES["chains"]]
-    for table in families_of_probes():
-        words += ["--families", table]
-        words += ["--columns", as_json(PROBES["families"].get("columns", {}))]
-    return words
-
-
-def probed_networks():
-    """Return the trained network and the untrained ones beside it: one job shows all of them the proteins."""
-    untrained = [n for n in study.config["nulls"] if n["null_model"] == "randinit"]
-    wanted = PROBES["untrained"] if "untrained" in PROBES["controls"] else 0
-    return [{"null_model": "trained", "seed": -1}, *untrained[:wanted]]
-
-
-def probed_inputs(model):
-    """Return the views that are probed: the clean input, and for masked and diffusion models the noise asked for."""
-    objective = study.models[model]["objective"]
-    if objective == "ar":
-        return {"ar": {"directions": ["n2c", "c2n"]}}
-    return {objective: {"noise": PROBES["noise"], "draws": 1, "clean": True}}
-
-
 rule annotate_proteins:
     """Proteins with known answers: chains with a structure, members of labelled families."""
     input:
