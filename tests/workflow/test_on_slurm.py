@@ -97,8 +97,8 @@ class Cluster:
     def lose_the_controller(self, run: subprocess.Popen) -> None:
         """Kill the controller while a run waits for its jobs, leave it dead for a while, and start it again.
 
-        The controller writes what it knows to the disk up to five seconds late, and a job of those seconds is unknown to
-        the one that comes after: no client can mend that. So the run submits nothing until the last was written.
+        The controller writes what it knows to the disk up to five seconds late, and a job of those seconds is unknown
+        to the one that comes after: no client can mend that. So the run submits nothing until the last was written.
         """
         os.killpg(run.pid, signal.SIGSTOP)
         stopped = time.time()
