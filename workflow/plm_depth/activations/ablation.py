@@ -34,6 +34,7 @@ for full, background, exit and remove; ``reads`` is then ``single``.
 """
 
 import argparse
+import itertools
 import json
 import logging
 import time
@@ -46,7 +47,7 @@ import torch
 from torch import Tensor
 
 from plm_depth.activations import ABLATION_VERSION
-from plm_depth.activations.batches import MAX_PADDING, BatchError
+from plm_depth.activations.batches import MAX_PADDING, WINDOW, BatchError, windows
 from plm_depth.activations.detours import (
     QUANTITIES,
     Detour,
@@ -597,8 +598,8 @@ def _rows(
     left = {copy.protein.sequence_id: 0 for copy in copies}
     for copy in copies:
         left[copy.protein.sequence_id] += 1
-    for first in range(0, len(copies), WORKS_AT_ONCE):
-        part = copies[first : first + WORKS_AT_ONCE]
+    windows_of_ranks = itertools.groupby(copies, key=lambda copy: copy.protein.rank // WINDOW)
+    for part in (part for _, window in windows_of_ranks for part in windows(list(window), WORKS_AT_ONCE)):
         works = [copy.work for copy in part]
         for index, values in travel(
             adapter, works, planned.detours, token_budget=token_budget, max_padding=max_padding, log=log

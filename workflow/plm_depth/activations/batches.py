@@ -1,12 +1,15 @@
 """Which proteins go through the model together: batches within a token budget, and what to do when memory runs out.
 
-Nothing measured depends on the batches beyond rounding; they only set speed and peak memory.
+Nothing measured depends on the batches beyond rounding; they only set speed and peak memory. Rounding, too, is the same
+for any shards that are cut between windows: only proteins of one window share a batch.
 """
 
 import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
+
+from plm_depth.sizing import WINDOW
 
 T = TypeVar("T")
 
@@ -22,6 +25,7 @@ def plan(
     *,
     token_budget: int,
     max_padding: float = MAX_PADDING,
+    window: int | None = None,
     log: logging.Logger | None = None,
 ) -> list[list[int]]:
     """Return batches of item indices, the longest items first.
@@ -34,6 +38,7 @@ def plan(
         n_tokens: tokens of each item, specials included, each >= 1.
         token_budget: largest rows x padded length of a batch, >= 1. A longer item gets a batch of its own, logged.
         max_padding: share in [0, 1]; 0 puts only items of equal length together.
+        window: only items of one window of so many, in their order, share a batch; None: any.
     Raises:
         BatchError: a budget or a length below 1, or a share outside [0, 1].
     """
@@ -43,9 +48,25 @@ def plan(
         raise BatchError(f"max_padding {max_padding}: expected a share in [0, 1]")
     if any(n < 1 for n in n_tokens):
         raise BatchError("an item without tokens cannot be batched")
+    batches = [
+        batch
+        for items in windows(range(len(n_tokens)), window or max(1, len(n_tokens)))
+        for batch in _plan(items, n_tokens, token_budget, max_padding)
+    ]
+    batches.sort(key=lambda batch: -n_tokens[batch[0]])
+    too_long = sum(n > token_budget for n in n_tokens)
+    if too_long and log is not None:
+        log.warning(
+            f"{too_long} of {len(n_tokens)} proteins are longer than the budget of {token_budget} tokens "
+            f"(longest {max(n_tokens)}); each runs alone"
+        )
+    return batches
+
+
+def _plan(items: Sequence[int], n_tokens: Sequence[int], token_budget: int, max_padding: float) -> list[list[int]]:
     batches: list[list[int]] = []
     longest = used = 0  # padded length and real tokens of the open batch
-    for item in sorted(range(len(n_tokens)), key=lambda i: -n_tokens[i]):
+    for item in sorted(items, key=lambda i: -n_tokens[i]):
         rows = len(batches[-1]) + 1 if batches else 1
         area = rows * longest
         if batches and area <= token_budget and area - (used + n_tokens[item]) <= max_padding * area:
@@ -54,13 +75,13 @@ def plan(
         else:
             batches.append([item])
             longest = used = n_tokens[item]
-    too_long = sum(n > token_budget for n in n_tokens)
-    if too_long and log is not None:
-        log.warning(
-            f"{too_long} of {len(n_tokens)} proteins are longer than the budget of {token_budget} tokens "
-            f"(longest {max(n_tokens)}); each runs alone"
-        )
     return batches
+
+
+def windows(items: Sequence[T], size: int = WINDOW) -> Iterator[Sequence[T]]:
+    """Yield ``size`` items at a time, in order; the last ones may be fewer."""
+    for first in range(0, len(items), size):
+        yield items[first : first + size]
 
 
 def run_halving(

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from plm_depth import json_text
 from plm_depth.activations import EFFECTS_VERSION
-from plm_depth.activations.batches import MAX_PADDING, BatchError
+from plm_depth.activations.batches import MAX_PADDING, BatchError, windows
 from plm_depth.activations.extract import (
     ExtractionError,
     add_structure_options,
@@ -717,16 +717,17 @@ def measure(
                             structures={i: structure for i, (_, structure) in others.items()},
                             **in_view,
                         )
-                    ordered = sorted(sequences, key=lambda pair: -len(pair[1]))
-                    pairs = ((i, *seen(i, s)) for i, s in ordered)
                     prepared = (
-                        protein
-                        for i, s, structure in pairs
-                        for protein in proteins_of(
-                            adapter, i, s, view, skips, donors=donors, structure=structure, **in_view
+                        (
+                            protein
+                            for i, s, structure in ((i, *seen(i, s)) for i, s in sorted(window, key=_longest_first))
+                            for protein in proteins_of(
+                                adapter, i, s, view, skips, donors=donors, structure=structure, **in_view
+                            )
                         )
+                        for window in windows(sequences)
                     )
-                    for proteins in in_portions(prepared):
+                    for proteins in itertools.chain.from_iterable(map(in_portions, prepared)):
                         missing += sum(expected_sets(skips, view) for protein in proteins if protein.is_first)
                         missing -= sum(n_sets(protein) for protein in proteins)
                         works = [protein.work for protein in proteins]
@@ -752,6 +753,10 @@ def measure(
     counts = {"skip": effect_table.n_rows, "output_change": output_table.n_rows}
     log.info(f"{time.monotonic() - started:.1f} s; rows: " + ", ".join(f"{name} {n}" for name, n in counts.items()))
     return counts
+
+
+def _longest_first(protein: tuple[str, str]) -> int:
+    return -len(protein[1])
 
 
 def in_portions(proteins: Iterable[Protein]) -> Iterator[list[Protein]]:

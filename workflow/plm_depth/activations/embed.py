@@ -35,7 +35,7 @@ import torch
 
 from plm_depth.activations import EMBED_VERSION
 from plm_depth.activations.attention import chosen, write_maps
-from plm_depth.activations.batches import BatchError, is_out_of_memory, plan, run_halving
+from plm_depth.activations.batches import WINDOW, BatchError, is_out_of_memory, plan, run_halving
 from plm_depth.activations.extract import (
     MEAN_POSITION,
     STRUCT_AT_MASK,
@@ -220,7 +220,8 @@ def embed(
     plans = {}
     for condition in conditions:
         lengths = [item(index, views[0], condition).tokens.n_tokens for index in range(len(sequences))]
-        plans[condition] = plan(lengths, token_budget=min(token_budget, max(fitting, *lengths)), log=log)
+        budget = min(token_budget, max(fitting, *lengths))
+        plans[condition] = plan(lengths, token_budget=budget, window=WINDOW, log=log)
     with VectorWriter(output, STREAM_KEYS, layers, adapter.d_model, dtype, about) as writer:
         for null in nulls:
             with applied(adapter, null), naming(model_id, null):

@@ -44,7 +44,7 @@ from torch import Tensor
 
 from plm_depth import json_text
 from plm_depth.activations import VERSION
-from plm_depth.activations.batches import BatchError, is_out_of_memory, plan, run_halving
+from plm_depth.activations.batches import WINDOW, BatchError, is_out_of_memory, plan, run_halving
 from plm_depth.activations.nulls import Null, NullError, applied, as_seen, parse_nulls
 from plm_depth.conditions import BACKBONE_TELLS, CONDITIONS
 from plm_depth.models.base import Adapter, CheckpointError, SequenceError, Structure, Tokens, Updates
@@ -430,7 +430,7 @@ def extract(
             item_of(adapter, *pair, views[0], structure=structures.get(pair[0]), **shown).tokens.n_tokens
             for pair in sequences
         ]
-        plans[condition] = batches = plan(n_tokens, token_budget=token_budget, log=log)
+        plans[condition] = batches = plan(n_tokens, token_budget=token_budget, window=WINDOW, log=log)
         padded = sum(len(batch) * n_tokens[batch[0]] for batch in batches)
         log.info(
             f"{condition}: {len(sequences)} proteins, {sum(n_tokens)} tokens in {len(batches)} batches "
