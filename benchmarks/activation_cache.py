@@ -27,7 +27,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow"))
 
 from plm_depth.activations.batches import plan
-from plm_depth.activations.extract import Files, extract, full_precision, item_of, lens_keys, moment_keys
+from plm_depth.activations.door import full_precision
+from plm_depth.activations.extract import Files, extract, item_of, lens_keys, moment_keys
 from plm_depth.activations.nulls import Null
 from plm_depth.models import registry
 from plm_depth.randomness import generator

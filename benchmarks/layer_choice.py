@@ -32,7 +32,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow"))
 
-from plm_depth.activations import embed, extract
+from plm_depth.activations import embed
+from plm_depth.activations.door import full_precision
 from plm_depth.activations.nulls import Null
 from plm_depth.metrics import choice
 from plm_depth.metrics.probing import scores
@@ -180,7 +181,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--smoke", action="store_true", help="a third of the rows, once")
     options = parser.parse_args()
-    extract.full_precision(1)
+    full_precision(1)
     failed = []
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)

@@ -35,8 +35,8 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow"))
 
 from plm_depth.activations.batches import plan
+from plm_depth.activations.door import full_precision
 from plm_depth.activations.effects import Protein, Skips, proteins_of
-from plm_depth.activations.extract import full_precision
 from plm_depth.activations.sweep import OUTPUTS, sweep
 from plm_depth.models import checkpoints, registry
 from plm_depth.models.base import Adapter

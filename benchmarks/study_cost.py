@@ -22,8 +22,8 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow"))
 
 from plm_depth.activations.cost import Cost, Size, forward_cost, hours, plain_cost, sweep_cost, total
+from plm_depth.activations.door import full_precision
 from plm_depth.activations.effects import Skips, layouts_of, measure
-from plm_depth.activations.extract import full_precision
 from plm_depth.activations.interventions import position_sets
 from plm_depth.activations.nulls import Null
 from plm_depth.models import registry

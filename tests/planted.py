@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from plm_depth.activations.keys import of_model
 from plm_depth.models.base import Adapter, Batch, Context, SequenceError, Tokens, Updates
 from plm_depth.models.branches import Branches
 from plm_depth.randomness import generator
@@ -504,16 +505,8 @@ def moments_of(walked: Walk) -> np.ndarray:
 
 def constants_of(adapter: Adapter, model_id: str = "toy") -> dict[str, object]:
     """Return what is constant over the vector tables of one model."""
-    return {
-        "model_id": model_id,
-        "family": adapter.family,
-        "objective": adapter.objective,
-        "n_blocks": adapter.n_blocks,
-        "d_model": adapter.d_model,
-        "dtype": adapter.dtype,
-        "readout": "seq",
-        "amino_acid_columns": [adapter.vocabulary[int(token)] for token in adapter.residue_ids],
-    }
+    letters = [adapter.vocabulary[int(token)] for token in adapter.residue_ids]
+    return of_model(adapter, model_id) | {"amino_acid_columns": letters}
 
 
 def write_activations(

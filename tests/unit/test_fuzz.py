@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from plm_depth import json_text
-from plm_depth.activations.effects import Skips, parse_skips
-from plm_depth.activations.interventions import InterventionError
+from plm_depth.activations.effects import Skips
 from plm_depth.activations.nulls import Null, NullError, parse_nulls
+from plm_depth.activations.settings import SettingsError, read_settings
 from plm_depth.config import ConfigError, read_models
 from plm_depth.download import DownloadError
 from plm_depth.models import checkpoints, manifest
@@ -282,13 +282,17 @@ def test_options_in_json(text):
     except json.JSONDecodeError:
         value = None
     assert len(json_text.shown(text)) < 1000
-    with_errors = ((parse_nulls, NullError), (parse_skips, InterventionError), (read_recipe, RecipeError))
+
+    def read_skips(text: str) -> Skips:
+        return read_settings(Skips, text, "--skips")
+
+    with_errors = ((parse_nulls, NullError), (read_skips, SettingsError), (read_recipe, RecipeError))
     for parse, expected in with_errors:
         try:
             found = parse(text)
         except expected:
             continue
-        if parse is parse_skips:
+        if parse is read_skips:
             assert isinstance(found, Skips) and set(value) <= {f.name for f in dataclasses.fields(Skips)}
         if parse is parse_nulls:
             assert all(isinstance(null, Null) for null in found)

@@ -1,8 +1,10 @@
 """What a long stage says while it works: a log line with share, rate and time left."""
 
+import contextlib
 import logging
 import sys
 import time
+from collections.abc import Iterator
 
 
 def start_log(stage: str) -> logging.Logger:
@@ -15,6 +17,16 @@ def start_log(stage: str) -> logging.Logger:
         force=True,
     )
     return logging.getLogger(stage)
+
+
+@contextlib.contextmanager
+def stage_log(stage: str, *foreseen: type[Exception]) -> Iterator[logging.Logger]:
+    """Yield the logger of a stage; a foreseen error ends the process with one message, the stage's name first."""
+    log = start_log(stage)
+    try:
+        yield log
+    except foreseen as error:
+        raise SystemExit(f"{stage}: {error}") from error
 
 
 class Progress:

@@ -19,13 +19,13 @@ from plm_depth.activations.ablation import (
     choose,
     composition,
     measure,
-    parse_ablations,
     plan,
     read_proteins,
 )
-from plm_depth.activations.extract import ExtractionError, item_of
-from plm_depth.activations.interventions import InterventionError
+from plm_depth.activations.door import ExtractionError
+from plm_depth.activations.extract import item_of
 from plm_depth.activations.nulls import Null
+from plm_depth.activations.settings import SettingsError, read_settings
 from plm_depth.metrics.lens import lens
 from plm_depth.models.base import Structure
 from plm_depth.models.registry import build
@@ -78,7 +78,7 @@ def value(rows: pl.DataFrame, **wanted) -> float:
 
 class TestSettings:
     def test_what_is_not_given_has_the_defaults(self):
-        given = parse_ablations('{"ops": ["exit"], "lengths": [1, 2]}')
+        given = read_settings(Ablations, '{"ops": ["exit"], "lengths": [1, 2]}', "--ablations")
         assert given == Ablations(ops=("exit",), lengths=(1, 2))
         assert Ablations().removed(4) == [1, 2, 3] and given.removed(2) == [1]
 
@@ -100,8 +100,8 @@ class TestSettings:
         ],
     )
     def test_a_setting_that_cannot_be_is_refused(self, text, message):
-        with pytest.raises(InterventionError, match=message):
-            parse_ablations(text)
+        with pytest.raises(SettingsError, match=message):
+            read_settings(Ablations, text, "--ablations")
 
 
 class TestFolds:

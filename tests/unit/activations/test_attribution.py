@@ -11,17 +11,17 @@ import torch
 from planted import toy, with_zero_block, without_attention
 from plm_depth.activations import attribution
 from plm_depth.activations.attribution import (
-    AttributionError,
     Settings,
     attributions,
     completeness_error,
     measure,
-    parse_settings,
     points_of,
     protein_of,
 )
-from plm_depth.activations.extract import ExtractionError, item_of
+from plm_depth.activations.door import ExtractionError
+from plm_depth.activations.extract import item_of
 from plm_depth.activations.nulls import Null
+from plm_depth.activations.settings import SettingsError, read_settings
 from plm_depth.models.base import SequenceError
 from plm_depth.randomness import generator
 from plm_depth.tables import AMINO_ACIDS, ATTR_SEQ, COMPLETE, ERASE_SEQ, read_metadata, read_table
@@ -319,7 +319,9 @@ def test_completeness_is_relative_to_the_larger_of_difference_and_size():
 
 class TestSettings:
     def test_what_is_not_given_has_the_defaults(self):
-        assert parse_settings('{"steps": 8, "methods": ["gate"]}') == Settings(steps=8, methods=("gate",))
+        assert read_settings(Settings, '{"steps": 8, "methods": ["gate"]}', "--settings") == Settings(
+            steps=8, methods=("gate",)
+        )
 
     @pytest.mark.parametrize(
         ("text", "message"),
@@ -340,8 +342,8 @@ class TestSettings:
         ],
     )
     def test_what_cannot_be_is_refused(self, text, message):
-        with pytest.raises(AttributionError, match=message):
-            parse_settings(text)
+        with pytest.raises(SettingsError, match=message):
+            read_settings(Settings, text, "--settings")
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -457,5 +459,5 @@ def test_a_sequence_that_cannot_be_read_names_the_protein(tmp_path):
 
 
 def test_erasure_without_a_reference_is_refused(tmp_path):
-    with pytest.raises(AttributionError, match="--reference"):
+    with pytest.raises(SettingsError, match="--reference"):
         run(tmp_path, toy(n_blocks=2), proteins(1), reference=[])

@@ -7,7 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plm_depth.activations.batches import BatchError, is_out_of_memory, plan, run_halving
+from plm_depth.activations.batches import (
+    MAX_PADDING,
+    BatchError,
+    is_out_of_memory,
+    padding_on,
+    plan,
+    run_groups,
+    run_halving,
+)
 
 LOG = logging.getLogger("test")
 
@@ -122,3 +130,40 @@ def test_the_allocators_own_words_are_recognised():
     assert is_out_of_memory(raised.value)
     assert not is_out_of_memory(RuntimeError("shape mismatch"))
     assert not is_out_of_memory(ValueError("can't allocate memory"))
+
+
+def test_padding_pays_on_a_gpu_only():
+    assert padding_on("cpu") == 0 and padding_on("cuda") == MAX_PADDING > 0
+
+
+def test_groups_come_in_order_and_know_which_are_to_come():
+    seen = []
+
+    def run(group, later):
+        seen.append((list(group), [list(one) for one in later]))
+        return sum(group)
+
+    found = list(run_groups([5, 3, 1, 4], 3, run, is_halved=True, log=LOG, name="lanes"))
+    assert found == [([5, 3, 1], 9), ([4], 4)] and seen == [([5, 3, 1], [[4]]), ([4], [])]
+    assert list(run_groups([], 3, run, is_halved=True, log=LOG, name="lanes")) == [([], 0)]
+
+
+def test_a_group_for_which_memory_runs_out_is_halved_where_it_may(caplog):
+    def tight(group, later):
+        if len(group) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return len(later)
+
+    found = list(run_groups(range(5), 5, tight, is_halved=True, log=LOG, name="lanes of P1"))
+    assert found == [([0, 1], 2), ([2], 1), ([3, 4], 0)]
+    assert "out of memory with 5 lanes of P1: going on with 3 at a time" in caplog.text
+    with pytest.raises(torch.OutOfMemoryError):
+        list(run_groups(range(5), 5, tight, is_halved=False, log=LOG, name="lanes"))
+
+
+def test_another_error_of_a_group_is_passed_on():
+    def broken(group, later):
+        raise RuntimeError("a defect")
+
+    with pytest.raises(RuntimeError, match="a defect"):
+        list(run_groups(range(4), 4, broken, is_halved=True, log=LOG, name="lanes"))

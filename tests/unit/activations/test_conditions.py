@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from plm_depth.activations import effects, extract
-from plm_depth.activations.extract import ExtractionError, Files, conditions_for, item_of, measure
+from plm_depth.activations.door import ExtractionError, conditions_for
+from plm_depth.activations.extract import Files, item_of, measure
 from plm_depth.activations.nulls import Null, shuffle_sequence, shuffled_order
 from plm_depth.conditions import CONDITIONS
 from plm_depth.models import registry

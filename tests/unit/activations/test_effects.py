@@ -11,21 +11,21 @@ import torch
 import plain_hooks
 from planted import toy, with_zero_block
 from plm_depth.activations import effects
+from plm_depth.activations.door import ExtractionError
 from plm_depth.activations.effects import (
     Donors,
     Skips,
     donors_of,
     measure,
     noise_floor,
-    parse_skips,
     proteins_of,
     reads_of,
     reduce_effects,
     reduce_output,
 )
-from plm_depth.activations.extract import ExtractionError
 from plm_depth.activations.interventions import InterventionError
 from plm_depth.activations.nulls import Null
+from plm_depth.activations.settings import SettingsError, read_settings
 from plm_depth.activations.sweep import OUTPUTS
 from plm_depth.models import checkpoints
 from plm_depth.models.base import Structure
@@ -74,7 +74,7 @@ def sorted_rows(table: pa.Table) -> list[str]:
 
 class TestSettings:
     def test_what_is_not_given_has_the_defaults(self):
-        assert parse_skips('{"draws": 2, "parts": ["mlp"]}') == Skips(parts=("mlp",), draws=2)
+        assert read_settings(Skips, '{"draws": 2, "parts": ["mlp"]}', "--skips") == Skips(parts=("mlp",), draws=2)
 
     @pytest.mark.parametrize(
         ("text", "message"),
@@ -94,8 +94,8 @@ class TestSettings:
         ],
     )
     def test_a_setting_that_cannot_be_is_refused(self, text, message):
-        with pytest.raises(InterventionError, match=message):
-            parse_skips(text)
+        with pytest.raises(SettingsError, match=message):
+            read_settings(Skips, text, "--skips")
 
 
 class TestReductions:

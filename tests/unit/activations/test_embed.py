@@ -11,9 +11,10 @@ import torch
 
 from planted import toy, walk
 from plm_depth.activations import EMBED_VERSION, embed, extract
+from plm_depth.activations.door import ExtractionError
 from plm_depth.activations.embed import embed as run_embed
 from plm_depth.activations.embed import embedded_item, read_proteins, residues_option, states
-from plm_depth.activations.extract import ExtractionError, Files
+from plm_depth.activations.extract import Files
 from plm_depth.activations.nulls import Null, NullError
 from plm_depth.models import registry
 from plm_depth.randomness import generator

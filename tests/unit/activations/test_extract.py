@@ -18,17 +18,15 @@ import planted
 from planted import moments_of, toy, walk
 from plm_depth.activations import VERSION, extract
 from plm_depth.activations.batches import BatchError
+from plm_depth.activations.door import ExtractionError
 from plm_depth.activations.extract import (
-    ExtractionError,
     Files,
     block_moments,
     check_range,
     item_of,
     measure,
     moment_keys,
-    resolve_device,
     token_positions,
-    views_for,
 )
 from plm_depth.activations.nulls import Null, shuffle_sequence
 from plm_depth.models import registry
@@ -699,42 +697,6 @@ def test_an_empty_shard_and_a_protein_twice_are_refused(tmp_path):
         run(toy(), [*PROTEINS, PROTEINS[3]], files_in(tmp_path))
 
 
-def test_an_absent_device_is_refused_and_auto_takes_what_there_is(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert resolve_device("auto") == resolve_device("cpu") == "cpu"
-    with pytest.raises(ExtractionError, match="no CUDA device"):
-        resolve_device("cuda")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert resolve_device("auto") == "cuda" and resolve_device("cuda:1") == "cuda:1"
-
-
-@pytest.mark.parametrize(
-    ("inputs", "message"),
-    [
-        ("{", "expected a JSON object"),
-        ('{"ar": {"directions": ["n2c"]}}', "inputs of objective 'mlm'"),
-        ('{"mlm": {"noise": [], "draws": 1, "clean": false}}', "no view is left for toy: 0 asked for"),
-        ('{"mlm": {"noise": [0.15]}}', "noise, draws, clean"),
-    ],
-)
-def test_wrong_inputs_are_refused_with_what_was_expected(inputs, message):
-    with pytest.raises(ExtractionError, match=message):
-        views_for(toy(), inputs)
-
-
-def test_an_unknown_direction_is_refused_and_one_that_the_model_does_not_read_left_out(caplog):
-    adapter = toy(variant="causal")
-    assert views_for(adapter, json.dumps(INPUTS), LOG) == [FORWARD, BACKWARD] and not caplog.text
-    with pytest.raises(ExtractionError, match=r"directions \['sideways'\]: expected n2c or c2n"):
-        views_for(adapter, '{"ar": {"directions": ["n2c", "sideways"]}}')
-    adapter.directions = ("n2c",)
-    with caplog.at_level(logging.WARNING):
-        assert views_for(adapter, json.dumps(INPUTS), LOG) == [FORWARD]
-    assert "toy does not read c2n: left out" in caplog.text
-    with pytest.raises(ExtractionError, match="no view is left for toy: 1 asked for"):
-        views_for(adapter, '{"ar": {"directions": ["c2n"]}}')
-
-
 # ----------------------------------------------------------------------------------------------------------------
 # The stage
 
@@ -771,11 +733,6 @@ def write_shard(proteins, path, **columns):
         "sequence": list(sequences),
     }
     write_table(table | columns, SEQUENCES, path)
-
-
-def test_a_shard_is_read_in_rank_order(tmp_path):
-    write_shard(PROTEINS, tmp_path / "shard.parquet", rank=list(range(len(PROTEINS)))[::-1])
-    assert extract.read_shard(tmp_path / "shard.parquet") == PROTEINS[::-1]
 
 
 def call(stage, folder, **changes):

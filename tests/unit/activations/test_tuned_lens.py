@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 from planted import toy
 from plm_depth.activations.nulls import Null
+from plm_depth.activations.settings import SettingsError, read_settings
 from plm_depth.activations.tuned_lens import (
     OTHER_MASKS,
     Settings,
@@ -18,7 +19,6 @@ from plm_depth.activations.tuned_lens import (
     TunedLensError,
     fit,
     measure,
-    parse_settings,
     split,
 )
 from plm_depth.randomness import generator
@@ -230,7 +230,7 @@ def test_models_whose_tokens_are_no_residues_have_no_rows(tmp_path, caplog):
 
 class TestSettings:
     def test_what_is_not_given_has_the_defaults(self):
-        assert parse_settings('{"steps": 8}') == Settings(steps=8)
+        assert read_settings(Settings, '{"steps": 8}', "--settings") == Settings(steps=8)
 
     @pytest.mark.parametrize(
         ("text", "message"),
@@ -245,5 +245,5 @@ class TestSettings:
         ],
     )
     def test_what_cannot_be_is_refused(self, text, message):
-        with pytest.raises(TunedLensError, match=message):
-            parse_settings(text)
+        with pytest.raises(SettingsError, match=message):
+            read_settings(Settings, text, "--settings")

@@ -39,15 +39,15 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from plm_depth.activations import ABLATION_VERSION
-from plm_depth.activations.batches import MAX_PADDING, WINDOW, BatchError, windows
+from plm_depth.activations import ABLATION_VERSION, keys
+from plm_depth.activations.batches import WINDOW, padding_on, windows
 from plm_depth.activations.detours import (
     QUANTITIES,
     Detour,
@@ -59,27 +59,27 @@ from plm_depth.activations.detours import (
     swap,
     travel,
 )
-from plm_depth.activations.effects import geometric_blocks
-from plm_depth.activations.extract import (
+from plm_depth.activations.door import (
     ExtractionError,
-    Item,
+    add_model_options,
     add_structure_options,
     check_sequences,
-    full_precision,
-    item_of,
-    resolve_device,
+    loaded,
+    running,
     shown_by,
     views_for,
-    widened,
     with_structures,
 )
-from plm_depth.activations.interventions import InterventionError
-from plm_depth.activations.nulls import Null, NullError, applied, as_seen, parse_nulls
+from plm_depth.activations.effects import geometric_blocks
+from plm_depth.activations.extract import Item, item_of, widened
+from plm_depth.activations.nulls import Null, applied, as_seen, parse_nulls
+from plm_depth.activations.settings import SettingsError, check_counts, check_names, read_settings
 from plm_depth.activations.sweep import Work
-from plm_depth.models.base import Adapter, CheckpointError, SequenceError, Structure
-from plm_depth.progress import Progress, start_log
+from plm_depth.metrics.corpus import read_clusters
+from plm_depth.models.base import Adapter, Structure
+from plm_depth.progress import Progress
 from plm_depth.randomness import generator
-from plm_depth.tables import ABLATE_SEQ, AMINO_ACIDS, CLUSTERS, SEQUENCES, TableError, TableWriter, read_table
+from plm_depth.tables import ABLATE_SEQ, AMINO_ACIDS, SEQUENCES, TableError, TableWriter, read_table
 from plm_depth.views import View
 
 OPS = ("exit", "remove", "remove_block", "swap_adj", "swap_block", "reverse", "repeat", "parallel", "mean")
@@ -117,49 +117,18 @@ class Ablations:
     pseudo_perplexity: int = 0
 
     def __post_init__(self) -> None:
-        for name, known in (("ops", OPS), ("policies", POLICIES)):
-            values = getattr(self, name)
-            unknown = sorted(set(values) - set(known))
-            if unknown or not values or len(set(values)) < len(values):
-                raise InterventionError(
-                    f"--ablations: {name} is {list(values)}; expected at least one of {', '.join(known)}, none twice"
-                )
+        check_names(self, "--ablations", ops=OPS, policies=POLICIES)
         for name in ("lengths", "spans"):
             values = getattr(self, name)
             if len(set(values)) < len(values) or any(type(v) is not int or v < 1 for v in values):
-                raise InterventionError(
+                raise SettingsError(
                     f"--ablations: {name} is {list(values)}; expected whole numbers from 1 on, none twice"
                 )
-        for name, least in (("exhaustive_up_to", 0), ("draws", 1), ("selection", 1), ("pseudo_perplexity", 0)):
-            value = getattr(self, name)
-            if type(value) is not int or value < least:
-                raise InterventionError(f"--ablations: {name} is {value!r}; expected a whole number from {least} on")
+        check_counts(self, "--ablations", exhaustive_up_to=0, draws=1, selection=1, pseudo_perplexity=0)
 
     def removed(self, n_blocks: int) -> list[int]:
         """Return the lengths that remove_block leaves out of a model."""
         return [n for n in self.lengths or range(1, n_blocks) if n < n_blocks]
-
-
-def parse_ablations(text: str) -> Ablations:
-    """Return the settings of a JSON object; keys that are not given have the defaults of ``Ablations``.
-
-    Raises:
-        InterventionError: not JSON, an unknown key or a value that is not possible.
-    """
-    known = [f.name for f in fields(Ablations)]
-    try:
-        given = json.loads(text)
-        if not isinstance(given, dict) or not set(given) <= set(known):
-            raise ValueError(f"keys {sorted(given) if isinstance(given, dict) else type(given).__name__}")
-        lists = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-        for name in ("ops", "policies", "lengths", "spans"):
-            if not isinstance(lists.get(name, ()), tuple):
-                raise ValueError(f"{name} is not a list")
-    except (json.JSONDecodeError, ValueError) as error:
-        raise InterventionError(
-            f"--ablations: expected a JSON object with keys among {', '.join(known)}, got {text!r} ({error})"
-        ) from error
-    return Ablations(**lists)
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -185,8 +154,7 @@ def read_proteins(sequences: str | Path, clusters: str | Path) -> list[Protein]:
         TableError: damaged tables, a protein without a cluster, or all proteins in one cluster.
     """
     rows = read_table(sequences, SEQUENCES).sort_by("rank").to_pylist()
-    table = read_table(clusters, CLUSTERS)
-    of_protein = dict(zip(table.column("sequence_id").to_pylist(), table.column("cluster_id").to_pylist()))
+    of_protein = read_clusters(clusters)
     without = [row["sequence_id"] for row in rows if row["sequence_id"] not in of_protein]
     if without:
         raise TableError(
@@ -485,7 +453,7 @@ def measure(
             with applied(adapter, null):
                 for condition in conditions:
                     shown = structures if condition != "seq" else {}
-                    common = keys_of(adapter, null, condition, model_id)
+                    common = keys.of_model(adapter, model_id) | keys.of_null(null, condition)
                     for view in views:
                         unread += _measure_view(
                             adapter, proteins, ranks, view, condition, null, shown, ablations, geometric, common,
@@ -530,7 +498,7 @@ def _measure_view(
         )
 
     unread = 0
-    keys = {**common, "direction": view.direction, "noise_t": view.noise_t, "mask_draw": view.mask_draw}
+    about = {**common, **keys.of_view(view), "reads": view.reads}
     for fold in range(FOLDS):
         own = [protein for protein in proteins if protein.fold == fold and protein.rank in ranks]
         if not own:
@@ -550,7 +518,7 @@ def _measure_view(
                 progress.advance()
         background = composition(protein.sequence for protein in others)
         for rows in _rows(adapter, copies, planned, background, token_budget, log, advance=progress.advance):
-            table.append({**keys, "reads": view.reads, **rows})
+            table.append({**about, **rows})
     return unread
 
 
@@ -571,13 +539,13 @@ def _measure_single(
     """Mask every residue of some proteins alone."""
     ops = [op for op in ("exit", "remove") if op in ablations.ops]
     planned = plan(adapter.n_blocks, ablations, seed=seed, ops=ops)
-    keys = {**common, "direction": "none", "noise_t": 0.0, "mask_draw": -1}
+    about = {**common, **keys.of_view(View("none", 0.0, -1)), "reads": "single"}
     for fold in range(FOLDS):
         background = composition(protein.sequence for protein in proteins if protein.fold != fold)
         for protein in (one for one in chosen if one.fold == fold and one.rank in ranks):
             copies = single_copies(adapter, protein, as_seen(null, protein.sequence_id, protein.sequence)[0])
             for rows in _rows(adapter, copies, planned, background, token_budget, log):
-                table.append({**keys, "reads": "single", **rows})
+                table.append({**about, **rows})
 
 
 def _rows(
@@ -590,8 +558,7 @@ def _rows(
     advance=lambda: None,
 ) -> Iterator[dict[str, object]]:
     """Run a plan on copies; yield the columns of many rows at a time, copies of one protein summed."""
-    # On a CPU padding costs more than short batches; on a GPU full batches are worth some.
-    max_padding = 0.0 if adapter.device.type == "cpu" else MAX_PADDING
+    max_padding = padding_on(adapter.device.type)
     runs = [1 + trial.run for trial in planned.trials]
     chance = np.stack([-np.log(background), np.arange(len(background)) == background.argmax()])
     whole: dict[str, tuple[Protein, _Sums]] = {}
@@ -651,22 +618,6 @@ def _columns(measured: Sequence[tuple[Protein, _Sums]], planned: Plan) -> dict[s
     }
 
 
-def keys_of(adapter: Adapter, null: Null, condition: str, model_id: str) -> dict[str, object]:
-    """Return the COMMON columns that do not depend on the view."""
-    return {
-        "model_id": model_id,
-        "family": adapter.family,
-        "objective": adapter.objective,
-        "n_blocks": adapter.n_blocks,
-        "d_model": adapter.d_model,
-        "dtype": adapter.dtype,
-        "null_model": null.null_model,
-        "null_seed": null.seed,
-        "condition": condition,
-        "readout": "seq",
-    }
-
-
 # ----------------------------------------------------------------------------------------------------------------
 # The stage
 
@@ -676,7 +627,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m plm_depth.activations.ablation", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--card", type=Path, required=True, help="card of the checkpoint (models.describe)")
+    add_model_options(parser)
     parser.add_argument("--sequences", type=Path, required=True, help="all proteins that are ablated (SEQUENCES)")
     parser.add_argument("--clusters", type=Path, required=True, help="their similarity clusters (CLUSTERS)")
     parser.add_argument("--first", type=int, required=True, help="first rank of this shard")
@@ -686,29 +637,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--ablations", required=True, help="JSON: what is done to the course of blocks; see Ablations")
     add_structure_options(parser)
     parser.add_argument("--seed", type=int, required=True, help="of masks and random spans")
-    parser.add_argument("--token-budget", type=int, default=4096, help="largest rows x tokens of a batch")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--threads", type=int, help="CPU threads of torch")
     parser.add_argument("--output", type=Path, required=True, help="table ABLATE_SEQ")
     options = parser.parse_args(argv)
-    log = start_log("activations.ablation")
-    from plm_depth.models.describe import load_from_card, read_card
-
-    try:
-        nulls, ablations = parse_nulls(options.nulls), parse_ablations(options.ablations)
+    with running("activations.ablation") as log:
+        nulls, ablations = parse_nulls(options.nulls), read_settings(Ablations, options.ablations, "--ablations")
         proteins = read_proteins(options.sequences, options.clusters)
-        device = resolve_device(options.device)
-        full_precision(options.threads)
-        card = read_card(options.card)
-        adapter = load_from_card(options.card, device)
+        model_id, adapter = loaded(options, log)
         pairs = [(protein.sequence_id, protein.sequence) for protein in proteins]
         conditions, structures = shown_by(options, adapter, pairs, log)
-        log.info(f"{card['model_id']} ({adapter.family}, {adapter.n_blocks} blocks) on {device}, {card['dtype']}")
         measure(
             adapter,
             proteins,
             output=options.output,
-            model_id=card["model_id"],
+            model_id=model_id,
             ranks=range(options.first, options.last),
             nulls=nulls,
             views=views_for(adapter, options.inputs, log),
@@ -719,16 +660,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             token_budget=options.token_budget,
             log=log,
         )
-    except (
-        BatchError,
-        CheckpointError,
-        ExtractionError,
-        InterventionError,
-        NullError,
-        SequenceError,
-        TableError,
-    ) as error:
-        raise SystemExit(f"activations.ablation: {error}") from error
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -40,27 +40,28 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from plm_depth.activations import ATTRIBUTION_VERSION, batches
-from plm_depth.activations.batches import BatchError
-from plm_depth.activations.erasure import Erasure, erase, mean_states
-from plm_depth.activations.extract import (
+from plm_depth.activations import ATTRIBUTION_VERSION, batches, keys
+from plm_depth.activations.door import (
     ExtractionError,
+    add_model_options,
     check_sequences,
-    full_precision,
+    loaded,
     read_shard,
-    resolve_device,
+    running,
     views_for,
-    widened,
 )
+from plm_depth.activations.erasure import Erasure, erase, mean_states
+from plm_depth.activations.extract import widened
 from plm_depth.activations.gradients import TARGETS, Readers, frozen, pull_back, walk
-from plm_depth.activations.interventions import InterventionError, position_sets
-from plm_depth.activations.nulls import Null, NullError, applied, as_seen, parse_nulls
+from plm_depth.activations.interventions import position_sets
+from plm_depth.activations.nulls import Null, applied, as_seen, parse_nulls
+from plm_depth.activations.settings import SettingsError, check_counts, check_names, check_switches, read_settings
 from plm_depth.activations.sweep import OUTPUTS
-from plm_depth.models.base import Adapter, CheckpointError, Context, SequenceError, Tokens
+from plm_depth.models.base import Adapter, Context, SequenceError, Tokens
 from plm_depth.models.fast import Steps, steps
-from plm_depth.progress import Progress, start_log
+from plm_depth.progress import Progress
 from plm_depth.randomness import generator
-from plm_depth.tables import AMINO_ACIDS, ATTR_SEQ, COMPLETE, ERASE_SEQ, TableError, TableWriter
+from plm_depth.tables import AMINO_ACIDS, ATTR_SEQ, COMPLETE, ERASE_SEQ, TableWriter
 from plm_depth.views import View, mask_of
 
 METHODS = ("gate", "gate_part", "layer", "attn", "mlp", "erasure")
@@ -69,10 +70,6 @@ RULES = ("midpoint", "left")
 VOCABULARIES = ("aa20", "full")
 ERASED = ("l2", "kl_fo")  # output changes that are kept
 PREFIX = -1  # position of the rows in which all positions before a point are erased
-
-
-class AttributionError(ValueError):
-    """Settings that cannot be: what was expected, what came and the mend."""
 
 
 @dataclass(frozen=True)
@@ -101,44 +98,14 @@ class Settings:
     reference: int = 32
 
     def __post_init__(self) -> None:
-        for name, known in (("methods", METHODS), ("targets", TARGETS)):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values) or not set(values) <= set(known):
-                raise AttributionError(
-                    f"--settings: {name} is {list(values)}; expected at least one of {', '.join(known)}, none twice"
-                )
+        check_names(self, "--settings", methods=METHODS, targets=TARGETS)
         for name, known in (("vocab", VOCABULARIES), ("rule", RULES)):
             if getattr(self, name) not in known:
-                raise AttributionError(f"--settings: {name} is {getattr(self, name)!r}; expected {' or '.join(known)}")
-        for name in ("steps", "positions", "reference"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise AttributionError(f"--settings: {name} is {value!r}; expected a whole number from 1 on")
+                raise SettingsError(f"--settings: {name} is {getattr(self, name)!r}; expected {' or '.join(known)}")
+        check_counts(self, "--settings", steps=1, positions=1, reference=1)
         if isinstance(self.power, bool) or not isinstance(self.power, int | float) or not 1 <= self.power <= 8:
-            raise AttributionError(f"--settings: power is {self.power!r}; expected a number from 1 to 8")
-        if not isinstance(self.specials, bool):
-            raise AttributionError(f"--settings: specials is {self.specials!r}; expected true or false")
-
-
-def parse_settings(text: str) -> Settings:
-    """Return the settings of a JSON object; keys that are not given have the defaults of ``Settings``.
-
-    Raises:
-        AttributionError: not JSON, an unknown key or a value that is not possible.
-    """
-    known = [f.name for f in fields(Settings)]
-    try:
-        given = json.loads(text)
-        if not isinstance(given, dict) or not set(given) <= set(known):
-            raise ValueError(f"keys {sorted(given) if isinstance(given, dict) else type(given).__name__}")
-        for name in ("methods", "targets"):
-            if name in given and not isinstance(given[name], list):
-                raise ValueError(f"{name} is not a list")
-    except (json.JSONDecodeError, ValueError) as error:
-        raise AttributionError(
-            f"--settings: expected a JSON object with keys among {', '.join(known)}, got {text!r} ({error})"
-        ) from error
-    return Settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+            raise SettingsError(f"--settings: power is {self.power!r}; expected a number from 1 to 8")
+        check_switches(self, "--settings", "specials")
 
 
 def points_of(rule: str, n: int, power: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -543,27 +510,6 @@ def attribution_rows(protein: Protein, found: Attribution, settings: Settings) -
     }
 
 
-def keys_of(adapter: Adapter, protein: Protein, null: Null, view: View, model_id: str) -> dict[str, object]:
-    """Return the COMMON and PER_SEQUENCE columns of one protein."""
-    return {
-        "model_id": model_id,
-        "family": adapter.family,
-        "objective": adapter.objective,
-        "n_blocks": adapter.n_blocks,
-        "d_model": adapter.d_model,
-        "dtype": adapter.dtype,
-        "null_model": null.null_model,
-        "null_seed": null.seed,
-        "condition": "seq",
-        "readout": "seq",
-        "direction": view.direction,
-        "noise_t": view.noise_t,
-        "mask_draw": view.mask_draw,
-        "sequence_id": protein.sequence_id,
-        "n_residues": len(protein.sequence),
-    }
-
-
 # ----------------------------------------------------------------------------------------------------------------
 # A shard
 
@@ -592,11 +538,11 @@ def measure(
     Returns:
         Rows written, by table.
     Raises:
-        AttributionError, SequenceError, BatchError, TableError, ExtractionError: nothing stands under the final names.
+        SettingsError, SequenceError, BatchError, TableError, ExtractionError: nothing stands under the final names.
     """
     check_sequences(sequences)
     if "erasure" in settings.methods and not reference:
-        raise AttributionError("--settings: erasure needs --reference, the proteins whose mean states stand in")
+        raise SettingsError("--settings: erasure needs --reference, the proteins whose mean states stand in")
     about = {"seed": str(seed), "version": str(ATTRIBUTION_VERSION), "settings": json.dumps(settings.__dict__)}
     progress = Progress(log, total=len(nulls) * len(views) * len(sequences), unit="proteins")
     started, n_unread, n_above, n_rows = time.monotonic(), 0, 0, 0
@@ -619,19 +565,19 @@ def measure(
                         if protein is None:
                             n_unread += 1
                             continue
-                        keys = keys_of(adapter, protein, null, view, model_id)
+                        common = keys.of_protein(adapter, model_id, null, view, protein)
                         for found in attributions(adapter, protein, settings, token_budget=token_budget, log=log):
                             rows = attribution_rows(protein, found, settings)
                             n_rows += len(rows["layer"])
                             n_above += int((rows["completeness_err"] > COMPLETE).sum())
-                            attributed.append(keys | rows)
+                            attributed.append(common | rows)
                         if means is not None:
                             rows = erased_rows(
                                 adapter, protein, view, means, settings, evaluator,
                                 seed=seed, token_budget=token_budget, log=log,
                             )  # fmt: skip
                             if len(rows["layer"]):
-                                erased.append(keys | rows | {"vocab": settings.vocab})
+                                erased.append(common | rows | {"vocab": settings.vocab})
     progress.finish()
     if not adapter.tokens_are_residues:
         log.warning(
@@ -668,7 +614,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m plm_depth.activations.attribution", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--card", type=Path, required=True, help="card of the checkpoint (models.describe)")
+    add_model_options(parser)
     parser.add_argument("--sequences", type=Path, required=True, help="shard (SEQUENCES table)")
     parser.add_argument("--first", type=int, default=0, help="first rank of --sequences that is measured")
     parser.add_argument("--last", type=int, help="rank after the last one (default: all)")
@@ -677,32 +623,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--inputs", required=True, help="JSON: the inputs section of the config")
     parser.add_argument("--settings", default="{}", help="JSON: methods, targets, steps, ...; see the module")
     parser.add_argument("--seed", type=int, required=True, help="of masks and erased positions")
-    parser.add_argument("--token-budget", type=int, default=4096, help="largest rows x tokens of a batch")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--threads", type=int, help="CPU threads of torch")
     parser.add_argument("--attribution", type=Path, required=True, help="table ATTR_SEQ")
     parser.add_argument("--erasure", type=Path, required=True, help="table ERASE_SEQ")
     options = parser.parse_args(argv)
-    log = start_log("activations.attribution")
-    from plm_depth.models.describe import load_from_card, read_card
-
-    try:
-        nulls, settings = parse_nulls(options.nulls), parse_settings(options.settings)
+    with running("activations.attribution") as log:
+        nulls, settings = parse_nulls(options.nulls), read_settings(Settings, options.settings, "--settings")
         if options.first < 0 or (options.last is not None and options.last <= options.first):
-            raise AttributionError(f"--first {options.first} --last {options.last}: expected 0 <= first < last")
+            raise SettingsError(f"--first {options.first} --last {options.last}: expected 0 <= first < last")
         sequences = read_shard(options.sequences)[options.first : options.last]
         reference = read_shard(options.reference)[: settings.reference] if options.reference else []
-        device = resolve_device(options.device)
-        full_precision(options.threads)
-        card = read_card(options.card)
-        adapter = load_from_card(options.card, device)
-        log.info(f"{card['model_id']} ({adapter.family}, {adapter.n_blocks} blocks) on {device}, {card['dtype']}")
+        model_id, adapter = loaded(options, log)
         measure(
             adapter,
             sequences,
             attribution=options.attribution,
             erasure=options.erasure,
-            model_id=card["model_id"],
+            model_id=model_id,
             nulls=nulls,
             views=views_for(adapter, options.inputs, log),
             settings=settings,
@@ -711,17 +647,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             token_budget=options.token_budget,
             log=log,
         )
-    except (
-        AttributionError,
-        BatchError,
-        CheckpointError,
-        ExtractionError,
-        InterventionError,
-        NullError,
-        SequenceError,
-        TableError,
-    ) as error:
-        raise SystemExit(f"activations.attribution: {error}") from error
 
 
 if __name__ == "__main__":

@@ -84,6 +84,11 @@ def windows(items: Sequence[T], size: int = WINDOW) -> Iterator[Sequence[T]]:
         yield items[first : first + size]
 
 
+def padding_on(kind: str) -> float:
+    """Return the share of padding that pays on a kind of device: none on "cpu", where short batches cost less."""
+    return 0.0 if kind == "cpu" else MAX_PADDING
+
+
 def run_halving(
     batch: Sequence[T], run: Callable[[list[T]], object], *, log: logging.Logger, name: Callable[[T], str] = str
 ) -> Iterator[tuple[list[T], object]]:
@@ -122,6 +127,43 @@ def run_halving(
             f"(lower the token budget to avoid this): {problem}"
         )
         parts[:0] = [items[:middle], items[middle:]]
+
+
+def run_groups(
+    order: Sequence[T],
+    size: int,
+    run: Callable[[list[T], list[list[T]]], object],
+    *,
+    is_halved: bool,
+    log: logging.Logger,
+    name: str,
+) -> Iterator[tuple[list[T], object]]:
+    """Yield (group, run(group, groups to come)) for groups of ``size`` items, in order; of no items one empty group.
+
+    Args:
+        is_halved: whether a group for which memory runs out is halved; else, and for a single item, that is an error.
+        name: of the items, for messages.
+    Raises:
+        Exception: what ``run`` raises.
+    """
+    groups = [list(order[at : at + size]) for at in range(0, len(order), size)] or [[]]
+    while groups:
+        group = groups.pop(0)
+        is_whole = True
+        try:
+            result = run(group, groups)
+        except (RuntimeError, MemoryError) as error:
+            if not is_halved or len(group) < 2 or not is_out_of_memory(error):
+                raise
+            is_whole = False
+        # Outside of the except clause, as in ``run_halving``.
+        if is_whole:
+            yield group, result
+            continue
+        release_memory()
+        middle = (len(group) + 1) // 2
+        log.warning(f"out of memory with {len(group)} {name}: going on with {middle} at a time")
+        groups[:0] = [group[:middle], group[middle:]]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

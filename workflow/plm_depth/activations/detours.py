@@ -24,7 +24,8 @@ from torch import Tensor
 from plm_depth.activations import batches
 from plm_depth.activations.extract import widened
 from plm_depth.activations.interventions import InterventionError
-from plm_depth.activations.sweep import NUMBERS_AT_ONCE, Work
+from plm_depth.activations.runs import Runs
+from plm_depth.activations.sweep import NUMBERS_AT_ONCE, Work, divergence
 from plm_depth.models.base import Adapter, Context
 from plm_depth.models.fast import Steps, steps
 
@@ -162,36 +163,33 @@ def _run_groups(
 ) -> list[np.ndarray]:
     """Run works side by side, their detours in groups that keep to the budget; one array of values a work."""
     order = sorted(range(len(detours)), key=lambda k: (detours[k].start, detours[k].end))
-    capacity = max(1, token_budget // (len(works) * max(work.n_tokens for work in works)) - 1)
-    groups = [order[at : at + capacity] for at in range(0, len(order), capacity)] or [[]]
+    tokens = len(works) * max(work.n_tokens for work in works)
     kept: dict[int, Tensor] = {}
     found = [np.full((1 + len(detours), len(QUANTITIES), len(work.reads)), np.nan) for work in works]
     is_first = True
-    while groups:
-        group = groups.pop(0)
+
+    def run(group: list[int], later: list[list[int]]) -> list[np.ndarray]:
         start = 0 if is_first else detours[group[0]].start
-        problem = None
-        try:
-            values = run_detours(
-                adapter,
-                works,
-                [detours[k] for k in group],
-                evaluator=evaluator,
-                start=kept.get(start),
-                start_layer=start,
-                keep={detours[g[0]].start for g in groups},
-                kept=kept,
-            )
-        except (RuntimeError, MemoryError) as error:
-            if len(works) > 1 or len(group) < 2 or not batches.is_out_of_memory(error):
-                raise  # the caller halves the proteins, or says that one does not fit
-            problem = str(error)
-        if problem is not None:
-            batches.release_memory()
-            middle = (len(group) + 1) // 2
-            log.warning(f"out of memory with {len(group)} detours of {works[0].name}: going on with {middle} at a time")
-            groups[:0] = [group[:middle], group[middle:]]
-            continue
+        return run_detours(
+            adapter,
+            works,
+            [detours[k] for k in group],
+            evaluator=evaluator,
+            start=kept.get(start),
+            start_layer=start,
+            keep={detours[g[0]].start for g in later},
+            kept=kept,
+        )
+
+    # Of several proteins the caller halves these first.
+    for group, values in batches.run_groups(
+        order,
+        max(1, token_budget // tokens - 1),
+        run,
+        is_halved=len(works) == 1,
+        log=log,
+        name=f"detours of {works[0].name}",
+    ):
         is_first = False
         for whole, part in zip(found, values):
             whole[0], whole[[1 + k for k in group]] = part[0], part[1:]
@@ -227,7 +225,7 @@ def run_detours(
         embedded, context = adapter.embed(batch)
         # Half-precision weights work under autocast; the stream itself is never narrower than float32.
         clean = embedded.to(torch.promote_types(embedded.dtype, torch.float32)) if start is None else start
-        runs = _Runs(adapter, evaluator or steps(adapter), detours, clean, context)
+        runs = _Detours(adapter, evaluator or steps(adapter), detours, clean, context)
         for layer in range(start_layer, adapter.n_blocks + 1):
             if layer in keep and kept is not None:
                 kept[layer] = runs.clean.clone()
@@ -239,7 +237,7 @@ def run_detours(
     return [values[:, w, :, : len(work.reads)] for w, work in enumerate(works)]
 
 
-class _Runs:
+class _Detours(Runs):
     """The streams of all runs, and how they go on.
 
     Rows are run-major: row ``(1 + slot) * n_works + work``, the clean runs first; slots are in the order in which
@@ -247,32 +245,13 @@ class _Runs:
     """
 
     def __init__(self, adapter: Adapter, evaluator: Steps, detours: Sequence[Detour], clean: Tensor, context: Context):
-        self.adapter, self.evaluator, self.context, self.n_works = adapter, evaluator, context, len(clean)
+        super().__init__(adapter, evaluator, len(detours), clean, context)
         self.order = sorted(range(len(detours)), key=lambda k: (detours[k].end, detours[k].start))
         self.detours = [detours[k] for k in self.order]
-        self.streams = clean.new_empty(((1 + len(detours)) * self.n_works, *clean.shape[1:]))
-        self.streams[: self.n_works] = clean
         self.n_joined = 0
         self.ahead: dict[int, list[Through | Plus]] = {}  # by slot, steps that a detour under way has still to take
         self.read: dict[int, Tensor] = {}  # by slot, the stream that blocks in parallel read
         self.todo: dict[int, list[int]] = {}  # by slot, blocks of its present step that were not passed yet
-        self._wide: Context | None = None
-
-    @property
-    def clean(self) -> Tensor:
-        return self.streams[: self.n_works]
-
-    def rows(self, slot: int) -> slice:
-        return slice((1 + slot) * self.n_works, (2 + slot) * self.n_works)
-
-    def contexts(self, n_rows: int) -> Context:
-        """Return the context of ``n_rows`` rows, run-major (rows of one protein share theirs)."""
-        if self.n_works == 1:
-            return self.context
-        if self._wide is None:
-            total = torch.arange(len(self.streams), device=self.streams.device)
-            self._wide = self.context.take(total % self.n_works)
-        return self._wide.first(n_rows)
 
     def depart(self, layer: int) -> None:
         """Let the detours that start at a layer leave the clean run."""
@@ -335,7 +314,7 @@ class _Runs:
 # What comes out
 
 
-def _read_out(adapter: Adapter, works: Sequence[Work], runs: _Runs) -> np.ndarray:
+def _read_out(adapter: Adapter, works: Sequence[Work], runs: _Detours) -> np.ndarray:
     """Return (1 + n_detours, n_works, 4, n_reads), detours in their own order, NaN where a work has fewer reads.
 
     The head runs at read tokens only, one run at a time, so that equal streams read out to equal bits; what comes after
@@ -377,17 +356,13 @@ def measured(full: Tensor, altered: Tensor, true: Tensor) -> Tensor:
     Raises:
         ValueError: a KL divergence below -1e-6, which no rounding explains.
     """
-    p = full.exp()
-    kl = torch.where(p > 0, p * (full - altered), 0).sum(-1)
-    if bool((kl < -1e-6).any()):
-        raise ValueError(f"KL divergence {float(kl.min()):.3g} below 0: the log-probabilities are not normalised")
     first = altered.argmax(-1)
     return torch.stack(
         [
             -altered.gather(-1, true[..., None])[..., 0],
-            (first == true).to(p.dtype),
-            kl.clamp(min=0),
-            (first != full.argmax(-1)).to(p.dtype),
+            (first == true).to(full.dtype),
+            divergence(full, altered),
+            (first != full.argmax(-1)).to(full.dtype),
         ],
         dim=-2,
     )

@@ -24,7 +24,7 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -32,21 +32,21 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from plm_depth import json_text
-from plm_depth.activations import EFFECTS_VERSION
-from plm_depth.activations.batches import MAX_PADDING, BatchError, windows
-from plm_depth.activations.extract import (
+from plm_depth.activations import EFFECTS_VERSION, keys
+from plm_depth.activations.batches import padding_on, windows
+from plm_depth.activations.door import (
     ExtractionError,
+    add_model_options,
     add_structure_options,
     check_sequences,
-    full_precision,
+    loaded,
     read_shard,
-    resolve_device,
+    running,
     shown_by,
-    tokens_of,
     views_for,
     with_structures,
 )
+from plm_depth.activations.extract import tokens_of
 from plm_depth.activations.interventions import (
     PARTS,
     POSITION_SETS,
@@ -61,13 +61,14 @@ from plm_depth.activations.interventions import (
     Zero,
     position_sets,
 )
-from plm_depth.activations.nulls import Null, NullError, applied, as_seen, parse_nulls
+from plm_depth.activations.nulls import Null, applied, as_seen, parse_nulls
+from plm_depth.activations.settings import SettingsError, check_counts, check_names, check_switches, read_settings
 from plm_depth.activations.sweep import OUTPUTS, VOCABULARIES, Outcome, Work, sweep
-from plm_depth.models.base import Adapter, CheckpointError, SequenceError, Structure, Tokens
+from plm_depth.models.base import Adapter, SequenceError, Structure, Tokens
 from plm_depth.models.branches import Branches
-from plm_depth.progress import Progress, start_log
+from plm_depth.progress import Progress
 from plm_depth.randomness import generator
-from plm_depth.tables import AMINO_ACIDS, SKIP_OUT_SEQ, SKIP_SEQ, TableError, TableWriter
+from plm_depth.tables import AMINO_ACIDS, SKIP_OUT_SEQ, SKIP_SEQ, TableWriter
 from plm_depth.views import View, mask_of
 
 ABLATIONS = ("zero", "mean", "resample")
@@ -92,44 +93,11 @@ class Skips:
     reference: int = 32
 
     def __post_init__(self) -> None:
-        for name, known in (("parts", PARTS), ("pos_sets", POSITION_SETS), ("ablations", ABLATIONS)):
-            values = getattr(self, name)
-            unknown = sorted(set(values) - set(known))
-            if unknown or not values or len(set(values)) < len(values):
-                raise InterventionError(
-                    f"--skips: {name} is {list(values)}; expected at least one of {', '.join(known)}, none twice"
-                )
-        for name in ("draws", "reference"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InterventionError(f"--skips: {name} is {value!r}; expected a whole number from 1 on")
-        for name in ("local", "parity"):
-            if not isinstance(getattr(self, name), bool):
-                raise InterventionError(f"--skips: {name} is {getattr(self, name)!r}; expected true or false")
+        check_names(self, "--skips", parts=PARTS, pos_sets=POSITION_SETS, ablations=ABLATIONS)
+        check_counts(self, "--skips", draws=1, reference=1)
+        check_switches(self, "--skips", "local", "parity")
         if self.parity and not set(self.pos_sets) <= {"all", "prefix"}:
-            raise InterventionError(f"--skips: parity knows the pos_sets all and prefix, got {list(self.pos_sets)}")
-
-
-def parse_skips(text: str) -> Skips:
-    """Return the settings of a JSON object; keys that are not given have the defaults of ``Skips``.
-
-    Raises:
-        InterventionError: not JSON, an unknown key or a value that is not possible.
-    """
-    known = [f.name for f in fields(Skips)]
-    try:
-        given = json_text.parse(text)
-        if not isinstance(given, dict) or not set(given) <= set(known):
-            raise ValueError(f"keys {sorted(given) if isinstance(given, dict) else type(given).__name__}")
-        lists = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-        for name in ("parts", "pos_sets", "ablations"):
-            if not isinstance(lists.get(name, ()), tuple):
-                raise ValueError(f"{name} is not a list")
-    except (json.JSONDecodeError, ValueError) as error:
-        raise InterventionError(
-            f"--skips: expected a JSON object with keys among {', '.join(known)}, got {json_text.shown(text)} ({error})"
-        ) from error
-    return Skips(**lists)
+            raise SettingsError(f"--skips: parity knows the pos_sets all and prefix, got {list(self.pos_sets)}")
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -672,8 +640,7 @@ def measure(
         structures = with_structures(adapter, list(proteins.items()), structures or {})
     else:
         structures = {}
-    # On a CPU padding costs more than short batches; on a GPU full batches are worth some.
-    max_padding = 0.0 if adapter.device.type == "cpu" else MAX_PADDING
+    max_padding = padding_on(adapter.device.type)
     blocks = blocks_with(adapter, skips.parts, log)
     about = {"seed": str(seed), "version": str(EFFECTS_VERSION), "skips": json.dumps(skips.__dict__)}
     shown = list(itertools.product(conditions, views))
@@ -736,10 +703,10 @@ def measure(
                         ):
                             protein = proteins[index]
                             check_finite(outcome, f"{model_id} ({null})", protein.sequence_id)
-                            keys = keys_of(adapter, protein, null, view, model_id, condition)
+                            common = keys.of_protein(adapter, model_id, null, view, protein, condition)
                             if protein.sweeps:
-                                effect_table.append(keys | effect_rows(protein, outcome, floor, parity=skips.parity))
-                                output_table.append(keys | output_rows(protein, outcome, floor))
+                                effect_table.append(common | effect_rows(protein, outcome, floor, parity=skips.parity))
+                                output_table.append(common | output_rows(protein, outcome, floor))
                             progress.advance(int(protein.is_first))
         noise = json.dumps({name: floor.numbers() for name, floor in floors.items()})
         effect_table.note(noise_floor=noise)
@@ -784,29 +751,6 @@ def n_sets(protein: Protein) -> int:
     return len({(swept.positions.name, swept.positions.draw) for swept in protein.sweeps})
 
 
-def keys_of(
-    adapter: Adapter, protein: Protein, null: Null, view: View, model_id: str, condition: str = "seq"
-) -> dict[str, object]:
-    """Return the COMMON and PER_SEQUENCE columns of one protein."""
-    return {
-        "model_id": model_id,
-        "family": adapter.family,
-        "objective": adapter.objective,
-        "n_blocks": adapter.n_blocks,
-        "d_model": adapter.d_model,
-        "dtype": adapter.dtype,
-        "null_model": null.null_model,
-        "null_seed": null.seed,
-        "condition": condition,
-        "readout": "seq",
-        "direction": view.direction,
-        "noise_t": view.noise_t,
-        "mask_draw": view.mask_draw,
-        "sequence_id": protein.sequence_id,
-        "n_residues": len(protein.sequence),
-    }
-
-
 def check_finite(outcome: Outcome, model: str, sequence_id: str) -> None:
     """Refuse NaN and infinity.
 
@@ -829,7 +773,7 @@ def check_finite(outcome: Outcome, model: str, sequence_id: str) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage from the command line; see the module."""
     parser = argparse.ArgumentParser(prog="python -m plm_depth.activations.effects", description=__doc__.split("\n")[0])
-    parser.add_argument("--card", type=Path, required=True, help="card of the checkpoint (models.describe)")
+    add_model_options(parser)
     parser.add_argument("--sequences", type=Path, required=True, help="shard (SEQUENCES table)")
     parser.add_argument("--nulls", required=True, help="JSON list of {null_model, seed}")
     parser.add_argument("--inputs", required=True, help="JSON: the inputs section of the config")
@@ -837,24 +781,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--skips", required=True, help="JSON: what is silenced; see the module")
     parser.add_argument("--reference", type=Path, help="SEQUENCES table behind the ablations mean and resample")
     parser.add_argument("--seed", type=int, required=True, help="of masks, position sets and donors")
-    parser.add_argument("--token-budget", type=int, default=4096, help="largest rows x tokens of a batch")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--threads", type=int, help="CPU threads of torch")
     parser.add_argument("--skip", type=Path, required=True, help="table SKIP_SEQ")
     parser.add_argument("--output-change", type=Path, required=True, help="table SKIP_OUT_SEQ")
     options = parser.parse_args(argv)
-    log = start_log("activations.effects")
-    from plm_depth.models.describe import load_from_card, read_card
-
-    try:
-        nulls, skips = parse_nulls(options.nulls), parse_skips(options.skips)
+    with running("activations.effects") as log:
+        nulls, skips = parse_nulls(options.nulls), read_settings(Skips, options.skips, "--skips")
         sequences = read_shard(options.sequences)
         reference = read_shard(options.reference)[: skips.reference] if options.reference else []
-        device = resolve_device(options.device)
-        full_precision(options.threads)
-        card = read_card(options.card)
-        adapter = load_from_card(options.card, device)
-        log.info(f"{card['model_id']} ({adapter.family}, {adapter.n_blocks} blocks) on {device}, {card['dtype']}")
+        model_id, adapter = loaded(options, log)
         needed = dict([*sequences, *(reference if set(skips.ablations) - {"zero"} else [])])
         conditions, structures = shown_by(options, adapter, list(needed.items()), log)
         measure(
@@ -862,7 +796,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             sequences,
             skip=options.skip,
             output_change=options.output_change,
-            model_id=card["model_id"],
+            model_id=model_id,
             nulls=nulls,
             views=views_for(adapter, options.inputs),
             skips=skips,
@@ -873,16 +807,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             structures=structures,
             log=log,
         )
-    except (
-        BatchError,
-        CheckpointError,
-        ExtractionError,
-        InterventionError,
-        NullError,
-        SequenceError,
-        TableError,
-    ) as error:
-        raise SystemExit(f"activations.effects: {error}") from error
 
 
 if __name__ == "__main__":

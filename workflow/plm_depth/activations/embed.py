@@ -35,34 +35,37 @@ import torch
 
 from plm_depth.activations import EMBED_VERSION
 from plm_depth.activations.attention import chosen, write_maps
-from plm_depth.activations.batches import WINDOW, BatchError, is_out_of_memory, plan, run_halving
+from plm_depth.activations.batches import WINDOW, plan, run_halving
+from plm_depth.activations.door import (
+    ExtractionError,
+    add_model_options,
+    add_structure_options,
+    check_sequences,
+    loaded,
+    read_shard,
+    running,
+    shown_by,
+    views_for,
+    with_structures,
+)
 from plm_depth.activations.extract import (
     MEAN_POSITION,
     STRUCT_AT_MASK,
-    ExtractionError,
     Item,
-    add_structure_options,
-    check_sequences,
     constants_of,
-    full_precision,
     item_of,
     naming,
     pooled,
     pooling_of,
-    read_shard,
-    resolve_device,
-    shown_by,
     stream_keys,
-    views_for,
     widened,
-    with_structures,
 )
 from plm_depth.activations.nulls import Null, NullError, applied, parse_nulls
-from plm_depth.models.base import Adapter, CheckpointError, SequenceError, Structure
-from plm_depth.progress import Progress, start_log
+from plm_depth.models.base import Adapter, Structure
+from plm_depth.progress import Progress
 from plm_depth.sequences import SourceError
 from plm_depth.sequences.fasta import clean, raw_accession, raw_batches
-from plm_depth.tables import STREAM_KEYS, TableError, VectorWriter
+from plm_depth.tables import STREAM_KEYS, VectorWriter
 from plm_depth.views import View
 
 ROOM = 1 << 30  # bytes of one batch's stream in the machine's memory
@@ -306,7 +309,7 @@ def residues_option(text: str) -> int | None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage from the command line; see the module."""
     parser = argparse.ArgumentParser(prog="python -m plm_depth.activations.embed", description=__doc__.split("\n")[0])
-    parser.add_argument("--card", type=Path, required=True, help="card of the checkpoint (models.describe)")
+    add_model_options(parser)
     parser.add_argument("--sequences", type=Path, nargs="+", required=True, help="SEQUENCES tables or FASTA files")
     parser.add_argument(
         "--nulls", default='[{"null_model": "trained", "seed": -1}]', help="JSON list of {null_model, seed}"
@@ -325,33 +328,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the stored numbers")
     parser.add_argument("--norm", choices=("none", "final"), default="none", help="of every state: the final norm")
     parser.add_argument("--seed", type=int, default=0, help="of masks and drawn residues")
-    parser.add_argument("--token-budget", type=int, default=4096, help="largest rows x padded length of a batch")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--threads", type=int, help="CPU threads of torch")
     parser.add_argument("--output", type=Path, required=True, help="the vector table")
     parser.add_argument("--attention", type=Path, help="also the attention maps at pairs of residues, to this file")
     parser.add_argument("--attention-proteins", type=int, default=40, help="of at most so many with all residues kept")
     options = parser.parse_args(argv)
-    log = start_log("activations.embed")
-    from plm_depth.models.describe import load_from_card, read_card
-
-    try:
+    with running("activations.embed") as log:
         nulls = parse_nulls(options.nulls)
         sequences, n_residues = read_files(options.sequences, options.residues)
-        device = resolve_device(options.device)
-        full_precision(options.threads)
-        card = read_card(options.card)
-        try:
-            adapter = load_from_card(options.card, device)
-        except ValueError as error:
-            raise ExtractionError(f"{options.card}: {error}") from error
+        model_id, adapter = loaded(options, log)
         conditions, structures = shown_by(options, adapter, sequences, log)
-        log.info(f"{card['model_id']} ({adapter.family}, {adapter.n_blocks} blocks) on {device}, {card['dtype']}")
         embed(
             adapter,
             sequences,
             output=options.output,
-            model_id=card["model_id"],
+            model_id=model_id,
             nulls=nulls,
             views=views_for(adapter, options.inputs, log),
             seed=options.seed,
@@ -372,25 +362,13 @@ def main(argv: Sequence[str] | None = None) -> None:
                 adapter,
                 chosen(whole, options.attention_proteins, seed=options.seed),
                 output=options.attention,
-                about=constants_of(adapter, model_id=card["model_id"], seed=options.seed) | {"version": EMBED_VERSION},
+                about=constants_of(adapter, model_id=model_id, seed=options.seed) | {"version": EMBED_VERSION},
                 nulls=nulls,
                 views=views_for(adapter, options.inputs),
                 blocks=blocks,
                 seed=options.seed,
                 log=log,
             )
-    except (
-        *(BatchError, CheckpointError, ExtractionError, NullError, SequenceError, SourceError, TableError),
-        OSError,
-    ) as error:
-        raise SystemExit(f"activations.embed: {error}") from error
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise SystemExit(
-            f"activations.embed: out of memory outside of a batch, where nothing can be halved ({error}); the model "
-            "itself needs a device or a machine with more memory, or a half-precision dtype"
-        ) from error
 
 
 if __name__ == "__main__":

@@ -29,9 +29,7 @@ protein whole and by ascending position; readers go by the keys, never by the or
 import argparse
 import contextlib
 import itertools
-import json
 import logging
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,27 +40,33 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from plm_depth import json_text
-from plm_depth.activations import VERSION
-from plm_depth.activations.batches import WINDOW, BatchError, is_out_of_memory, plan, run_halving
-from plm_depth.activations.nulls import Null, NullError, applied, as_seen, parse_nulls
-from plm_depth.conditions import BACKBONE_TELLS, CONDITIONS
-from plm_depth.models.base import Adapter, CheckpointError, SequenceError, Structure, Tokens, Updates
-from plm_depth.models.structures import read_codes, read_structures
-from plm_depth.progress import Progress, start_log
+from plm_depth.activations import VERSION, keys
+from plm_depth.activations.batches import WINDOW, BatchError, plan, run_halving
+from plm_depth.activations.door import (
+    ExtractionError,
+    add_model_options,
+    add_structure_options,
+    check_sequences,
+    loaded,
+    read_shard,
+    running,
+    shown_by,
+    views_for,
+    with_structures,
+)
+from plm_depth.activations.nulls import Null, applied, as_seen, parse_nulls
+from plm_depth.models.base import Adapter, SequenceError, Structure, Tokens, Updates
+from plm_depth.progress import Progress
 from plm_depth.randomness import generator
 from plm_depth.tables import (
     AMINO_ACIDS,
     LENS_KEYS,
     MOMENT_KEYS,
     MOMENTS,
-    SEQUENCES,
     STREAM_KEYS,
-    TableError,
     VectorWriter,
-    read_table,
 )
-from plm_depth.views import View, mask_of, views_of
+from plm_depth.views import View, mask_of
 
 STRUCT_AT_MASK = "keep"  # what becomes of the structure of a hidden residue
 STREAM_NULLS = ("trained", "randinit")
@@ -70,10 +74,6 @@ MEAN_POSITION = -1
 _INDEX_OF = {letter: index for index, letter in enumerate(AMINO_ACIDS)}
 _CLASSES = pa.array(["masked", "unmasked", "special"])
 _MASKED, _UNMASKED, _SPECIAL = range(3)
-
-
-class ExtractionError(ValueError):
-    """Something that cannot be measured; says what was expected, what came, where, and the mend."""
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -509,49 +509,9 @@ def _measured(
                 yield condition, view, part, measured
 
 
-def with_structures(
-    adapter: Adapter, sequences: Sequence[tuple[str, str]], structures: Mapping[str, Structure]
-) -> dict[str, Structure]:
-    """Return the structures of all proteins, with the codes of the model's own tokenizer where it has one.
-
-    Raises:
-        ExtractionError: proteins without a structure; names them.
-    """
-    missing = [sequence_id for sequence_id, _ in sequences if sequence_id not in structures]
-    if missing:
-        named = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        raise ExtractionError(
-            f"{len(missing)} of {len(sequences)} proteins have no structure: {named}; conditions with structure "
-            "need one of every protein: draw the data set from the structures, or measure condition seq only"
-        )
-    return {sequence_id: adapter.with_codes(structures[sequence_id]) for sequence_id, _ in sequences}
-
-
-def check_sequences(sequences: Sequence[tuple[str, str]]) -> None:
-    """Refuse an empty shard and a protein that stands there twice.
-
-    Raises:
-        ExtractionError
-    """
-    if not sequences:
-        raise ExtractionError("the shard holds no proteins; expected at least one: check first and last of the shard")
-    seen: set[str] = set()
-    for sequence_id, _ in sequences:
-        if sequence_id in seen:
-            raise ExtractionError(f"protein {sequence_id} stands twice in the shard; every accession may occur once")
-        seen.add(sequence_id)
-
-
 def constants_of(adapter: Adapter, *, model_id: str, seed: int) -> dict[str, object]:
     """Return what is constant over the tables of one model: JSON values."""
-    return {
-        "model_id": model_id,
-        "family": adapter.family,
-        "objective": adapter.objective,
-        "n_blocks": adapter.n_blocks,
-        "d_model": adapter.d_model,
-        "dtype": adapter.dtype,
-        "readout": "seq",
+    return keys.of_model(adapter, model_id) | {
         "tokens_are_residues": adapter.tokens_are_residues,  # else a row of the moments is a piece of several residues
         "seed": seed,
         "version": VERSION,
@@ -572,12 +532,8 @@ def _common_keys(
     return {
         "sequence_id": pa.DictionaryArray.from_arrays(pa.array(owner), ids),
         "n_residues": np.array([len(item.sequence) for item in items], np.int32)[owner],
-        "null_model": null.null_model,
-        "null_seed": null.seed,
-        "condition": condition,
-        "direction": view.direction,
-        "noise_t": view.noise_t,
-        "mask_draw": view.mask_draw,
+        **keys.of_null(null, condition),
+        **keys.of_view(view),
     }
 
 
@@ -631,193 +587,33 @@ def check_range(items: Sequence[Item], stream: np.ndarray, dtype: str) -> None:
 # The stage
 
 
-def resolve_device(name: str) -> str:
-    """Return the device to use: the given one, or for "auto" cuda where there is one, else cpu.
-
-    Raises:
-        ExtractionError: another name, or a device that this machine does not have.
-    """
-    has_cuda = torch.cuda.is_available()
-    if name == "auto":
-        return "cuda" if has_cuda else "cpu"
-    if name != "cpu" and not re.fullmatch(r"cuda(:\d+)?", name):
-        raise ExtractionError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
-    if name != "cpu" and not has_cuda:
-        raise ExtractionError(f"--device {name}: this machine offers no CUDA device; use --device auto or cpu")
-    return name
-
-
-def full_precision(threads: int | None = None) -> None:
-    """Switch TF32 off, so that float32 means float32 on every device, and set the number of CPU threads if given.
-
-    Raises:
-        ExtractionError: fewer than one thread.
-    """
-    if threads is not None and threads < 1:
-        raise ExtractionError(f"--threads {threads}: expected at least 1")
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    if threads is not None:
-        torch.set_num_threads(threads)
-
-
-def read_shard(path: str | Path) -> list[tuple[str, str]]:
-    """Return (sequence_id, sequence) of a shard, in rank order.
-
-    Raises:
-        TableError: not a SEQUENCES table, or a row whose length is not what it says.
-    """
-    table = read_table(path, SEQUENCES)
-    rows = zip(*(table.column(name).to_pylist() for name in ("rank", "sequence_id", "sequence", "n_residues")))
-    pairs = []
-    for _, sequence_id, sequence, n_residues in sorted(rows):
-        if len(sequence) != n_residues:
-            raise TableError(
-                f"{path}: {sequence_id} has {len(sequence)} residues, its row says {n_residues}; "
-                "delete the file and run again"
-            )
-        pairs.append((sequence_id, sequence))
-    return pairs
-
-
-def views_for(adapter: Adapter, inputs: str, log: logging.Logger | None = None) -> list[View]:
-    """Return the views of the adapter's objective from the JSON text of the config's ``inputs`` section.
-
-    A study may ask for both directions while a family reads only one: the other is left out, and logged.
-
-    Raises:
-        ExtractionError: not JSON, no section for the objective, an unknown direction, or no view that is left.
-    """
-    try:
-        views = views_of(adapter.objective, json_text.parse(inputs))
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise ExtractionError(
-            f"--inputs: expected a JSON object with the inputs of objective {adapter.objective!r} "
-            f"(ar: directions; mlm and diffusion: noise, draws, clean), got {json_text.shown(inputs)} ({error!r})"
-        ) from error
-    asked = {view.direction for view in views}
-    if unknown := asked - {"n2c", "c2n", "none"}:
-        raise ExtractionError(f"--inputs: directions {sorted(unknown)}: expected n2c or c2n")
-    kept = [view for view in views if view.direction in adapter.directions]
-    if not kept:
-        raise ExtractionError(
-            f"--inputs: no view is left for {adapter.family}: {len(views)} asked for, directions {sorted(asked)}; "
-            f"it reads {' and '.join(adapter.directions)}"
-        )
-    if len(kept) < len(views) and log is not None:
-        left_out = sorted(asked - set(adapter.directions))
-        log.warning(f"{adapter.family} does not read {' and '.join(left_out)}: left out")
-    return kept
-
-
-def conditions_for(
-    adapter: Adapter, text: str, *, tells: Sequence[str] = (), log: logging.Logger | None = None
-) -> list[str]:
-    """Return the conditions that are wanted and that the model can be shown, from a JSON list, in a fixed order.
-
-    A condition that the family does not have, or whose kind of structure is not at hand, is left out, and logged.
-
-    Args:
-        tells: the parts of ``Structure`` that are at hand.
-    Raises:
-        ExtractionError: not a JSON list of conditions, one named twice, or none that is left.
-    """
-    try:
-        asked = json_text.parse(text)
-    except json.JSONDecodeError:
-        asked = None
-    is_list = isinstance(asked, list) and bool(asked) and all(one in CONDITIONS for one in asked)
-    if not is_list or len(set(asked)) < len(asked):
-        raise ExtractionError(
-            f"--conditions: expected a JSON list of some of {', '.join(CONDITIONS)}, none twice, got "
-            f"{json_text.shown(text)}"
-        )
-    kept = []
-    for condition in (one for one in CONDITIONS if one in asked):
-        problem = None
-        if condition not in adapter.conditions:
-            problem = "the family does not have it"
-        elif condition != "seq" and not set(adapter.reads_structure) & set(tells):
-            there = f"only {' and '.join(tells)} are" if tells else "no structure is"
-            problem = f"the family reads {' or '.join(adapter.reads_structure)} of a structure, {there} at hand"
-        if problem is None:
-            kept.append(condition)
-        elif log is not None:
-            log.warning(f"condition {condition} of {adapter.family} left out: {problem}")
-    if not kept:
-        raise ExtractionError(
-            f"--conditions {text}: none is left for {adapter.family}, which has {', '.join(adapter.conditions)}"
-            + (f" and reads {' or '.join(adapter.reads_structure)} of a structure" if adapter.reads_structure else "")
-            + "; give --backbone the table of backbones, or leave these conditions out"
-        )
-    return kept
-
-
-def add_structure_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options about structures, which all stages that run a model share; ``shown_by`` reads them."""
-    parser.add_argument("--conditions", default='["seq"]', help="JSON list: seq, seq_struct, struct")
-    parser.add_argument("--backbone", type=Path, help="BACKBONE table, for the conditions with structure")
-    parser.add_argument("--codes", type=Path, help="CODES table: precomputed structure codes")
-
-
-def shown_by(
-    options: argparse.Namespace, adapter: Adapter, sequences: Sequence[tuple[str, str]], log: logging.Logger
-) -> tuple[list[str], dict[str, Structure]]:
-    """Return the conditions that the options of ``add_structure_options`` ask for, and the structures they need.
-
-    Raises:
-        ExtractionError, TableError: see ``conditions_for`` and ``read_structures``.
-    """
-    tells = tuple(BACKBONE_TELLS) if options.backbone else ()
-    codes = read_codes(options.codes, adapter.family, log=log) if options.codes else {}
-    if codes:
-        tells += ("codes",)
-    conditions = conditions_for(adapter, options.conditions, tells=tells, log=log)
-    if not set(conditions) - {"seq"}:
-        return conditions, {}
-    return conditions, read_structures(options.backbone, sequences, codes=codes, log=log)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage from the command line; see the module."""
     parser = argparse.ArgumentParser(prog="python -m plm_depth.activations.extract", description=__doc__.split("\n")[0])
-    parser.add_argument("--card", type=Path, required=True, help="card of the checkpoint (models.describe)")
+    add_model_options(parser)
     parser.add_argument("--sequences", type=Path, required=True, help="shard (SEQUENCES table)")
     parser.add_argument("--nulls", required=True, help="JSON list of {null_model, seed}")
     parser.add_argument("--inputs", required=True, help="JSON: the inputs section of the config")
     add_structure_options(parser)
     parser.add_argument("--anchors", type=int, default=8, help="anchor residues per protein in the stream table")
     parser.add_argument("--seed", type=int, required=True, help="of masks and anchors")
-    parser.add_argument("--token-budget", type=int, default=4096, help="largest rows x padded length of a batch")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--threads", type=int, help="CPU threads of torch")
     parser.add_argument("--stream-dtype", default="float16", choices=("float16", "float32"), help="of the stream table")
     parser.add_argument("--moments", type=Path, required=True)
     parser.add_argument("--lens", type=Path, required=True)
     parser.add_argument("--stream", type=Path, required=True)
     options = parser.parse_args(argv)
-    log = start_log("activations.extract")
-    from plm_depth.models.describe import load_from_card, read_card
-
-    try:
+    with running("activations.extract") as log:
         if options.anchors < 0:
             raise ExtractionError(f"--anchors {options.anchors}: expected 0 or more")
         nulls = parse_nulls(options.nulls)
         sequences = read_shard(options.sequences)
-        device = resolve_device(options.device)
-        full_precision(options.threads)
-        card = read_card(options.card)
-        try:
-            adapter = load_from_card(options.card, device)
-        except ValueError as error:
-            raise ExtractionError(f"{options.card}: {error}") from error
+        model_id, adapter = loaded(options, log)
         conditions, structures = shown_by(options, adapter, sequences, log)
-        log.info(f"{card['model_id']} ({adapter.family}, {adapter.n_blocks} blocks) on {device}, {card['dtype']}")
         extract(
             adapter,
             sequences,
             files=Files(options.moments, options.lens, options.stream),
-            model_id=card["model_id"],
+            model_id=model_id,
             nulls=nulls,
             views=views_for(adapter, options.inputs, log),
             seed=options.seed,
@@ -828,15 +624,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             structures=structures,
             log=log,
         )
-    except (BatchError, CheckpointError, ExtractionError, NullError, SequenceError, TableError, OSError) as error:
-        raise SystemExit(f"activations.extract: {error}") from error
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise SystemExit(
-            f"activations.extract: out of memory outside of a batch, where nothing can be halved ({error}); the model "
-            "itself needs a device or a machine with more memory, or a half-precision dtype"
-        ) from error
 
 
 if __name__ == "__main__":

@@ -21,7 +21,9 @@ import torch
 from torch import Tensor
 
 from plm_depth.activations import batches
+from plm_depth.activations.extract import widened
 from plm_depth.activations.interventions import Intervention, InterventionError, Itself, Lane
+from plm_depth.activations.runs import Runs
 from plm_depth.models.base import Adapter, Context, Tokens, Updates
 from plm_depth.models.branches import Branches
 from plm_depth.models.fast import Steps, steps
@@ -124,30 +126,26 @@ def _run_groups(
     n_lanes = len(works[0].lanes)
     order = sorted(range(n_lanes), key=lambda k: works[0].lanes[k].first)
     tokens = len(works) * max(work.n_tokens for work in works)
-    capacity = max(1, token_budget // tokens - 1)
-    groups = [order[at : at + capacity] for at in range(0, n_lanes, capacity)] or [[]]
     kept: dict[int, Tensor] = {}
     parts: list[tuple[list[int], list[Outcome]]] = []
-    while groups:
-        group = groups.pop(0)
-        wanted = {works[0].lanes[g[0]].first - 1 for g in groups}
+
+    def run(group: list[int], later: list[list[int]]) -> list[Outcome]:
+        chosen = [replace(work, lanes=tuple(work.lanes[k] for k in group)) for work in works]
         start = works[0].lanes[group[0]].first - 1 if parts else 0
-        problem = None
-        try:
-            chosen = [replace(work, lanes=tuple(work.lanes[k] for k in group)) for work in works]
-            outcomes = run_lanes(
-                adapter, chosen, evaluator=evaluator, start=kept.get(start), start_layer=start, keep=wanted, kept=kept
-            )
-        except (RuntimeError, MemoryError) as error:
-            if len(works) > 1 or len(group) < 2 or not batches.is_out_of_memory(error):
-                raise  # the caller halves the proteins, or says that one does not fit
-            problem = str(error)
-        if problem is not None:
-            batches.release_memory()
-            middle = (len(group) + 1) // 2
-            log.warning(f"out of memory with {len(group)} lanes of {works[0].name}: going on with {middle} at a time")
-            groups[:0] = [group[:middle], group[middle:]]
-            continue
+        wanted = {works[0].lanes[g[0]].first - 1 for g in later}
+        return run_lanes(
+            adapter, chosen, evaluator=evaluator, start=kept.get(start), start_layer=start, keep=wanted, kept=kept
+        )
+
+    # Of several proteins the caller halves these first.
+    for group, outcomes in batches.run_groups(
+        order,
+        max(1, token_budget // tokens - 1),
+        run,
+        is_halved=len(works) == 1,
+        log=log,
+        name=f"lanes of {works[0].name}",
+    ):
         parts.append((group, outcomes))
     return [_joined([(group, outcomes[w]) for group, outcomes in parts], n_lanes) for w in range(len(works))]
 
@@ -229,7 +227,7 @@ def run_lanes(
     ]
 
 
-class _Lanes:
+class _Lanes(Runs):
     """The streams of all runs at one layer, and how they pass a block."""
 
     def __init__(
@@ -241,32 +239,13 @@ class _Lanes:
         clean: Tensor,
         context: Context,
     ):
-        self.adapter, self.evaluator, self.n_works, self.context = adapter, evaluator, len(works), context
+        super().__init__(adapter, evaluator, len(order), clean, context)
         self.lanes = [[work.lanes[k] for work in works] for k in order]  # lane by lane, protein by protein
         self.n_active = 0
-        self.streams = clean.new_empty(((1 + len(self.lanes)) * self.n_works, *clean.shape[1:]))
-        self.streams[: self.n_works] = clean
         self.taken = {k: clean.new_empty(0) for k, lane in enumerate(self.lanes) if lane[0].local}
-        self._wide: Context | None = None
         last = max((edit.source for lane in self.lanes for edit in lane[0].edits), default=0)
         if last > adapter.n_blocks or (self.lanes and self.lanes[0][0].first < 1):
             raise InterventionError(f"block {last}: {adapter.family} has blocks 1..{adapter.n_blocks}")
-
-    @property
-    def clean(self) -> Tensor:
-        return self.streams[: self.n_works]
-
-    def rows(self, lane: int) -> slice:
-        return slice((1 + lane) * self.n_works, (2 + lane) * self.n_works)
-
-    def contexts(self, n_rows: int) -> Context:
-        """Return the context of the first ``n_rows`` rows (rows of one protein share theirs)."""
-        if self.n_works == 1:
-            return self.context
-        if self._wide is None:
-            total = torch.arange(len(self.streams), device=self.streams.device)
-            self._wide = self.context.take(total % self.n_works)
-        return self._wide.first(n_rows)
 
     def step(self, block: int, size: Tensor, change: Tensor, rerouted: Tensor | None = None) -> None:
         """Take all runs through a block; write |u| (n_works, n_tokens) and |u - u*| (n_lanes, n_works, n_tokens).
@@ -280,7 +259,7 @@ class _Lanes:
         for k, taken in self.taken.items():
             if k < active:
                 torch.add(self.clean, taken, out=self.streams[self.rows(k)])
-        updates = _widened(self.evaluator.updates(block, rows, self.contexts(len(rows))), rows.dtype)
+        updates = widened(self.evaluator.updates(block, rows, self.contexts(len(rows))), rows.dtype)
         total = updates.total
         after = adapter.add(rows, updates)
         size.copy_(torch.linalg.vector_norm(total[:n], dim=-1))
@@ -379,7 +358,7 @@ class _Lanes:
                     geometric[place * n : (place + 1) * n] = changed.geometric
             middle = middle + geometric
         mlp = self.evaluator.mlp_update(block, middle, context)
-        changed = _widened(Updates(attention, mlp, middle, geometric), rows.dtype)
+        changed = widened(Updates(attention, mlp, middle, geometric), rows.dtype)
         moved, moved_total = adapter.add(stream, changed), changed.total
         for place, (k, at, _, mask) in enumerate(again):
             new, new_total = moved[place * n : (place + 1) * n], moved_total[place * n : (place + 1) * n]
@@ -404,14 +383,6 @@ def _with_branch(updates: Updates, part: str, by: Tensor) -> Updates:
     if part == "attn":
         return Updates(by, updates.mlp, updates.middle)
     return Updates(updates.attention, updates.mlp, updates.middle, by)
-
-
-def _widened(updates: Updates, dtype: torch.dtype) -> Updates:
-    """Return the updates in the dtype of the stream, so that half-precision ones are not summed in half precision."""
-    if updates.attention.dtype == updates.mlp.dtype == updates.middle.dtype == dtype:
-        return updates
-    geometric = None if updates.geometric is None else updates.geometric.to(dtype)
-    return Updates(updates.attention.to(dtype), updates.mlp.to(dtype), updates.middle.to(dtype), geometric)
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -465,6 +436,19 @@ def _place_of(true: np.ndarray, columns: np.ndarray) -> np.ndarray:
     return np.where(found, order[np.minimum(place, len(columns) - 1)], -1)
 
 
+def divergence(before: Tensor, after: Tensor) -> Tensor:
+    """Return KL(before || after) of log-probabilities (..., n_columns) in nats, (...), at least 0.
+
+    Raises:
+        ValueError: one below -1e-6, which no rounding explains.
+    """
+    p = before.exp()
+    kl = torch.where(p > 0, p * (before - after), 0).sum(-1)
+    if bool((kl < -1e-6).any()):
+        raise ValueError(f"KL divergence {float(kl.min()):.3g} below 0: the log-probabilities are not normalised")
+    return kl.clamp(min=0)
+
+
 def output_changes(before: Tensor, after: Tensor, true: Tensor) -> Tensor:
     """Return how the output changed, the quantities of ``OUTPUTS`` on the axis before the last.
 
@@ -479,14 +463,11 @@ def output_changes(before: Tensor, after: Tensor, true: Tensor) -> Tensor:
         ValueError: a KL divergence below -1e-6, which no rounding explains.
     """
     p, q = before.exp(), after.exp()
-    kl = torch.where(p > 0, p * (before - after), 0).sum(-1)
-    if bool((kl < -1e-6).any()):
-        raise ValueError(f"KL divergence {float(kl.min()):.3g} below 0: the log-probabilities are not normalised")
     target = true.clamp(min=0)[..., None]
     likelihood = [x.expand_as(after).gather(-1, target)[..., 0] for x in (before, after)]
     changes = (
         torch.linalg.vector_norm(p - q, dim=-1),
-        kl.clamp(min=0),
+        divergence(before, after),
         (p - q).abs().sum(-1) / 2,
         (before.argmax(-1) != after.argmax(-1)).to(p.dtype),
         torch.where(true >= 0, likelihood[0] - likelihood[1], torch.nan),

@@ -25,7 +25,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -33,26 +33,24 @@ import torch
 from torch import Tensor
 
 from plm_depth.activations import TUNED_LENS_VERSION
-from plm_depth.activations.batches import BatchError, plan, run_halving
-from plm_depth.activations.extract import (
-    ExtractionError,
-    Item,
+from plm_depth.activations.batches import plan, run_halving
+from plm_depth.activations.door import (
+    add_model_options,
     check_sequences,
-    constants_of,
-    full_precision,
-    item_of,
-    lens_keys,
+    loaded,
     read_shard,
-    resolve_device,
+    running,
     views_for,
-    widened,
 )
+from plm_depth.activations.extract import Item, constants_of, item_of, lens_keys, widened
 from plm_depth.activations.gradients import frozen
-from plm_depth.activations.nulls import Null, NullError, applied, as_seen, parse_nulls
-from plm_depth.models.base import Adapter, CheckpointError, SequenceError
-from plm_depth.progress import Progress, start_log
+from plm_depth.activations.nulls import Null, applied, as_seen, parse_nulls
+from plm_depth.activations.settings import SettingsError, check_counts, read_settings
+from plm_depth.metrics.corpus import read_clusters
+from plm_depth.models.base import Adapter
+from plm_depth.progress import Progress
 from plm_depth.randomness import generator
-from plm_depth.tables import AMINO_ACIDS, CLUSTERS, LENS_KEYS, TableError, VectorWriter, read_table, replacing
+from plm_depth.tables import AMINO_ACIDS, LENS_KEYS, VectorWriter, replacing
 from plm_depth.views import View
 
 SMALLEST_SCALE = 0.01  # of the last state's coordinates: the scale of a bias where a state is (nearly) zero
@@ -60,7 +58,7 @@ OTHER_MASKS = 1000  # mask draws of training count from here, so that none is on
 
 
 class TunedLensError(ValueError):
-    """Settings or proteins that no translator can be fitted with: what was expected, what came and the mend."""
+    """Proteins or settings that no translator can be fitted with: what was expected, what came and the mend."""
 
 
 @dataclass(frozen=True)
@@ -84,32 +82,11 @@ class Settings:
     learning_rate: float = 0.02
 
     def __post_init__(self) -> None:
-        for name, least in (("train", 1), ("size", 1), ("batch", 1), ("steps", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise TunedLensError(f"--settings: {name} is {value!r}; expected a whole number from {least} on")
+        check_counts(self, "--settings", train=1, size=1, batch=1, steps=0)
         for name, most in (("held_out", 1.0), ("learning_rate", 10.0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < most:
-                raise TunedLensError(f"--settings: {name} is {value!r}; expected a number above 0 and below {most:g}")
-
-
-def parse_settings(text: str) -> Settings:
-    """Return the settings of a JSON object; keys that are not given have the defaults of ``Settings``.
-
-    Raises:
-        TunedLensError: not JSON, an unknown key or a value that is not possible.
-    """
-    known = [f.name for f in fields(Settings)]
-    try:
-        given = json.loads(text)
-        if not isinstance(given, dict) or not set(given) <= set(known):
-            raise ValueError(f"keys {sorted(given) if isinstance(given, dict) else type(given).__name__}")
-    except (json.JSONDecodeError, ValueError) as error:
-        raise TunedLensError(
-            f"--settings: expected a JSON object with keys among {', '.join(known)}, got {text!r} ({error})"
-        ) from error
-    return Settings(**given)
+                raise SettingsError(f"--settings: {name} is {value!r}; expected a number above 0 and below {most:g}")
 
 
 def split(
@@ -414,33 +391,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m plm_depth.activations.tuned_lens", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--card", type=Path, required=True, help="card of the checkpoint (models.describe)")
+    add_model_options(parser)
     parser.add_argument("--sequences", type=Path, required=True, help="the sample (SEQUENCES table)")
     parser.add_argument("--clusters", type=Path, required=True, help="CLUSTERS table of the data set")
     parser.add_argument("--nulls", required=True, help="JSON list of {null_model, seed}")
     parser.add_argument("--inputs", required=True, help="JSON: the inputs section of the config")
     parser.add_argument("--settings", default="{}", help="JSON: train, size, steps, ...; see the module")
     parser.add_argument("--seed", type=int, required=True, help="of masks, of the split and of the order of proteins")
-    parser.add_argument("--token-budget", type=int, default=4096, help="largest rows x padded length of a batch")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--threads", type=int, help="CPU threads of torch")
     parser.add_argument("--translators", type=Path, required=True, help="safetensors file of the translators")
     parser.add_argument("--tuned", type=Path, required=True, help="vector table: translated read-outs")
     parser.add_argument("--logit", type=Path, required=True, help="vector table: the same without translators")
     options = parser.parse_args(argv)
-    log = start_log("activations.tuned_lens")
-    from plm_depth.models.describe import load_from_card, read_card
-
-    try:
-        nulls, settings = parse_nulls(options.nulls), parse_settings(options.settings)
+    with running("activations.tuned_lens", TunedLensError) as log:
+        nulls, settings = parse_nulls(options.nulls), read_settings(Settings, options.settings, "--settings")
         sequences = read_shard(options.sequences)
-        table = read_table(options.clusters, CLUSTERS)
-        clusters = dict(zip(table.column("sequence_id").to_pylist(), table.column("cluster_id").to_pylist()))
-        device = resolve_device(options.device)
-        full_precision(options.threads)
-        card = read_card(options.card)
-        adapter = load_from_card(options.card, device)
-        log.info(f"{card['model_id']} ({adapter.family}, {adapter.n_blocks} blocks) on {device}, {card['dtype']}")
+        clusters = read_clusters(options.clusters)
+        model_id, adapter = loaded(options, log)
         measure(
             adapter,
             sequences,
@@ -448,7 +414,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             translators=options.translators,
             tuned=options.tuned,
             logit=options.logit,
-            model_id=card["model_id"],
+            model_id=model_id,
             nulls=nulls,
             views=views_for(adapter, options.inputs, log),
             settings=settings,
@@ -456,16 +422,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             token_budget=options.token_budget,
             log=log,
         )
-    except (
-        BatchError,
-        CheckpointError,
-        ExtractionError,
-        NullError,
-        SequenceError,
-        TableError,
-        TunedLensError,
-    ) as error:
-        raise SystemExit(f"activations.tuned_lens: {error}") from error
 
 
 if __name__ == "__main__":

@@ -40,20 +40,13 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from plm_depth.activations import FITNESS_VERSION
-from plm_depth.activations.batches import BatchError, is_out_of_memory, plan, run_halving
-from plm_depth.activations.extract import (
-    ExtractionError,
-    add_structure_options,
-    constants_of,
-    full_precision,
-    resolve_device,
-    shown_by,
-    widened,
-)
-from plm_depth.activations.nulls import Null, NullError, applied, parse_nulls
-from plm_depth.models.base import Adapter, Batch, CheckpointError, SequenceError, Structure, Tokens
-from plm_depth.progress import Progress, start_log
+from plm_depth.activations import FITNESS_VERSION, keys
+from plm_depth.activations.batches import BatchError, plan, run_halving
+from plm_depth.activations.door import add_model_options, add_structure_options, loaded, running, shown_by
+from plm_depth.activations.extract import widened
+from plm_depth.activations.nulls import Null, applied, parse_nulls
+from plm_depth.models.base import Adapter, Batch, SequenceError, Structure, Tokens
+from plm_depth.progress import Progress
 from plm_depth.tables import AMINO_ACIDS, FITNESS_GRAM, FITNESS_VAR, VARIANTS, TableError, TableWriter, iterate_table
 
 MARGINALS, LIKELIHOODS, EMBEDDINGS = ("wt", "mask"), ("ar", "ar_parity"), ("emb_zs", "emb_ridge")
@@ -632,10 +625,7 @@ def score_variants(
         raise VariantError(f"--nulls: {', '.join(bad)}: variants are scored under {', '.join(NULLS)}")
     size, structures = min(window, adapter.max_residues), structures or {}
     work = _work(adapter, assays, size, conditions, structures, scorers, n_embedded, len(nulls), log)
-    about = constants_of(adapter, model_id=model_id, seed=-1)
-    common = {
-        name: about[name] for name in ("model_id", "family", "objective", "n_blocks", "d_model", "dtype", "readout")
-    }
+    common = keys.of_model(adapter, model_id)
     total = len(nulls) * sum(len(w.variants) for _, _, windows in work for w in windows) if scorers else 0
     progress = Progress(log, total=total, unit="variants")
     settings = {"version": str(FITNESS_VERSION), "window": str(size), "embed_variants": str(n_embedded)}
@@ -649,11 +639,11 @@ def score_variants(
                     reader = Reader(adapter, condition, token_budget, log)
                     try:
                         scored, grams = score_assay(reader, windows, scorers=scorers, n_embedded=n_embedded)
-                        keys = {**common, "null_model": null.null_model, "null_seed": null.seed, "condition": condition}
+                        about = common | keys.of_null(null, condition)
                         for one in scored:
-                            score_rows.append(_score_columns(one, keys, assay.assay_id))
+                            score_rows.append(_score_columns(one, about, assay.assay_id))
                         for one in grams:
-                            gram_rows.append(_gram_columns(one, keys, assay.assay_id))
+                            gram_rows.append(_gram_columns(one, about, assay.assay_id))
                     except (VariantError, SequenceError, BatchError) as error:
                         raise type(error)(f"{model_id}, {null}, assay {assay.assay_id}: {error}") from error
                     progress.advance(sum(len(w.variants) for w in windows))
@@ -711,7 +701,7 @@ def _work(
     return work
 
 
-def _score_columns(one: Scored, keys: Mapping[str, object], assay_id: str) -> dict[str, object]:
+def _score_columns(one: Scored, about: Mapping[str, object], assay_id: str) -> dict[str, object]:
     if not np.isfinite(one.scores).all():
         layer, place = np.argwhere(~np.isfinite(one.scores))[0]
         raise VariantError(
@@ -722,7 +712,7 @@ def _score_columns(one: Scored, keys: Mapping[str, object], assay_id: str) -> di
     offsets = pa.array(np.arange(n + 1, dtype=np.int32) * n_layers)
     values = pa.array(np.ascontiguousarray(one.scores.T, np.float32).ravel())
     return {
-        **keys,
+        **about,
         "direction": one.direction,
         "noise_t": math.nan if one.direction != "none" else one.noise,
         "mask_draw": -1,
@@ -734,11 +724,11 @@ def _score_columns(one: Scored, keys: Mapping[str, object], assay_id: str) -> di
     }
 
 
-def _gram_columns(one: Gram, keys: Mapping[str, object], assay_id: str) -> dict[str, object]:
+def _gram_columns(one: Gram, about: Mapping[str, object], assay_id: str) -> dict[str, object]:
     n_layers, n = one.products.shape[:2]
     lower = np.tril_indices(n)
     return {
-        **keys,
+        **about,
         "direction": one.direction,
         "noise_t": math.nan if one.direction != "none" else 0.0,
         "mask_draw": -1,
@@ -754,7 +744,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m plm_depth.activations.variants", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--card", type=Path, required=True, help="card of the checkpoint (models.describe)")
+    add_model_options(parser)
     parser.add_argument("--variants", type=Path, required=True, help="assays (VARIANTS table)")
     parser.add_argument("--nulls", required=True, help="JSON list of {null_model, seed}")
     parser.add_argument("--scorers", required=True, help=f"JSON list of some of {', '.join(SCORERS)}")
@@ -763,34 +753,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--window", type=int, default=1022, help="most residues read at once")
     add_structure_options(parser)
-    parser.add_argument("--token-budget", type=int, default=4096, help="largest rows x padded length of a batch")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--threads", type=int, help="CPU threads of torch")
     parser.add_argument("--scores", type=Path, required=True, help="the FITNESS_VAR table")
     parser.add_argument("--gram", type=Path, required=True, help="the FITNESS_GRAM table")
     options = parser.parse_args(argv)
-    log = start_log("activations.variants")
-    from plm_depth.models.describe import load_from_card, read_card
-
-    try:
+    with running("activations.variants", VariantError) as log:
         nulls = parse_nulls(options.nulls)
         assays = read_assays(options.variants)
-        device = resolve_device(options.device)
-        full_precision(options.threads)
-        card = read_card(options.card)
-        try:
-            adapter = load_from_card(options.card, device)
-        except ValueError as error:
-            raise VariantError(f"{options.card}: {error}") from error
+        model_id, adapter = loaded(options, log)
         proteins = [(assay.assay_id, assay.sequence) for assay in assays]
         conditions, structures = shown_by(options, adapter, proteins, log)
-        log.info(f"{card['model_id']} ({adapter.family}, {adapter.n_blocks} blocks) on {device}, {card['dtype']}")
         score_variants(
             adapter,
             assays,
             scores=options.scores,
             gram=options.gram,
-            model_id=card["model_id"],
+            model_id=model_id,
             nulls=nulls,
             scorers=scorers_for(adapter, options.scorers, log),
             n_embedded=options.embed_variants,
@@ -800,24 +777,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             structures=structures,
             log=log,
         )
-    except (
-        BatchError,
-        CheckpointError,
-        ExtractionError,
-        NullError,
-        SequenceError,
-        TableError,
-        VariantError,
-        OSError,
-    ) as error:
-        raise SystemExit(f"activations.variants: {error}") from error
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise SystemExit(
-            f"activations.variants: out of memory outside of a batch ({error}); the model itself needs a device or a "
-            "machine with more memory, or a half-precision dtype"
-        ) from error
 
 
 if __name__ == "__main__":
