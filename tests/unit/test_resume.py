@@ -1,5 +1,6 @@
 """What is lost, what still works, and what a folder needs before a run can go on: with real processes."""
 
+import shlex
 import subprocess
 import sys
 import time
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from plm_depth import resume
+from plm_depth import resume, runtime
 from plm_depth.resume import ResumeError, Run
 
 LOG = """\
@@ -56,11 +57,11 @@ def start(started: list[subprocess.Popen], folder: Path, module: str, *arguments
 
 
 def test_a_log_tells_machine_command_and_the_name_of_the_jobs(tmp_path):
-    log(tmp_path, 1, command="/a/.venv/bin/snakemake --cores 2 --configfile 'my study.yaml'", run="plm-depth_12")
+    log(tmp_path, 1, command="/a/.venv/bin/snakemake --cores 2 --configfile study.yaml", run="plm-depth_12")
     log(tmp_path, 2, command="/a/snakemake/__main__.py --workflow-profile profiles/slurm all", host="login7")
     assert resume.runs_of(tmp_path) == [
         Run("login7", ("--workflow-profile", "profiles/slurm", "all"), ""),
-        Run("vm", ("--cores", "2", "--configfile", "my study.yaml"), "plm-depth_12"),
+        Run("vm", ("--cores", "2", "--configfile", "study.yaml"), "plm-depth_12"),
     ]
 
 
@@ -176,8 +177,27 @@ def test_slurm_jobs_of_an_earlier_run_need_a_machine_that_can_see_them(tmp_path,
 
 def test_without_a_run_there_is_nothing_to_resume(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="no run to resume"):
+    with pytest.raises(SystemExit, match="does not know of a run to resume"):
         resume.main([])
+
+
+def test_the_last_command_goes_on_word_by_word_with_its_quotes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["--cores", "2", "--config", 'inputs={"a": [1]}', "--default-resources", "slurm_partition='gpu'", "it's"]
+    runtime.remember(words)
+    log(tmp_path, 1, command=f"snakemake {' '.join(words)}")
+    called = []
+
+    def run(command, **options):
+        called.append(command)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(resume.subprocess, "run", run)
+    assert resume.main([]) == 0
+    assert called == [[sys.executable, "-m", "snakemake", *words, *more] for more in (["--unlock"], [])]
+    assert shlex.split(capsys.readouterr().out.partition("going on with: snakemake ")[2]) == words
+    runtime.remember(["other"])
+    assert resume.main(["--", "--cores", "1"]) == 0 and called[-1][3:] == ["--cores", "1"]
 
 
 def test_what_dead_writers_left_is_swept_and_nothing_else(tmp_path):

@@ -36,3 +36,14 @@ def test_package_and_python_are_first_on_their_paths_once(monkeypatch, tmp_path)
     assert variables["PYTHONPATH"] == f"{tmp_path}{os.pathsep}/elsewhere"
     assert variables["PATH"].split(os.pathsep)[1:] == ["/usr/bin"]
     assert variables["HF_HUB_OFFLINE"] == "1"
+
+
+def test_what_is_remembered_of_a_run_is_read_again_and_rubbish_is_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert runtime.remembered() is None
+    runtime.remember(["--config", "a='b c'"])
+    assert runtime.remembered(tmp_path) == ["--config", "a='b c'"]
+    assert [path.name for path in (tmp_path / ".snakemake").iterdir()] == [runtime.LAST_RUN.name]
+    for rubbish in ("", "{", "[]", '{"options": "--cores 1"}', '{"options": [1]}'):
+        (tmp_path / runtime.LAST_RUN).write_text(rubbish)
+        assert runtime.remembered(tmp_path) is None

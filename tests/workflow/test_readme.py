@@ -1,5 +1,6 @@
 """Every command of the README is known here and run: by this file, another test, or the continuous integration."""
 
+import json
 import re
 import subprocess
 import sys
@@ -73,6 +74,9 @@ def test_the_example_of_a_users_model_gives_a_recommendation_and_the_checkpoint_
     card = (made / "truncated" / "my_esm2" / "README.md").read_text()
     assert f"cut after block {n_blocks} of 4" in card and f"Layer {n_blocks}: mcc" in card
     assert not (folder / "results" / "my_model" / "activations").exists()
+    about = json.loads((made.parent / "run_card.json").read_text())
+    assert "choices" in about["command"] and [model["model_id"] for model in about["models"]] == ["my_esm2"]
+    assert any("truncated/my_esm2" in result["path"] for result in about["results"])
 
 
 def test_verify_passes_on_the_numbers_of_the_familys_own_code_and_fails_on_others():

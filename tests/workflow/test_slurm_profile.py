@@ -91,6 +91,9 @@ def test_small_jobs_of_one_kind_go_together_and_downloads_are_not_submitted(pape
     drawn = [one.rules for one in paper if any(name.startswith("draw_") for name in one.rules)]
     assert len([rules for rules in drawn if "draw_contributions" in rules]) == 1
     assert max(len(rules) for rules in drawn) >= 9
+    for rule in ("reduce_effects", "reduce_ablation", "reduce_attribution"):
+        together = sorted(one.rules.count(rule) for one in paper if rule in one.rules)
+        assert together and set(together[1:]) <= {4}, rule
     assert {"download_source", "download_structure", "download_checkpoint", "list_models", "tabulate_records"} <= LOCAL
 
 
@@ -137,6 +140,10 @@ def test_a_profile_names_rules_that_exist_and_holds_what_the_default_one_holds(n
     figures = {f"draw_{path.stem}" for path in (ROOT / "workflow" / "report").glob("*.rst")}
     rules = set(re.findall(r"^rule (\w+):", RULES, flags=re.MULTILINE)) | figures
     assert set(profile["groups"]) <= rules
+    without = {
+        f"draw_{name}" for name in ("choice", "letters", "records", "run_card", "workflow")
+    }  # other rules' texts
+    assert figures - without <= set(profile["groups"]), "a figure is seconds of work"
     assert set(profile["group-components"]) <= set(profile["groups"].values())
     assert set(profile.get("set-resources", {})) <= rules
     default = yaml.safe_load((PROFILES / "default" / "config.yaml").read_text())

@@ -24,6 +24,8 @@ from pathlib import Path
 
 import psutil
 
+from plm_depth.runtime import LAST_RUN, remembered
+
 # A Snakemake with one of these does a job for another one, on a node or as its child.
 OF_A_JOB = ("--target-jobs", "slurm-jobstep")
 # What a log of Snakemake may be about besides running a workflow.
@@ -42,7 +44,7 @@ class Run:
 
     Attributes:
         host: the machine it was started on, empty if the log does not say.
-        options: the command without the program, empty if the log does not say.
+        options: the command without the program, split at blanks, empty if the log does not say.
         slurm_name: the name that all its jobs have in Slurm's queue, empty if it submitted none.
     """
 
@@ -69,7 +71,8 @@ def read_log(text: str) -> Run:
         found = re.search(pattern, text, flags=re.MULTILINE)
         return found.group(1).strip() if found else ""
 
-    words = shlex.split(said(r"^\s*Command: (.*)$"))
+    # Without the quotes that the words had: good enough to tell runs apart, not to repeat one.
+    words = said(r"^\s*Command: (.*)$").split()
     program = next((i for i, word in enumerate(words) if _is_snakemake(word)), len(words))
     return Run(said(r"^\s*Host: (.*)$"), tuple(words[program + 1 :]), said(r"^SLURM run ID: (.*)$"))
 
@@ -232,11 +235,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(argv)
     folder = Path.cwd()
     options = [word for word in parsed.options if word != "--"]
-    if not options:
-        runs = runs_of(folder)
-        if not runs:
-            raise SystemExit(f"no run to resume: {folder} has no log of Snakemake; start it with snakemake")
-        options = list(runs[0].options)
+    if not options and (options := remembered(folder)) is None:
+        raise SystemExit(
+            f"{folder} does not know of a run to resume (no {LAST_RUN}): start it with snakemake, or name its options: "
+            "python -m plm_depth resume --cores all ..."
+        )
     try:
         clear(folder, host_is_gone=parsed.host_is_gone)
     except ResumeError as error:

@@ -1,5 +1,6 @@
 """Make the package and its Python reachable from every rule, whatever the caller has activated."""
 
+import json
 import os
 import shlex
 import sys
@@ -27,6 +28,27 @@ def export(workflow_folder: str) -> None:
     os.environ.setdefault("PLM_DEPTH_COMMAND", shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]))
     # Only the download rules reach the network; they switch this off for themselves.
     os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+# What the last run was called with, word by word; Snakemake's own log loses the quotes.
+LAST_RUN = Path(".snakemake") / "plm_depth_last_run.json"
+
+
+def remember(words: Iterable[str]) -> None:
+    """Write down with what options and targets Snakemake was called in this folder, for ``plm_depth resume``."""
+    LAST_RUN.parent.mkdir(exist_ok=True)
+    temporary = LAST_RUN.with_suffix(f".tmp.{os.getpid()}")
+    temporary.write_text(json.dumps({"options": list(words)}), encoding="utf-8")
+    temporary.replace(LAST_RUN)
+
+
+def remembered(folder: str | Path = ".") -> list[str] | None:
+    """Return what ``remember`` wrote in ``folder``, None if there is nothing (readable)."""
+    try:
+        options = json.loads((Path(folder) / LAST_RUN).read_text(encoding="utf-8"))["options"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return options if isinstance(options, list) and all(isinstance(word, str) for word in options) else None
 
 
 def unwritable(paths: Iterable[str]) -> Path | None:

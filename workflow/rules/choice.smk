@@ -253,7 +253,8 @@ rule recommend_layer:
 
 
 rule choices:
-    """All questions of the config: recommendations, pictures and truncated checkpoints."""
+    """All questions of the config: recommendations, pictures, truncated checkpoints, and what made them."""
     input:
         outputs_of_choices(),
+        f"{RESULTS}/choices/run_card.json",
     localrule: True

@@ -739,6 +739,8 @@ def stage_versions():
         "ablation": ABLATION_VERSION,
         "embeddings": EMBED_VERSION,
         "fitness": FITNESS_VERSION,
+        "attribution": ATTRIBUTION_VERSION,
+        "tuned_lens": TUNED_LENS_VERSION,
     }
 
 
@@ -750,6 +752,12 @@ def downloads_of_the_study():
     ]
     fetched += sorted({entry.path for entry in study.structures if entry.url})
     return fetched + [f"resources/checkpoints/{name}" for name in FETCHED]
+
+
+def remember_the_command(jobs):
+    """Write down what to resume; a question about the study is not a run of it."""
+    if not any(job.rule.name == "preflight" for job in jobs):
+        runtime.remember(sys.argv[1:])
 
 
 def say_what_it_costs(jobs, is_local):

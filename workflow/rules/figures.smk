@@ -151,3 +151,21 @@ rule write_run_card:
         "python -m plm_depth.figures.run_card --config {resources.config:q} --versions {params.versions:q}"
         " --cards {input.cards:q} --sources {params.sources:q} --results {input.results:q}"
         " --card {output.card:q} --html {output.html:q} > {log:q} 2>&1"
+
+
+if CHOICES:
+
+    use rule write_run_card as write_run_card_of_choices with:
+        input:
+            results=outputs_of_choices(),
+            cards=expand(
+                f"{RESULTS}/cards/{{model}}.json",
+                model=sorted({m for name in CHOICES for m in models_of_choice(name)}),
+            ),
+        output:
+            card=f"{RESULTS}/choices/run_card.json",
+            html=f"{RESULTS}/choices/run_card.html",
+        log:
+            f"logs/{RESULTS}/write_run_card_of_choices.log",
+        benchmark:
+            f"logs/benchmarks/{RESULTS}/write_run_card_of_choices.jsonl"

@@ -1,6 +1,7 @@
 """The card of a run names everything that made the results, and says so in the same words whenever it is written."""
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from plm_depth import runtime
+from plm_depth import activations, runtime
 from plm_depth.figures import run_card as module
 from plm_depth.figures.run_card import file_of, git_state, main, packages, rows_of
 from plm_depth.tables import LEFT_OUT, write_table
@@ -140,3 +141,12 @@ def test_jobs_inherit_the_command_that_started_the_run(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["snakemake", "--mode", "subprocess"])
     runtime.export("workflow")
     assert "--cores" in module.os.environ[module.COMMAND], "of the run, not of its job"
+
+
+def test_the_versions_of_all_stages_that_run_a_model_are_handed_to_the_card():
+    rules = (ROOT / "workflow" / "rules" / "common.smk").read_text(encoding="utf-8")
+    said = rules.partition("def stage_versions():")[2].partition("}")[0]
+    known = {name for name in vars(activations) if name.endswith("VERSION")}
+    imported = set(re.findall(r"from plm_depth\.\w+ import VERSION as (\w+)", rules))
+    assert imported >= {"EXTRACTION", "TRAINING"} and len(known) >= 7
+    assert set(re.findall(r": (\w+),", said)) == (known - {"VERSION"}) | imported

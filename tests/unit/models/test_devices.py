@@ -105,8 +105,23 @@ def test_without_a_visible_device_it_says_so(tmp_path):
         devices.claim([], log=logging.getLogger("test"), folder=tmp_path)
 
 
-def test_a_machine_without_gpus_just_works():
-    assert devices.claimed("cpu") == "cpu"
+def test_a_machine_without_gpus_just_works(monkeypatch, caplog):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("SLURM_JOB_GPUS", raising=False)
+    assert devices.claimed("cpu", log=logging.getLogger("test")) == "cpu"
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    "variable, value, is_said",
+    [("CUDA_VISIBLE_DEVICES", "0", True), ("SLURM_JOB_GPUS", "3", True), ("CUDA_VISIBLE_DEVICES", "-1", False)],
+)
+def test_a_gpu_that_a_scheduler_gave_in_vain_is_said(variable, value, is_said, monkeypatch, caplog):
+    for name in ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_GPUS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, value)
+    assert devices.claimed("cpu", log=logging.getLogger("test")) == "cpu"
+    assert (f"a GPU was given to this job ({value}), but it works on the CPU" in caplog.text) == is_said
 
 
 @pytest.mark.parametrize(

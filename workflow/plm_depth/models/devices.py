@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+NO_GPU = ("-1", "NoDevFiles", "none")  # values of the variables that name devices, which mean: none
 _held: dict[str, int] = {}  # device -> open lock file; of this process, until it ends
 
 
@@ -23,11 +24,17 @@ def claimed(name: str, *, log: logging.Logger | None = None) -> str:
 
     Args:
         name: ``cpu``, ``cuda`` (any visible one) or ``cuda:N`` (that one).
-        log: told which one, and that it waits.
+        log: told which one, that it waits, and that a GPU which a scheduler gave is not used.
     Returns:
         ``cpu`` or ``cuda:N``. The same device again for a process that has one.
     """
     if not name.startswith("cuda"):
+        given = os.environ.get("CUDA_VISIBLE_DEVICES") or os.environ.get("SLURM_JOB_GPUS") or NO_GPU[0]
+        if given not in NO_GPU and log is not None:
+            log.warning(
+                f"a GPU was given to this job ({given}), but it works on the CPU: torch sees none (a build without "
+                "CUDA, no driver), or compute.device says so; with compute.device: cuda it stops instead"
+            )
         return name
     import torch
 
