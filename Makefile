@@ -6,7 +6,7 @@ OPTIONS ?=
 CORES ?= all
 READY = $(VENV)/.ready
 # A bare environment must do: call everything by its path.
-RUN = PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
+RUN = PATH="$(abspath $(VENV))/bin:$$PATH"
 
 .PHONY: help setup study report test check resume clean
 
@@ -42,7 +42,7 @@ check: setup
 	$(RUN) ruff format --check workflow tests benchmarks
 	$(RUN) ruff check workflow tests benchmarks
 	$(RUN) snakefmt --check Snakefile workflow
-	cd workflow && PATH="$(CURDIR)/$(VENV)/bin:$$PATH" lint-imports --config ../pyproject.toml
+	cd workflow && $(RUN) lint-imports --config ../pyproject.toml
 	$(RUN) snakemake --lint --configfile config/mini.yaml
 
 clean:
