@@ -111,7 +111,7 @@ def anchors_of(
     Raises:
         TableError: no rows, tables of different models, a row that stands twice, a protein without a cluster.
     """
-    groups, _ = read_groups(paths, STREAM_KEYS)
+    groups = read_groups(paths, STREAM_KEYS)
     if not groups.n_groups:
         raise TableError(
             f"{paths[0]}: no stream was kept; the view must be clean or autoregressive (inputs: clean: true) and "

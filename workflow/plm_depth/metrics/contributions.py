@@ -141,7 +141,7 @@ class Segments:
         """Return the stretches of equal labels."""
         starts = np.flatnonzero(np.r_[True, labels[1:] != labels[:-1]]) if len(labels) else np.zeros(0, np.int64)
         counts = np.diff(np.r_[starts, len(labels)])
-        return cls(starts, counts, np.repeat(np.arange(len(starts)), counts))
+        return cls(starts, counts, np.repeat(np.arange(len(starts), dtype=np.int32), counts))
 
 
 def summarise(values: np.ndarray, segments: Segments, position: np.ndarray) -> dict[str, np.ndarray]:
@@ -216,7 +216,7 @@ class _Layout:
     def __init__(self, shard: Shard):
         self.shard = shard
         self.is_residue = shard.row_class < 2
-        self.by_class = Segments.of(shard.group * len(ROW_CLASSES) + shard.row_class)
+        self.by_class = Segments.of(shard.group.astype(np.int64) * len(ROW_CLASSES) + shard.row_class)
         self.segment_group = shard.group[self.by_class.starts]
         self.segment_class = shard.row_class[self.by_class.starts]
         # Proteins with masked and unmasked residues need a percentile of their own; the others have it already.
@@ -225,7 +225,7 @@ class _Layout:
         is_mixed = present[:, 0] & present[:, 1]
         self.mixed_rows = (
             np.flatnonzero(self.is_residue & is_mixed[shard.group]) if len(shard.group) else self.by_class.starts
-        )
+        ).astype(np.int32)
         self.mixed = Segments.of(shard.group[self.mixed_rows])
         self.mixed_group = shard.group[self.mixed_rows][self.mixed.starts]
 
@@ -236,8 +236,8 @@ class _Layout:
             TableError: a number that must be there is NaN.
         """
         table = self.shard.table
-        sorted_rows = np.ascontiguousarray(table.layer(layer).T, np.float64)[:, self.shard.order]
-        values = dict(zip(table.names, sorted_rows))
+        sorted_rows = table.layer(layer)[self.shard.order]
+        values = {name: sorted_rows[:, i].astype(np.float64) for i, name in enumerate(table.names)}
         needed = [name for name in MOMENTS if layer or name in ("hh", "sum_h", "max_h2")]
         for name in needed:
             missing = np.isnan(values[name])
@@ -258,7 +258,7 @@ def contributions(paths: Sequence[str | Path], output: str | Path) -> int:
     Raises:
         TableError: shards that overlap, differ or are damaged, and moments that no stream can have.
     """
-    groups, _ = read_groups(paths, MOMENT_KEYS, classes=ROW_CLASSES)
+    groups = read_groups(paths, MOMENT_KEYS, classes=ROW_CLASSES)
     for shard in groups.shards:
         if shard.table.names is None or tuple(shard.table.names) != MOMENTS:
             raise TableError(f"{shard.table.path}: holds {shard.table.names}, expected the moments {list(MOMENTS)}")
@@ -280,10 +280,10 @@ def contributions(paths: Sequence[str | Path], output: str | Path) -> int:
                     tokens = (layout.shard.group, layout.is_residue)
                     values = state_quantities(moments, *tokens, d_model=int(groups.constants["d_model"]))
                     if layer:
-                        values |= block_quantities(moments, before[index], *tokens)
+                        values |= block_quantities(moments, before[index].astype(np.float64), *tokens)
                 except MomentsError as error:
                     raise TableError(f"{layout.shard.table.path}, layer {layer}: {error}. Extract it again") from error
-                after.append(moments["hh"])
+                after.append(moments["hh"].astype(layout.shard.table.dtype))  # as it is stored: nothing is lost
                 for name, value in values.items():
                     results.setdefault(name, _Collected(groups.n_groups)).add(value, layout)
             before = after

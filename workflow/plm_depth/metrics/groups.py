@@ -35,6 +35,9 @@ class Shard:
         group: (n_rows,) group of each sorted row, an index into ``Groups.keys``.
         row_class: (n_rows,) class of each sorted row, 0 if there are no classes.
         position: (n_rows,) position of each sorted row.
+        kept: the asked for key columns of the sorted rows.
+
+    All of them are as narrow as they may be: they live as long as the stage, for the tokens of all shards.
     """
 
     table: VectorTable
@@ -42,6 +45,7 @@ class Shard:
     group: np.ndarray
     row_class: np.ndarray
     position: np.ndarray
+    kept: Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -110,14 +114,19 @@ def row_codes(columns: Sequence[Codes]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_groups(
-    paths: Sequence[str | Path], keys_schema: pa.Schema, *, classes: Sequence[str] | None = None
-) -> tuple[Groups, list[pa.Table]]:
-    """Return the groups of the vector tables of all shards of one model, and their key columns in sorted order.
+    paths: Sequence[str | Path],
+    keys_schema: pa.Schema,
+    *,
+    classes: Sequence[str] | None = None,
+    keep: Sequence[str] = (),
+) -> Groups:
+    """Return the groups of the vector tables of all shards of one model.
 
     Args:
         paths: the vector tables, in any order.
         keys_schema: MOMENT_KEYS or LENS_KEYS.
         classes: values of the column ``pos_class``, if rows of one group are told apart by it.
+        keep: key columns to hold on to, of numbers.
     Raises:
         TableError: no path, tables of different models, settings or layers, a token that stands twice, a class that is
             unknown.
@@ -126,31 +135,31 @@ def read_groups(
         raise TableError("no vector table given; expected one per shard")
     opened = [VectorTable(path, keys_schema) for path in paths]
     constants = _common_constants(opened)
-    tables, local_keys, local_numbers = [], [], []
+    local_keys, read = [], []
     for table in opened:
         rows = table.keys()
         columns = [codes_of(rows.column(name)) for name in KEYS]
         first, number = row_codes(columns)
-        tables.append(rows)
         local_keys.append([column.values[column.codes[first]] for column in columns])
-        local_numbers.append(number)
+        row_class = _classes(rows, classes, table.path)
+        kept = {name: rows.column(name).to_numpy() for name in ("position", *keep)}
+        read.append((number.astype(np.int32), row_class, kept))
     of_file = np.repeat(np.arange(len(opened)), [len(k[0]) for k in local_keys])
     merged = [_coded(np.concatenate(parts)) for parts in zip(*local_keys)]
     first, number = row_codes(merged)
     keys = {name: column.values[column.codes[first]] for name, column in zip(KEYS, merged)}
     _refuse_repeated(keys, number, of_file, [table.path for table in opened])
-    shards, sorted_rows, done = [], [], 0
-    for table, rows, local, values in zip(opened, tables, local_numbers, local_keys):
-        group = number[done : done + len(values[0])][local]
+    shards, done = [], 0
+    for table, values in zip(opened, local_keys):
+        local, row_class, kept = read.pop(0)
+        group = number[done : done + len(values[0])].astype(np.int32)[local]
         done += len(values[0])
-        row_class = _classes(rows, classes, table.path)
-        position = rows.column("position").to_numpy()
-        order = np.lexsort((position, row_class, group))
-        shard = Shard(table, order, group[order], row_class[order], position[order])
+        order = np.lexsort((kept["position"], row_class, group)).astype(np.int32)
+        kept = {name: column[order] for name, column in kept.items()}
+        shard = Shard(table, order, group[order], row_class[order], kept.pop("position"), kept)
         _refuse_repeated_positions(shard, keys)
         shards.append(shard)
-        sorted_rows.append(rows.take(pa.array(order)))
-    return Groups(constants, keys, shards), sorted_rows
+    return Groups(constants, keys, shards)
 
 
 def _coded(values: np.ndarray) -> Codes:
@@ -203,7 +212,7 @@ def _refuse_repeated_positions(shard: Shard, keys: Mapping[str, np.ndarray]) -> 
     """Refuse a residue that stands twice in a group; several specials may share a place beside the residues."""
     n_residues = keys["n_residues"][shard.group].astype(np.int64)
     is_residue = (shard.position >= 0) & (shard.position < n_residues)
-    token = shard.group[is_residue] * (int(n_residues.max(initial=0)) + 1) + shard.position[is_residue]
+    token = shard.group[is_residue].astype(np.int64) * (int(n_residues.max(initial=0)) + 1) + shard.position[is_residue]
     if len(token) > 1:
         token = np.sort(token)
         twice = token[1:][token[1:] == token[:-1]]
@@ -223,12 +232,12 @@ def _equal(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _classes(rows: pa.Table, classes: Sequence[str] | None, path: Path) -> np.ndarray:
     if classes is None:
-        return np.zeros(rows.num_rows, np.int64)
+        return np.zeros(rows.num_rows, np.int8)
     found = codes_of(rows.column("pos_class"))
     unknown = sorted(set(found.values.tolist()) - set(classes))
     if unknown:
         raise TableError(f"{path}: pos_class {unknown}, expected {list(classes)}")
-    return np.array([classes.index(value) for value in found.values.tolist()], np.int64)[found.codes]
+    return np.array([classes.index(value) for value in found.values.tolist()], np.int8)[found.codes]
 
 
 def _name_of(keys: Mapping[str, np.ndarray], group: int) -> str:

@@ -131,7 +131,7 @@ class Settling:
 
     def __init__(self, n_positions: int, n_blocks: int):
         self.settled = np.ones((len(SETTLED), n_positions), bool)
-        self.first = np.full((len(SETTLED), n_positions), n_blocks, np.int64)
+        self.first = np.full((len(SETTLED), n_positions), n_blocks, np.int16)
 
     def feed(self, layer: int, kl_lf: np.ndarray, ov1: np.ndarray, at: slice = slice(None)) -> np.ndarray:
         """Take the next lower layer for the positions ``at``; return ``settled`` at these positions."""
@@ -174,7 +174,6 @@ class _State:
     shard: Shard
     starts: np.ndarray
     true: Mapping[str, np.ndarray]
-    final: np.ndarray
     settling: Mapping[str, Settling]
 
 
@@ -195,17 +194,17 @@ def lens(paths: Sequence[str | Path], output: str | Path, *, name: str = "logit"
             layer stands beside them (quantity kl_bg, layer -1).
 
     Rows stand by layer, from the last to the first, then the settling rows (layer -1); within a layer by vocabulary,
-    quantity and group: null model, view and protein. One layer of one shard is in memory at a time, besides the last
-    layer of every shard and the statistics of one layer of all.
+    quantity and group: null model, view and protein. One layer of one shard is in memory at a time, besides its last
+    layer and the statistics of one layer of all shards.
 
     Raises:
         TableError: shards that overlap, differ or are damaged, residues without a column, logits that are not finite.
     """
-    groups, rows = read_groups(paths, LENS_KEYS)
+    groups = read_groups(paths, LENS_KEYS, keep=("true_aa", "is_masked"))
     vocabularies = _vocabularies(groups.shards[0])
     n_blocks = int(groups.constants["n_blocks"])
-    lenses = _lenses(groups, rows)
-    states = [_state(shard, keys, vocabularies, n_blocks) for shard, keys in zip(groups.shards, rows)]
+    lenses = _lenses(groups)
+    states = [_state(shard, vocabularies, n_blocks) for shard in groups.shards]
     n_positions = sum(len(shard.order) for shard in groups.shards)
     LOG.info(f"{groups.n_groups} proteins x views x null models, {n_positions} read positions, {len(paths)} shards")
     about = {name: groups.constants[name] for name in ("model_id", "seed", "version") if name in groups.constants}
@@ -227,7 +226,9 @@ def lens(paths: Sequence[str | Path], output: str | Path, *, name: str = "logit"
         if "background" in groups.constants:
             collected = _Collected(groups, ("kl_bg",))
             for state in states:
-                for number, values in enumerate(_from_background(state, vocabularies, groups.constants["background"])):
+                for number, values in enumerate(
+                    _from_background(state, n_blocks, vocabularies, groups.constants["background"])
+                ):
                     collected.add(number, values[None], state)
             parts.append(collected.rows(-1, lenses, name))
         # One part a layer: readers take the rows of a layer together.
@@ -238,19 +239,20 @@ def lens(paths: Sequence[str | Path], output: str | Path, *, name: str = "logit"
 
 
 def _from_background(
-    state: "_State", vocabularies: Mapping[str, "_Vocabulary"], background: Sequence[float]
+    state: "_State", n_blocks: int, vocabularies: Mapping[str, "_Vocabulary"], background: Sequence[float]
 ) -> list[np.ndarray]:
     """Return KL(background || last layer) of every vocabulary at every read position, (n_positions,) each, in nats."""
     shares = np.asarray(background, np.float64)
     present = shares > 0
     own = float((shares[present] * np.log(shares[present])).sum())
     found = []
+    final = _logits(state.shard, n_blocks)
     for name in VOCABULARIES:
         vocabulary = vocabularies[name]
         values = np.empty(len(state.shard.order))
         for start in range(0, len(values), ROWS_AT_ONCE):
             part = slice(start, start + ROWS_AT_ONCE)
-            log_p = read_out(state.final[vocabulary.columns, part].astype(np.float64)).log_p
+            log_p = read_out(final[vocabulary.columns, part].astype(np.float64)).log_p
             of_residues = log_p[vocabulary.of_amino_acid]
             values[part] = own - (shares[present, None] * of_residues[present]).sum(0)
         found.append(_divergence(values, "KL(background || final)"))
@@ -271,11 +273,11 @@ def _vocabularies(shard: Shard) -> dict[str, _Vocabulary]:
     }
 
 
-def _lenses(groups: Groups, rows: Sequence[pa.Table]) -> np.ndarray:
+def _lenses(groups: Groups) -> np.ndarray:
     """Return 1 for the groups that read visible residues of a clean input ("copy"), 0 for the others ("logit")."""
     is_copy = groups.keys["noise_t"] == 0
-    for shard, keys in zip(groups.shards, rows):
-        is_masked = keys.column("is_masked").to_numpy()
+    for shard in groups.shards:
+        is_masked = shard.kept["is_masked"]
         wrong = is_masked == is_copy[shard.group]
         if wrong.any():
             at = int(np.flatnonzero(wrong)[0])
@@ -288,17 +290,15 @@ def _lenses(groups: Groups, rows: Sequence[pa.Table]) -> np.ndarray:
     return is_copy.astype(np.int64)
 
 
-def _state(shard: Shard, keys: pa.Table, vocabularies: Mapping[str, _Vocabulary], n_blocks: int) -> _State:
-    true = keys.column("true_aa").to_numpy().astype(np.int64)
+def _state(shard: Shard, vocabularies: Mapping[str, _Vocabulary], n_blocks: int) -> _State:
+    true = shard.kept["true_aa"]
     if len(true) and (true.min() < 0 or true.max() >= len(AMINO_ACIDS)):
         raise TableError(f"{shard.table.path}: true_aa from {true.min()} to {true.max()}, expected 0..19")
     starts = np.flatnonzero(np.r_[True, np.diff(shard.group) != 0]) if len(true) else np.zeros(0, np.int64)
-    final = _logits(shard, n_blocks)
     return _State(
         shard,
         starts,
-        {name: vocabulary.of_amino_acid[true] for name, vocabulary in vocabularies.items()},
-        final,
+        {name: vocabulary.of_amino_acid[true].astype(np.int32) for name, vocabulary in vocabularies.items()},
         {name: Settling(len(true), n_blocks) for name in vocabularies},
     )
 
@@ -319,7 +319,8 @@ def _add_layer(
     shard, n_rows = state.shard, len(state.shard.order)
     if not n_rows:
         return
-    final = state.final
+    # The last layer is read again for every other one: kept, those of all shards would be most of what the stage holds.
+    final = _logits(shard, n_blocks)
     logits = final if layer == n_blocks else _logits(shard, layer)
     values = np.empty((len(VOCABULARIES), len(LAYER_QUANTITIES), n_rows))
     for start in range(0, n_rows, ROWS_AT_ONCE):
@@ -360,7 +361,7 @@ class _Collected:
         if "rank_true" in self.quantities:
             rank = values[self.quantities.index("rank_true")].astype(np.int64) - 1
             counted = rank < N_RANKS
-            place = state.shard.group[counted] * N_RANKS + rank[counted]
+            place = state.shard.group[counted].astype(np.int64) * N_RANKS + rank[counted]
             counts = np.bincount(place, minlength=self.groups.n_groups * N_RANKS).reshape(-1, N_RANKS)
             self.ranks[vocabulary] += counts.astype(np.int32)
 
