@@ -105,8 +105,10 @@ class Bootstrap:
         shape = numerators.shape[:-1]
         top, bottom = (self.cluster_sums(x).reshape(-1, self.n_clusters) for x in (numerators, denominators))
         # Most statistics share their denominators (all proteins have a value): one product serves them all.
-        kinds, of_statistic = np.unique(bottom, axis=0, return_inverse=True)
-        below = (kinds @ self.weights.T)[of_statistic.ravel()]
+        kinds: dict[bytes, int] = {}
+        of_statistic = [kinds.setdefault(row.tobytes(), len(kinds)) for row in bottom]
+        distinct = bottom[np.unique(of_statistic, return_index=True)[1]] if len(bottom) else bottom
+        below = (distinct @ self.weights.T)[of_statistic]
         resampled = _divide(top @ self.weights.T, below)
         return _divide(top.sum(-1), bottom.sum(-1)).reshape(shape), resampled.reshape(*shape, self.n_boot)
 

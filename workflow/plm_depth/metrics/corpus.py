@@ -28,6 +28,7 @@ from plm_depth.views import MEAN_OVER_NOISE
 
 DIFFUSION_GRID = (0.1, 0.3, 0.5, 0.7, 0.9)
 OVERLAPS = {"ov1": 1, "ov5": 5}  # quantity: tokens compared
+UNREAD = ("sumsq", "argmax_pos", "rank_hist")  # columns of the per-protein tables that no corpus value is made of
 KEYS = (*(name for name in COMMON if name != "mask_draw"), "table", "quantity", "pos_class", "vocab", "layer")
 
 
@@ -74,7 +75,7 @@ def read_clusters(path: str | Path) -> dict[str, str]:
 
 
 def parts_of(paths: Sequence[str | Path], *, table: str, bootstrap: Bootstrap) -> Iterator[Measurements]:
-    """Yield the measurements of per-protein tables of one model, at most a few layers at a time.
+    """Yield the measurements of per-protein tables of one model, of one network and at most a few layers at a time.
 
     Args:
         paths: the tables of all variants (trained and null models).
@@ -86,26 +87,44 @@ def parts_of(paths: Sequence[str | Path], *, table: str, bootstrap: Bootstrap) -
     seen: dict[tuple, str] = {}
     model = None
     for path in paths:
-        layers: set[int] = set()
+        layers: set[tuple] = set()
         n_vocabulary = _n_vocabulary(path) if table == "lens" else None
-        for rows in iterate_table(path, LENS_SEQ if table == "lens" else CONTRIB_SEQ):
-            part = measurements(rows, table=table, bootstrap=bootstrap, n_vocabulary=n_vocabulary, path=str(path))
-            if not len(part):
-                continue
-            identity = tuple(part.keys[name][0] for name in ("model_id", "n_blocks", "d_model", "dtype"))
-            if model not in (None, identity):
-                raise TableError(f"{path}: of model {identity}, but the tables before it of {model}; give one model's")
-            model = identity
-            again = layers & set(part.keys["layer"].tolist())
-            if again:
-                raise TableError(
-                    f"{path}: layer {min(again)} is split over row groups; write it again with this version"
+        schema = LENS_SEQ if table == "lens" else CONTRIB_SEQ
+        for rows in iterate_table(path, schema, columns=[name for name in schema.names if name not in UNREAD]):
+            for network in _networks(rows):
+                part = measurements(
+                    network, table=table, bootstrap=bootstrap, n_vocabulary=n_vocabulary, path=str(path)
                 )
-            layers |= set(part.keys["layer"].tolist())
-            for null in set(zip(part.keys["null_model"].tolist(), part.keys["null_seed"].tolist())):
+                identity = tuple(part.keys[name][0] for name in ("model_id", "n_blocks", "d_model", "dtype"))
+                if model not in (None, identity):
+                    raise TableError(
+                        f"{path}: of model {identity}, but the tables before it of {model}; give one model's"
+                    )
+                model = identity
+                null = (part.keys["null_model"][0].item(), part.keys["null_seed"][0].item())
+                found = {(*null, layer) for layer in part.keys["layer"].tolist()}
+                again = layers & found
+                if again:
+                    layer = min(layer for *_, layer in again)
+                    raise TableError(
+                        f"{path}: layer {layer} is split over row groups; write it again with this version"
+                    )
+                layers |= found
                 if seen.setdefault(null, str(path)) != str(path):
                     raise TableError(f"null model {null} stands in {seen[null]} and in {path}; give each table once")
-            yield part
+                yield part
+
+
+def _networks(rows: pa.Table) -> Iterator[pa.Table]:
+    """Yield the rows of each null model and seed, in the order of their names."""
+    if not rows.num_rows:
+        return
+    first, number = row_codes([codes_of(rows.column(name)) for name in ("null_model", "null_seed")])
+    if len(first) == 1:
+        yield rows
+        return
+    for i in range(len(first)):
+        yield rows.filter(pa.array(number == i))
 
 
 def _n_vocabulary(path: str | Path) -> int:

@@ -109,7 +109,7 @@ def profile(
     """
     bootstrap = Bootstrap.of(read_clusters(clusters), n_boot=n_boot, seed=seed)
     LOG.info(f"{len(bootstrap.sequence_ids)} proteins in {bootstrap.n_clusters} clusters, {n_boot} resamples")
-    progress = Progress(LOG, None, "layers")
+    progress = Progress(LOG, None, "layers of a network")
     parts = []
     for table, paths in (("contributions", contributions), ("lens", lens)):
         for part in parts_of(paths, table=table, bootstrap=bootstrap):
