@@ -1,11 +1,17 @@
 """What jobs ask for grows with the price of the job and with the attempt."""
 
+import re
+from pathlib import Path
+
 import pytest
+import yaml
 
 from plm_depth import sizing
 from plm_depth.activations.cost import Cost
-from plm_depth.prices import Price
+from plm_depth.prices import Price, Tables, tables_of
+from small_study import resolved
 
+ROOT = Path(__file__).parents[2]
 GB = 10**9
 
 
@@ -47,3 +53,58 @@ def test_a_model_of_unknown_size_asks_for_the_room_and_a_few_hours():
 @pytest.mark.parametrize("longest, expected", [(512, 256), (2000, 64), (3000, 43), (400_000, 1)])
 def test_shards_of_longer_proteins_hold_fewer_and_never_none(longest, expected):
     assert sizing.shard_size_of(65536, min_length=50, max_length=longest) == expected
+
+
+# ------------------------------------------------------------------------------------- metrics, by the tables they read
+
+
+def tables(model: str, variant: str | None = None, *, size: int = 5000, **changes: object) -> Tables:
+    """Return the tables of a model of the paper study, with another number of proteins."""
+    config = {**yaml.safe_load((ROOT / "config" / "config.yaml").read_text()), **changes}
+    config["datasets"][0] |= {"size": size}
+    return tables_of(resolved(config), "uniref50", model, variant)
+
+
+# Gigabytes that benchmarks/metrics_scale.py measured at 5,000 proteins, and CPU minutes: docs/scale.md.
+MEASURED = [
+    ("contributions", "dplm_150m", "null", 4.75, 0),
+]
+
+
+@pytest.mark.parametrize("stage, model, variant, gigabytes, cpu_minutes", MEASURED)
+def test_metrics_ask_for_what_they_were_measured_to_take(stage, model, variant, gigabytes, cpu_minutes):
+    of = tables(model, variant)
+    asked = sizing.metrics_mb(stage, of, resamples=2000)
+    assert 1.1 * gigabytes < asked / 1000 < 2.5 * gigabytes
+    assert sizing.metrics_minutes(stage, of) > 1.5 * cpu_minutes
+
+
+@pytest.mark.parametrize("stage", sizing.METRICS)
+def test_metrics_ask_for_more_with_proteins_networks_and_attempts(stage):
+    def asked(*where, attempt: int = 1, **changes: object) -> tuple[int, int]:
+        of = tables(*where, **changes)
+        return sizing.metrics_mb(stage, of, resamples=2000, attempt=attempt), sizing.metrics_minutes(stage, of)
+
+    memory, minutes = asked("dplm_3b")
+    small = asked("dplm_3b", size=1024)
+    assert small[0] < memory / 2 and small[1] <= minutes and minutes % 10 == 0
+    assert asked("dplm_3b", attempt=2)[0] == 2 * memory
+    assert asked("dplm_3b", "trained")[0] < memory
+    assert asked("esm2_3b")[0] < memory, "three views instead of six"
+    few = [{"null_model": "randinit", "seed": 0}]
+    assert asked("dplm_3b", nulls=few)[0] < memory
+
+
+def test_views_and_shards_are_counted_as_the_config_has_them():
+    of = tables("dplm_3b", "null", size=1024)
+    assert (of.layers, of.networks, of.all_networks, of.views, of.groups) == (37, 5, 6, 6, 6 * 1024)
+    assert of.shard_tokens == of.tokens / 4 == 6 * 256 * 283
+    assert of.reads == pytest.approx((1 + 0.1 + 0.3 + 0.5 + 0.7 + 0.9) * 1024 * 281, rel=0.01)
+    assert tables("dplm_3b", "trained").networks == 1
+
+
+def test_every_stage_of_the_metrics_asks_by_its_own_tables():
+    rules = re.split(r"\nrule ", (ROOT / "workflow" / "rules" / "metrics.smk").read_text())[1:]
+    for stage in sizing.METRICS:
+        (rule,) = (rule for rule in rules if f"plm_depth.metrics.{stage} " in rule)
+        assert f'mem_mb=memory_of_metrics("{stage}")' in rule and f'runtime=minutes_of_metrics("{stage}")' in rule

@@ -206,6 +206,60 @@ def length_of(study: Study, dataset: str) -> int:
     return (study.datasets[dataset]["min_length"] + study.datasets[dataset]["max_length"]) // 2
 
 
+@dataclass(frozen=True)
+class Tables:
+    """How many rows the metrics of one model and data set read.
+
+    Attributes:
+        layers: blocks + 1.
+        networks: of the largest variant.
+        all_networks: of all variants.
+        proteins, views: of the data set; views are counted under every condition.
+        tokens, reads: of all proteins and views, of one network.
+        shard_tokens, shard_reads: the same of the largest shard.
+    """
+
+    layers: int
+    networks: int
+    all_networks: int
+    proteins: int
+    views: int
+    tokens: int
+    reads: int
+    shard_tokens: int
+    shard_reads: int
+
+    @property
+    def groups(self) -> int:
+        """Proteins x views."""
+        return self.proteins * self.views
+
+
+def tables_of(study: Study, dataset: str, name: str, variant: str | None = None) -> Tables:
+    """Return the sizes of a model's activations and per-protein tables; nothing is read but the config.
+
+    Args:
+        variant: the one whose networks are counted; by default the largest.
+    """
+    entry, size, length = study.models[name], sizes_of(study, name), length_of(study, dataset)
+    views = views_of(entry["objective"], study.config["inputs"]) * len(study.conditions_of(dataset, name))
+    ranks = [study.ranks(dataset, shard) for shard in range(study.n_shards(dataset))]
+    n, largest = max(last for _, last in ranks), max(last - first for first, last in ranks)
+    reads = sum(n_read(view, length) for view in views)
+    networks = {key: len(value) for key, value in variants(study).items()}
+    return Tables(
+        layers=(size.n_blocks if size else ASSUMED_BLOCKS) + 1,
+        networks=networks[variant] if variant else max(networks.values()),
+        all_networks=sum(networks.values()),
+        proteins=n,
+        views=len(views),
+        tokens=n * len(views) * (length + 2),
+        reads=n * reads,
+        shard_tokens=largest * len(views) * (length + 2),
+        shard_reads=largest * reads,
+    )
+
+
 def _priced_models(study: Study) -> Iterator[str]:
     yield from (name for name in study.models if sizes_of(study, name) is not None)
 

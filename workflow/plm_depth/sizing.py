@@ -6,10 +6,10 @@ Requests, not promises: a job that is killed for want of either is started again
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from plm_depth.prices import Price
+    from plm_depth.prices import Price, Tables
 
 # Operations a second (10^12) that a pass is taken to reach where the config does not say (compute.tflops), for float32
 # weights: a third of what the preflight assumes, so that an older GPU is asked for long enough.
@@ -23,6 +23,34 @@ LOADING = 20e6  # bytes a second of weights: read once from a shared disk, drawn
 WINDOW = 64
 SHORTEST = 30  # minutes: queues care about hours, a slow disk at the start about minutes
 UNPRICED = 240  # minutes of a job whose model has no known size
+
+
+class Room(NamedTuple):
+    """What a stage of the metrics needs, measured at 5,000 proteins (docs/scale.md) and rounded up.
+
+    Tokens are read positions where the stage reads logits. Bytes ``of_shard``: of a token of the largest shard and
+    network; ``of_token``: of a token of all of them; ``of_group``: of a protein, view and network; ``of_resample``: of
+    a protein in a resample; ``of_profile``: of a layer, view, network and resample. Seconds: of a token, or of a group,
+    at one layer.
+    """
+
+    of_shard: float
+    of_token: float
+    of_group: float
+    of_resample: float
+    of_profile: float
+    seconds_of_token: float
+    seconds_of_group: float
+
+
+METRICS = {
+    "contributions": Room(500, 45, 17e3, 0, 0, 0.9e-6, 0),
+    "lens": Room(600, 60, 12e3, 0, 0, 3e-6, 0),
+    "profile": Room(0, 0, 20e3, 24, 0, 0, 50e-6),
+    "summary": Room(0, 0, 20e3, 24, 13 * 16, 0, 30e-6),
+}
+READS_LOGITS = {"lens"}
+START = 600  # megabytes of a process that has read nothing
 
 
 def growing(amount: int) -> Callable[..., int]:
@@ -39,6 +67,34 @@ def memory_mb(price: "Price | None", *, room_gb: float, attempt: int = 1) -> int
         attempt: 1 for the first.
     """
     return math.ceil((_weights(price, room_gb) + room_gb * 1e9 * 2 ** (attempt - 1)) / 1e6)
+
+
+def metrics_mb(stage: str, tables: "Tables", *, resamples: int, attempt: int = 1) -> int:
+    """Return the megabytes that a stage of the metrics asks for, doubling with attempts.
+
+    Args:
+        stage: a key of ``METRICS``.
+        tables: what it reads.
+        resamples: of the bootstrap.
+        attempt: 1 for the first.
+    """
+    room = METRICS[stage]
+    is_of_logits = stage in READS_LOGITS
+    shard, tokens = (tables.shard_reads, tables.reads) if is_of_logits else (tables.shard_tokens, tables.tokens)
+    n_bytes = (room.of_shard * shard + room.of_token * tokens + room.of_group * tables.groups) * tables.networks
+    n_bytes += room.of_resample * tables.proteins * resamples
+    n_bytes += room.of_profile * tables.layers * tables.views * tables.all_networks * resamples
+    return math.ceil(START + n_bytes / 1e6) * 2 ** (attempt - 1)
+
+
+def metrics_minutes(stage: str, tables: "Tables", *, attempt: int = 1) -> int:
+    """Return the minutes that a stage of the metrics asks for, in tens, doubling with attempts."""
+    room = METRICS[stage]
+    tokens = tables.reads if stage in READS_LOGITS else tables.tokens
+    seconds = tables.layers * (
+        room.seconds_of_token * tokens * tables.networks + room.seconds_of_group * tables.groups * tables.all_networks
+    )
+    return math.ceil((SHORTEST + SAFETY * seconds / 60) / 10) * 10 * 2 ** (attempt - 1)
 
 
 def minutes(

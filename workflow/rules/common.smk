@@ -25,7 +25,7 @@ from plm_depth.code_digest import code_of
 from plm_depth.config import FROM_STRUCTURES, ConfigError, Study
 from plm_depth.models.letters import policies
 from plm_depth.models.registry import FAMILIES
-from plm_depth.prices import prices
+from plm_depth.prices import prices, tables_of
 from plm_depth.sizing import growing
 from plm_depth.training import VERSION as TRAINING
 
@@ -324,6 +324,34 @@ def minutes_for(output):
         )
 
     return runtime
+
+
+def memory_of_metrics(stage):
+    """Return a resource: the memory that a stage of the metrics asks for, by the tables that it reads."""
+
+    def mem_mb(wildcards, attempt):
+        return sizing.metrics_mb(
+            stage,
+            tables_read(wildcards),
+            resamples=study.config["bootstrap"]["resamples"],
+            attempt=attempt,
+        )
+
+    return mem_mb
+
+
+def minutes_of_metrics(stage):
+    """Return a resource: the minutes that a stage of the metrics asks for, by the tables that it reads."""
+
+    def runtime(wildcards, attempt):
+        return sizing.metrics_minutes(stage, tables_read(wildcards), attempt=attempt)
+
+    return runtime
+
+
+def tables_read(wildcards):
+    variant = getattr(wildcards, "variant", None)
+    return tables_of(study, wildcards.dataset, wildcards.model, variant)
 
 
 def listed(models):

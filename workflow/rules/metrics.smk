@@ -21,8 +21,8 @@ rule measure_contributions:
     conda:
         "../../envs/main.yaml"
     resources:
-        mem_mb=growing(4000),
-        runtime=growing(60),
+        mem_mb=memory_of_metrics("contributions"),
+        runtime=minutes_of_metrics("contributions"),
     params:
         code=code_of("metrics.contributions"),
     shell:
@@ -41,8 +41,8 @@ rule measure_lens:
     conda:
         "../../envs/main.yaml"
     resources:
-        mem_mb=growing(4000),
-        runtime=growing(60),
+        mem_mb=memory_of_metrics("lens"),
+        runtime=minutes_of_metrics("lens"),
     params:
         code=code_of("metrics.lens"),
     shell:
@@ -63,8 +63,8 @@ rule profile_layers:
     conda:
         "../../envs/main.yaml"
     resources:
-        mem_mb=growing(4000),
-        runtime=growing(60),
+        mem_mb=memory_of_metrics("profile"),
+        runtime=minutes_of_metrics("profile"),
     params:
         grid=as_json(study.config["inputs"]["diffusion"]["noise"]),
         resamples=study.config["bootstrap"]["resamples"],
@@ -90,8 +90,8 @@ rule summarise_depth:
     conda:
         "../../envs/main.yaml"
     resources:
-        mem_mb=growing(4000),
-        runtime=growing(60),
+        mem_mb=memory_of_metrics("summary"),
+        runtime=minutes_of_metrics("summary"),
     params:
         grid=as_json(study.config["inputs"]["diffusion"]["noise"]),
         thresholds=as_json(study.config["summary"]),
