@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plm_depth.models.alphabets import ESM_RESIDUES, ESM_TOKENS, PROGEN2_RESIDUES, PROGEN2_TOKENS, Alphabet
+from plm_depth.tables import AMINO_ACIDS
 
 ALPHABETS = {"esm": Alphabet(ESM_TOKENS, ESM_RESIDUES), "progen2": Alphabet(PROGEN2_TOKENS, PROGEN2_RESIDUES)}
 
@@ -41,3 +42,9 @@ def test_any_other_text_is_refused(name, text):
     else:
         with pytest.raises(ValueError):
             alphabet.encode(text)
+
+
+def test_a_letter_may_be_read_as_another():
+    alphabet = Alphabet(ESM_TOKENS, ESM_RESIDUES, read_as={"U": "X"})
+    assert alphabet.encode("AU").tolist() == [ESM_TOKENS.index("A"), ESM_TOKENS.index("X")]
+    assert [alphabet.vocabulary[i] for i in alphabet.amino_acids] == list(AMINO_ACIDS)

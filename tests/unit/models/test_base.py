@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from plm_depth.models import registry
-from plm_depth.models.base import CheckpointError, Context, Tokens
+from plm_depth.models.base import Batch, CheckpointError, Context, SequenceError, Structure, Tokens
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 
@@ -73,3 +73,76 @@ def test_what_an_adapter_does_not_have_is_none_or_refused(adapter):
     assert adapter.log_likelihood(torch.zeros(1, 3, 33), None) is None
     assert adapter.other_logits(torch.zeros(1, 3, 16)) == {}
     assert adapter.geometric_update(1, torch.zeros(1, 3, 16), Context({})) is None
+
+
+def test_a_protein_read_from_its_end_has_its_frame_reversed_too():
+    residues, masked = np.array([10, 11, 12]), np.array([False, True, False])
+    forward, backward = (Tokens.framed(1, residues, 2, masked, direction) for direction in ("n2c", "c2n"))
+    assert (forward.ids.tolist(), forward.residue_tokens.tolist()) == ([1, 10, 11, 12, 2], [1, 2, 3])
+    assert (backward.ids.tolist(), backward.residue_tokens.tolist()) == ([2, 12, 11, 10, 1], [3, 2, 1])
+    for tokens in (forward, backward):
+        assert tokens.ids[tokens.residue_tokens].tolist() == residues.tolist()
+        assert tokens.masked is masked
+
+
+def test_a_protein_is_read_in_the_first_direction_unless_another_is_asked_for():
+    adapter = registry.build("progen2", {"n_blocks": 1, "d_model": 64, "n_heads": 8})
+    assert adapter.encode("MKT").direction == "n2c"
+    assert adapter.encode("MKT", direction="c2n").ids.tolist() == adapter.encode("MKT").ids.tolist()[::-1]
+
+
+def test_tokens_stand_at_their_own_positions_or_one_after_the_other():
+    ids = torch.zeros(2, 3, dtype=torch.int64)
+    assert Batch(ids, ids == 0).positions.tolist() == [[0, 1, 2]]
+    own = torch.tensor([[0, 1, 0], [4, 5, 6]])
+    assert Batch(ids, ids == 0, {"position_ids": own}).positions is own
+
+
+def test_a_code_that_is_hidden_or_unknown_is_the_mask_and_others_are_counted_from_the_first():
+    hidden = np.array([False, True, False])
+    assert Structure(codes=np.array([0, 1, -1])).code_tokens(hidden, n_codes=4, mask=99, first=10).tolist() == [
+        10,
+        99,
+        99,
+    ]
+    assert Structure().code_tokens(hidden, n_codes=4, mask=99).tolist() == [99, 99, 99]
+    for wrong in (-2, 4):
+        with pytest.raises(SequenceError, match=f"structure codes from .*{wrong}.*; 0 to 3, or -1, expected"):
+            Structure(codes=np.array([0, wrong, 1])).code_tokens(hidden, n_codes=4, mask=99)
+
+
+@pytest.mark.parametrize(
+    ("condition", "how", "hidden", "unseen"),
+    [
+        ("seq", "hide", [True, False], [False, False]),
+        ("seq_struct", "keep", [True, False], [False, False]),
+        ("seq_struct", "hide", [True, False], [True, False]),
+        ("struct", "hide", [True, True], [False, False]),
+    ],
+)
+def test_a_condition_says_what_is_hidden_of_residues_and_of_their_structure(condition, how, hidden, unseen):
+    adapter = registry.build("saprot", {"n_blocks": 1, "d_model": 16, "n_heads": 2})
+    shown = {"masked": np.array([True, False]), "structure": Structure(three_di="pd")}
+    found = adapter.check_shown("MK", **shown, condition=condition, struct_at_mask=how)
+    assert [part.tolist() for part in found] == [hidden, unseen]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"condition": "odd"}, "condition 'odd'; esm3 can be shown seq or seq_struct or struct"),
+        ({"structure": None}, "condition 'seq_struct' of esm3 needs the structure's codes; none was given"),
+        ({"structure": Structure(three_di="pd")}, "needs the structure's codes"),
+        (
+            {"structure": Structure(codes=np.zeros(2), coordinates=np.zeros((3, 3, 3)))},
+            "3 entries of coordinates for 2",
+        ),
+        ({"struct_at_mask": "odd"}, "struct_at_mask 'odd'; 'keep' or 'hide'"),
+        ({"masked": np.ones(3, bool)}, "mask of shape"),
+    ],
+)
+def test_a_condition_without_its_structure_is_refused(changed, said):
+    adapter = registry.build("esm3", {"n_blocks": 1, "d_model": 64, "n_heads": 1, "d_mlp": 8, "n_geometric_heads": 1})
+    shown = {"masked": None, "structure": Structure(codes=np.zeros(2)), "condition": "seq_struct"}
+    with pytest.raises(SequenceError, match=said):
+        adapter.check_shown("MK", **{**shown, "struct_at_mask": "keep", **changed})

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from plm_depth.tables import AMINO_ACIDS
+
 # Token texts of ESM-2 in id order, shared by ESM-1b, ESM-1v and DPLM.
 ESM_TOKENS = (
     "<cls>", "<pad>", "<eos>", "<unk>",
@@ -30,15 +32,26 @@ class Alphabet:
     Args:
         tokens: token texts in id order.
         residues: those of one letter that may stand in a sequence.
+        read_as: by letter, the text of the token of a residue that has none of its own name.
     """
 
-    def __init__(self, tokens: Sequence[str], residues: str):
+    def __init__(self, tokens: Sequence[str], residues: str, read_as: Mapping[str, str] | None = None):
         self.tokens, self.residues = tuple(tokens), residues
         ids: Mapping[str, int] = {text: number for number, text in enumerate(tokens)}
         self.id_of = ids
         self._table = np.full(128, -1, np.int64)
         for letter in residues:
-            self._table[ord(letter)] = ids[letter]
+            self._table[ord(letter)] = ids[(read_as or {}).get(letter, letter)]
+
+    @property
+    def amino_acids(self) -> np.ndarray:
+        """Return the ids of AMINO_ACIDS in that order, (20,) int64."""
+        return self.encode(AMINO_ACIDS)
+
+    @property
+    def vocabulary(self) -> dict[int, str]:
+        """Return the text of every token by its id, in id order."""
+        return dict(enumerate(self.tokens))
 
     def encode(self, sequence: str) -> np.ndarray:
         """Return one id a residue, (n_residues,) int64, of a sequence whose letters were checked.

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from plm_depth.models.alphabets import Alphabet
 from plm_depth.models.branches import Branches
 from plm_depth.tables import AMINO_ACIDS
 
@@ -55,6 +56,16 @@ class Tokens:
     def n_tokens(self) -> int:
         return len(self.ids)
 
+    @classmethod
+    def framed(cls, start: int, residues: np.ndarray, end: int, masked: np.ndarray, direction: str) -> Self:
+        """Return the tokens of residues, one of each, between a first and a last token; read from the end for "c2n"."""
+        assert len(residues) == len(masked)
+        ids = np.concatenate([[start], residues, [end]])
+        positions = np.arange(1, len(residues) + 1)
+        if direction == "c2n":
+            ids, positions = ids[::-1].copy(), positions[::-1].copy()
+        return cls(ids, positions, masked, direction)
+
 
 @dataclass(frozen=True)
 class Structure:
@@ -70,6 +81,24 @@ class Structure:
     codes: np.ndarray | None = None
     coordinates: np.ndarray | None = None
 
+    def code_tokens(self, hidden: np.ndarray, *, n_codes: int, mask: int, first: int = 0) -> np.ndarray:
+        """Return the tokens of the residues in a track of structure codes, (n_residues,) int64.
+
+        Args:
+            hidden: (n_residues,) bool, residues whose code is not shown.
+            n_codes: how many codes there are.
+            mask: token of a residue whose code is hidden or unknown.
+            first: token of code 0.
+        Raises:
+            SequenceError: a code that does not exist.
+        """
+        codes = np.full(len(hidden), -1) if self.codes is None else np.asarray(self.codes, np.int64)
+        if codes.min() < -1 or codes.max() >= n_codes:
+            raise SequenceError(
+                f"structure codes from {codes.min()} to {codes.max()}; 0 to {n_codes - 1}, or -1, expected"
+            )
+        return np.where(hidden | (codes < 0), mask, first + codes)
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -78,6 +107,13 @@ class Batch:
     ids: Tensor
     valid: Tensor
     extra: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def positions(self) -> Tensor:
+        """Return the place of each token, (1 or n_rows, n_tokens): the extra input "position_ids", else 0, 1, ..."""
+        if "position_ids" in self.extra:
+            return self.extra["position_ids"]
+        return torch.arange(self.ids.shape[1], device=self.ids.device)[None]
 
 
 @dataclass(frozen=True)
@@ -137,6 +173,8 @@ class Adapter(ABC):
     Class attributes a family sets:
         family: its name in the registry and in config/models.tsv.
         objective: "ar", "mlm" or "diffusion".
+        alphabet: the tokens of the family and the residues among them.
+        frame: texts of the tokens before and after the residues; both for ``encode``, unless the family has its own.
         is_parallel: whether attention and MLP of a block read the same input.
         read_offset: token offset from a residue to the token whose logits predict it (0, or -1 when autoregressive).
         tokens_are_residues: whether every residue has a token of its own; if not, nothing is read residue by residue.
@@ -170,6 +208,8 @@ class Adapter(ABC):
 
     family: str
     objective: str
+    alphabet: Alphabet
+    frame: tuple[str, str] = ("<cls>", "<eos>")
     is_parallel: bool = False
     read_offset: int = 0
     tokens_are_residues: bool = True
@@ -198,19 +238,6 @@ class Adapter(ABC):
     # ------------------------------------------------------------------------------------------- to be written
 
     @abstractmethod
-    def encode(self, sequence: str, *, masked: np.ndarray | None = None, direction: str = "none") -> Tokens:
-        """Return the tokens of a protein.
-
-        Args:
-            sequence: upper-case residues; see ``check_sequence``.
-            masked: (n_residues,) bool, residues to hide; None hides nothing. Only for models with a mask token.
-            direction: one of ``directions``.
-        Raises:
-            SequenceError: a letter outside the family's alphabet, an empty or too long sequence, masks that this model
-                cannot have.
-        """
-
-    @abstractmethod
     def embed(self, batch: Batch) -> tuple[Tensor, Context]:
         """Return the stream that enters block 1, (n_rows, n_tokens, d_model), and the context of the blocks."""
 
@@ -223,14 +250,31 @@ class Adapter(ABC):
         """Return m_k for the stream that the MLP reads (before its norm): ``Updates.middle``."""
 
     @abstractmethod
-    def read_out(self, stream: Tensor) -> Tensor:
-        """Return logits (..., n_rows_of_the_vocabulary) of a stream (..., d_model): final norm and the whole head."""
-
-    @abstractmethod
     def library_logits(self, batch: Batch) -> Tensor:
         """Return the logits of the library's own forward pass; the reference that stepping must reproduce."""
 
     # ------------------------------------------------------------------------------------------- written once
+
+    def encode(self, sequence: str, *, masked: np.ndarray | None = None, direction: str | None = None) -> Tokens:
+        """Return the tokens of a protein: one a residue, in the family's ``frame``.
+
+        Args:
+            sequence: upper-case residues; see ``check_sequence``.
+            masked: (n_residues,) bool, residues to hide; None hides nothing. Only for models with a mask token.
+            direction: one of ``directions``, by default the first.
+        Raises:
+            SequenceError: a letter outside the family's alphabet, an empty or too long sequence, masks that this model
+                cannot have.
+        """
+        direction = self.directions[0] if direction is None else direction
+        self.check_direction(direction)
+        self.check_sequence(sequence, self.alphabet.residues)
+        masked = self.check_masked(sequence, masked)
+        residues = self.alphabet.encode(sequence)
+        if masked.any():
+            residues[masked] = self.mask_id
+        start, end = (self.alphabet.id_of[text] for text in self.frame)
+        return Tokens.framed(start, residues, end, masked, direction)
 
     def precision(self) -> contextlib.AbstractContextManager:
         """Return the context in which the forward pass runs: autocast for half-precision matrices, else nothing."""
@@ -241,6 +285,11 @@ class Adapter(ABC):
     def final_norm(self, stream: Tensor) -> Tensor | None:
         """Return the stream after the norm that the head reads, or None where the family has no such norm."""
         return None
+
+    def read_out(self, stream: Tensor) -> Tensor:
+        """Return logits (..., n_rows_of_the_vocabulary) of a stream (..., d_model): final norm and the whole head."""
+        normed = self.final_norm(stream)
+        return getattr(self.module, self.head)(stream if normed is None else normed)
 
     def other_logits(self, stream: Tensor) -> dict[str, Tensor]:
         """Return the logits of the heads beside the one of ``read_out``, by the name of their track."""
@@ -432,28 +481,45 @@ class Adapter(ABC):
         if direction not in self.directions:
             raise SequenceError(f"direction {direction!r}; {self.family} reads {' or '.join(self.directions)}")
 
-    def check_condition(self, condition: str, sequence: str, structure: Structure | None, part: str) -> None:
-        """Refuse a condition that this family does not have, or that lacks its structure.
+    def check_shown(
+        self,
+        sequence: str,
+        *,
+        masked: np.ndarray | None,
+        structure: Structure | None,
+        condition: str,
+        struct_at_mask: str,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return which residues are hidden, and of which the structure is not shown, each (n_residues,) bool.
 
         Args:
-            condition: one of ``conditions``.
             sequence: the protein.
-            structure: what is known of its structure.
-            part: the attribute of ``Structure`` that the condition needs.
+            masked: as in ``encode``; under "struct" every residue is hidden.
+            structure: what is known of its structure; one part of ``reads_structure`` is enough.
+            condition: one of ``conditions``.
+            struct_at_mask: "keep" shows the structure of a hidden residue, "hide" does not, unless nothing else is
+                shown.
         Raises:
-            SequenceError: naming what is missing, or lengths that differ.
+            SequenceError: another condition, or one that lacks its structure; lengths that differ; impossible masks.
         """
         if condition not in self.conditions:
             raise SequenceError(f"condition {condition!r}; {self.family} can be shown {' or '.join(self.conditions)}")
-        if condition == "seq":
-            return
-        value = None if structure is None else getattr(structure, part)
-        if value is None:
-            raise SequenceError(
-                f"condition {condition!r} of {self.family} needs the structure's {part}; none was given"
-            )
-        if len(value) != len(sequence):
-            raise SequenceError(f"{len(value)} entries of {part} for {len(sequence)} residues")
+        if condition != "seq":
+            found = {part: getattr(structure, part, None) for part in self.reads_structure}
+            given = {part: value for part, value in found.items() if value is not None}
+            if not given:
+                raise SequenceError(
+                    f"condition {condition!r} of {self.family} needs the structure's {self.reads_structure[0]}; none "
+                    "was given"
+                )
+            for part, value in given.items():
+                if len(value) != len(sequence):
+                    raise SequenceError(f"{len(value)} entries of {part} for {len(sequence)} residues")
+        if struct_at_mask not in ("keep", "hide"):
+            raise SequenceError(f"struct_at_mask {struct_at_mask!r}; 'keep' or 'hide'")
+        masked = np.ones(len(sequence), bool) if condition == "struct" else self.check_masked(sequence, masked)
+        hides = struct_at_mask == "hide" and condition == "seq_struct"
+        return masked, masked if hides else np.zeros(len(sequence), bool)
 
     def check_masked(self, sequence: str, masked: np.ndarray | None) -> np.ndarray:
         """Return the masks as (n_residues,) bool.

@@ -99,6 +99,18 @@ def setting(config: Mapping[str, object], path: Path, *names: str, default: obje
     return default
 
 
+def settings(
+    config: Mapping[str, object], path: Path, needed: Iterable[str], defaults: Mapping[str, object]
+) -> dict[str, object]:
+    """Return the values of a config under their names: those that it must have, and those that have a default.
+
+    Raises:
+        CheckpointError: one of ``needed`` is not there.
+    """
+    found = {name: setting(config, path, name) for name in needed}
+    return found | {name: setting(config, path, name, default=value) for name, value in defaults.items()}
+
+
 def check_settings(
     config: Mapping[str, object], expected: Mapping[str, tuple[object, ...]], path: Path, family: str
 ) -> None:
@@ -118,6 +130,27 @@ def check_settings(
                 f"{path}: {key} is {config.get(key)!r}, but {family} has {allowed[0]!r}; is this a checkpoint of "
                 "another family?"
             )
+
+
+def hub_files(folder: Path, *beside: str) -> list[Path]:
+    """Return the files of a folder as on the hub: ``config.json``, those of the names given, and the weights.
+
+    Raises:
+        CheckpointError: see ``weight_files``.
+    """
+    return [*(folder / name for name in ("config.json", *beside)), *weight_files(folder, with_index=True)]
+
+
+def only_file(files: Sequence[Path], folder: Path, what: str) -> Path:
+    """Return the one file among ``files``.
+
+    Raises:
+        CheckpointError: there is none, or there are several; names the folder and what was expected.
+    """
+    if len(files) != 1:
+        names = [path.name for path in files]
+        raise CheckpointError(f"{folder}: one {what} was expected, there are {len(files)}: {names}")
+    return files[0]
 
 
 def weight_files(folder: Path, *, with_index: bool = False) -> list[Path]:
@@ -274,6 +307,25 @@ def cast_parameters(module: torch.nn.Module, dtype: str, *, also: str | None = N
         parameter.data = parameter.data.to(wanted)
 
 
+def filled(
+    module: torch.nn.Module,
+    tensors: Mapping[str, Tensor],
+    where: Path,
+    *,
+    dtype: str,
+    also: str | None = None,
+    ignored: Sequence[str] = (),
+    optional: Sequence[str] = (),
+) -> torch.nn.Module:
+    """Return the module with its matrices in ``dtype`` and its values from ``tensors``, without gradients.
+
+    See ``cast_parameters`` (dtype, also) and ``fill`` (tensors, where, ignored, optional).
+    """
+    cast_parameters(module, dtype, also=also)
+    fill(module, tensors, where, ignored=ignored, optional=optional)
+    return module.requires_grad_(False)
+
+
 @torch.no_grad()
 def fill(
     module: torch.nn.Module,
@@ -372,6 +424,19 @@ def _some(names: Iterable[str], most: int = 8) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------- writing
+
+
+def write_folder(folder: Path, config: Mapping[str, object], tensors: Mapping[str, Tensor], weights: str) -> None:
+    """Write ``config.json`` and one file of weights, in the format that the suffix of its name says."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(config, folder / "config.json")
+    write = write_safetensors if weights.endswith(".safetensors") else write_pickle
+    write(tensors, folder / weights)
+
+
+def values_of(config: object, names: Iterable[str]) -> dict[str, object]:
+    """Return attributes of a library's config by their names, the counterpart of ``settings``."""
+    return {name: getattr(config, name) for name in names}
 
 
 def write_json(value: Mapping[str, object], path: Path) -> None:

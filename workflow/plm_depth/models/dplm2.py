@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from plm_depth.models.alphabets import ESM_RESIDUES, ESM_TOKENS, Alphabet
-from plm_depth.models.base import Batch, CheckpointError, Context, SequenceError, Structure, Tokens
+from plm_depth.models.base import Batch, CheckpointError, SequenceError, Structure, Tokens
 from plm_depth.models.esm import Esm
 
 N_EMBEDDING_PASSES = 2  # of the family's wrapper; the network alone has one
@@ -36,8 +36,7 @@ class Dplm2(Esm):
     conditions = ("seq", "seq_struct", "struct")
     reads_structure = ("codes",)
     alphabet: ClassVar[Alphabet] = Alphabet(TOKENS, ESM_RESIDUES)
-    cls_token = "<cls_aa>"
-    eos_token = "<eos_aa>"
+    frame = ("<cls_aa>", "<eos_aa>")
     mask_token = "<mask_aa>"
     architecture = "EsmForDPLM2"
     extra_config: ClassVar[Mapping[str, object]] = {"dplm_type": "dplm2_esm", "tie_word_embeddings": False}
@@ -77,25 +76,17 @@ class Dplm2(Esm):
         Raises:
             SequenceError: see ``Adapter.encode``; a condition without its structure, or a code that does not exist.
         """
-        self.check_condition(condition, sequence, structure, "codes")
-        if struct_at_mask not in ("keep", "hide") or frame not in ("single", "joint"):
-            raise SequenceError(f"struct_at_mask {struct_at_mask!r}, frame {frame!r}; keep or hide, single or joint")
-        if condition == "struct":
-            masked = np.ones(len(sequence), bool)
+        masked, hidden = self.check_shown(
+            sequence, masked=masked, structure=structure, condition=condition, struct_at_mask=struct_at_mask
+        )
+        if frame not in ("single", "joint"):
+            raise SequenceError(f"frame {frame!r}; 'single' or 'joint'")
         alone = super().encode(sequence, masked=masked, direction=direction)
         positions = np.arange(alone.n_tokens)
         if condition == "seq" and frame == "single":
             return Tokens(alone.ids, alone.residue_tokens, alone.masked, direction, {"position_ids": positions})
-        codes = np.full(len(sequence), -1) if condition == "seq" else np.asarray(structure.codes, np.int64)
-        if codes.min() < -1 or codes.max() >= N_CODES:
-            raise SequenceError(
-                f"structure codes from {codes.min()} to {codes.max()}; 0 to {N_CODES - 1}, or -1, expected"
-            )
-        hidden = codes < 0
-        if struct_at_mask == "hide" and condition != "struct":
-            hidden = hidden | alone.masked
-        id_of = self.alphabet.id_of
-        track = np.where(hidden, id_of["<mask_struct>"], FIRST_CODE + codes)
+        id_of, shown = self.alphabet.id_of, Structure() if condition == "seq" else structure
+        track = shown.code_tokens(hidden, n_codes=N_CODES, mask=id_of["<mask_struct>"], first=FIRST_CODE)
         ids = np.concatenate([[id_of["<cls_struct>"]], track, [id_of["<eos_struct>"]], alone.ids])
         assert len(ids) == 2 * (len(sequence) + 2)
         extra = {"position_ids": np.concatenate([positions, positions])}
@@ -120,18 +111,10 @@ class Dplm2(Esm):
 
     # --------------------------------------------------------------------------------------------------- walk
 
-    def embed(self, batch: Batch) -> tuple[Tensor, Context]:
-        """Return h_0 after both embedding passes, key-padding mask and rotary tables."""
-        from transformers.masking_utils import create_bidirectional_mask
-
-        stream, valid = self._embedded(batch), batch.valid.long()
-        cos, sin = self.module.esm.rotary_embeddings(stream, batch.extra["position_ids"])
-        mask = create_bidirectional_mask(config=self.module.config, inputs_embeds=stream, attention_mask=valid)
-        return stream, Context({"mask": mask, "cos": cos, "sin": sin})
-
-    def _embedded(self, batch: Batch) -> Tensor:
+    def embedded(self, batch: Batch) -> Tensor:
+        """Return h_0 after both embedding passes, (n_rows, n_tokens, d_model)."""
         embeddings, valid = self.module.esm.embeddings, batch.valid.long()
-        stream = embeddings(input_ids=batch.ids, attention_mask=valid)
+        stream = super().embedded(batch)
         for _ in range(N_EMBEDDING_PASSES - 1):
             stream = embeddings(input_ids=batch.ids, attention_mask=valid, inputs_embeds=stream)
         return stream
@@ -148,9 +131,9 @@ class Dplm2(Esm):
 
     def library_logits(self, batch: Batch) -> Tensor:
         logits = self.module(
-            inputs_embeds=self._embedded(batch),
+            inputs_embeds=self.embedded(batch),
             attention_mask=batch.valid.long(),
-            position_ids=batch.extra["position_ids"],
+            position_ids=batch.positions,
         ).logits
         return logits[..., : len(SEQUENCE_TOKENS)]
 

@@ -6,37 +6,38 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from plm_depth.models import checkpoints
+from plm_depth.models import attention_masks, checkpoints
 from plm_depth.models.alphabets import ESM_RESIDUES, ESM_TOKENS, Alphabet
-from plm_depth.models.base import Adapter, Batch, CheckpointError, Context, Tokens
-from plm_depth.models.untrained import of_depth, untrained
-from plm_depth.tables import AMINO_ACIDS, write_text
+from plm_depth.models.base import Batch, CheckpointError, Context
+from plm_depth.models.hub import HubAdapter
+from plm_depth.tables import write_text
 
 log = logging.getLogger("models.esm")
 
 LAYER_INV_FREQ = r"esm\.encoder\.layer\.\d+\.attention\.self\.rotary_embeddings\.inv_freq"
 SHARED_INV_FREQ = "esm.rotary_embeddings.inv_freq"
-# Settings that a checkpoint may have otherwise than the family's template.
-CHOSEN = (
-    "attention_probs_dropout_prob",
-    "emb_layer_norm_before",
-    "initializer_range",
-    "layer_norm_eps",
-    "max_position_embeddings",
-    "token_dropout",
+# Settings that the network is made from, under the library's names, and what is taken for those that may be absent.
+SETTINGS = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "layer_norm_eps"),
+    *("mask_token_id", "pad_token_id", "position_embedding_type", "max_position_embeddings", "token_dropout"),
 )
+DEFAULTS = {
+    "emb_layer_norm_before": False,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "initializer_range": 0.02,
+}
 CONTACT_HEAD = r"esm\.contact_head\.regression\.(weight|bias)"  # reads attention maps; no logit depends on it
 
 
-class Esm(Adapter):
+class Esm(HubAdapter):
     """Common part of the families on ``transformers.EsmForMaskedLM``.
 
     Class attributes beyond those of ``Adapter``:
-        alphabet: ids of the residues; cls_token, eos_token, mask_token: texts of the tokens that frame and hide them.
+        mask_token: text of the token that hides a residue.
         architecture, extra_config, weights_name, stores_tied_decoder, stores_positions: how the family writes its own
             checkpoints; is_tied: whether the head's last matrix is that of the embedding.
         dropout: hidden dropout of the published config (off in evaluation mode).
@@ -44,8 +45,6 @@ class Esm(Adapter):
     """
 
     alphabet: ClassVar[Alphabet] = Alphabet(ESM_TOKENS, ESM_RESIDUES)
-    cls_token: ClassVar[str] = "<cls>"
-    eos_token: ClassVar[str] = "<eos>"
     mask_token: ClassVar[str] = "<mask>"
     architecture: ClassVar[str] = "EsmForMaskedLM"
     extra_config: ClassVar[Mapping[str, object]] = {}
@@ -56,73 +55,49 @@ class Esm(Adapter):
     dropout: ClassVar[float] = 0.0
     position_embeddings: ClassVar[str] = "rotary"
     max_residues = 1022
-    layouts = ("hub",)
     has_attention_maps = True
     reads_all_blocks = (CONTACT_HEAD,)
 
     def __init__(self, module: torch.nn.Module, dtype: str = "float32"):
-        self.module, self.dtype = module.eval(), dtype
+        super().__init__(module, dtype)
         config = module.config
-        self.n_blocks, self.d_model = config.num_hidden_layers, config.hidden_size
         self.mask_id, self.pad_id = config.mask_token_id, config.pad_token_id
         if self.position_embeddings == "absolute":  # rows up to the pad id are not positions
             self.max_residues = config.max_position_embeddings - self.pad_id - 1 - 2
-        self.residue_ids = np.array([self.alphabet.id_of[self.token_of(letter)] for letter in AMINO_ACIDS])
-        self.vocabulary = dict(enumerate(self.alphabet.tokens))
-
-    # ------------------------------------------------------------------------------------------------- tokens
-
-    @classmethod
-    def token_of(cls, letter: str) -> str:
-        """Return the text of the token of a residue whose structure is not told."""
-        return letter
-
-    def encode(self, sequence: str, *, masked: np.ndarray | None = None, direction: str = "none") -> Tokens:
-        """Return ``<cls>`` residues ``<eos>``; see ``Adapter.encode``."""
-        self.check_direction(direction)
-        self.check_sequence(sequence, self.alphabet.residues)
-        masked = self.check_masked(sequence, masked)
-        residues = self.alphabet.encode(sequence)
-        residues[masked] = self.mask_id
-        ids = np.concatenate([[self.alphabet.id_of[self.cls_token]], residues, [self.alphabet.id_of[self.eos_token]]])
-        assert len(ids) == len(sequence) + 2
-        return Tokens(ids, np.arange(1, len(sequence) + 1), masked, direction)
 
     # --------------------------------------------------------------------------------------------------- walk
 
-    def embed(self, batch: Batch) -> tuple[Tensor, Context]:
-        """Return h_0 (with the library's token dropout scale), key-padding mask and rotary tables."""
-        from transformers.masking_utils import create_bidirectional_mask
+    def embedded(self, batch: Batch) -> Tensor:
+        """Return h_0 (with the library's token dropout scale), (n_rows, n_tokens, d_model)."""
+        return self.module.esm.embeddings(input_ids=batch.ids, attention_mask=batch.valid.long())
 
-        esm, valid = self.module.esm, batch.valid.long()
-        stream = esm.embeddings(input_ids=batch.ids, attention_mask=valid)
-        mask = create_bidirectional_mask(config=self.module.config, inputs_embeds=stream, attention_mask=valid)
-        cos = sin = None
-        if esm.rotary_embeddings is not None:
-            positions = torch.arange(batch.ids.shape[1], device=stream.device)[None]
-            cos, sin = esm.rotary_embeddings(stream, positions)
+    def embed(self, batch: Batch) -> tuple[Tensor, Context]:
+        """Return h_0, key-padding mask and rotary tables."""
+        stream, rotary = self.embedded(batch), self.module.esm.rotary_embeddings
+        mask = attention_masks.bidirectional(self.module.config, stream, batch)
+        cos, sin = (None, None) if rotary is None else rotary(stream, batch.positions)
         return stream, Context({"mask": mask, "cos": cos, "sin": sin})
 
     def attention_update(self, block: int, stream: Tensor, context: Context) -> Tensor:
         """Return the output projection of self-attention: ``EsmSelfOutput`` as a whole would add the stream again."""
         attention = self.module.esm.encoder.layer[block - 1].attention
-        rotary = None if context["cos"] is None else (context["cos"], context["sin"])
         mixed, _ = attention.self(
-            attention.LayerNorm(stream), attention_mask=context["mask"], position_embeddings=rotary
+            attention.LayerNorm(stream), attention_mask=context["mask"], position_embeddings=_rotary(context)
         )
         return attention.output.dropout(attention.output.dense(mixed))
 
     def attention_maps(self, block: int, stream: Tensor, context: Context) -> Tensor:
         """Return the weights of the library's plain attention; its fused kernels, which the passes use, keep none."""
         attention = self.module.esm.encoder.layer[block - 1].attention
-        rotary = None if context["cos"] is None else (context["cos"], context["sin"])
         mask = context["mask"]
         if mask is not None and mask.dtype == torch.bool:  # plain attention adds its mask to the scores
             mask = torch.zeros_like(mask, dtype=stream.dtype).masked_fill(~mask, torch.finfo(stream.dtype).min)
         config, fused = attention.self.config, attention.self.config._attn_implementation
         config._attn_implementation = "eager"
         try:
-            _, maps = attention.self(attention.LayerNorm(stream), attention_mask=mask, position_embeddings=rotary)
+            _, maps = attention.self(
+                attention.LayerNorm(stream), attention_mask=mask, position_embeddings=_rotary(context)
+            )
         finally:
             config._attn_implementation = fused
         return maps
@@ -134,18 +109,6 @@ class Esm(Adapter):
 
     def final_norm(self, stream: Tensor) -> Tensor:
         return self.module.esm.encoder.emb_layer_norm_after(stream)
-
-    def read_out(self, stream: Tensor) -> Tensor:
-        return self.module.lm_head(self.final_norm(stream))
-
-    def library_logits(self, batch: Batch) -> Tensor:
-        return self.module(input_ids=batch.ids, attention_mask=batch.valid.long()).logits
-
-    def fresh_module(self, seed: int) -> torch.nn.Module:
-        return _module(self.module.config, seed)
-
-    def shallower(self, n_blocks: int) -> Self:
-        return type(self)(_module(of_depth(self.module.config, n_blocks), None), self.dtype)
 
     # -------------------------------------------------------------------------------------------------- files
 
@@ -190,7 +153,7 @@ class Esm(Adapter):
         """Return the files that ``load`` reads."""
         if cls.layout_of(folder, layout) == "fair_esm":
             return sorted(folder.glob(f"{fair_esm_file(folder).stem}*.pt"))
-        return [folder / "config.json", *checkpoints.weight_files(folder, with_index=True)]
+        return checkpoints.hub_files(folder)
 
     @classmethod
     def check_config(cls, config: Mapping[str, object], path: Path) -> None:
@@ -210,36 +173,22 @@ class Esm(Adapter):
         checkpoints.check_settings(config, expected, path, cls.family)
 
     @classmethod
+    def network(cls, config) -> torch.nn.Module:
+        from transformers.models.esm.modeling_esm import EsmForMaskedLM
+
+        return EsmForMaskedLM(config)
+
+    @classmethod
     def _config(cls, config: Mapping[str, object], path: Path):
         from transformers.models.esm.configuration_esm import EsmConfig
 
-        def of(name: str, default: object = None) -> object:
-            return checkpoints.setting(config, path, name, default=default)
-
-        return EsmConfig(
-            vocab_size=of("vocab_size"),
-            hidden_size=of("hidden_size"),
-            num_hidden_layers=of("num_hidden_layers"),
-            num_attention_heads=of("num_attention_heads"),
-            intermediate_size=of("intermediate_size"),
-            layer_norm_eps=of("layer_norm_eps"),
-            mask_token_id=of("mask_token_id"),
-            pad_token_id=of("pad_token_id"),
-            position_embedding_type=of("position_embedding_type"),
-            max_position_embeddings=of("max_position_embeddings"),
-            emb_layer_norm_before=of("emb_layer_norm_before", False),
-            token_dropout=of("token_dropout"),
-            hidden_dropout_prob=of("hidden_dropout_prob", 0.0),
-            attention_probs_dropout_prob=of("attention_probs_dropout_prob", 0.0),
-            initializer_range=of("initializer_range", 0.02),
-            tie_word_embeddings=cls.is_tied,
-            attn_implementation="sdpa",
-        )
+        known = checkpoints.settings(config, path, SETTINGS, DEFAULTS)
+        return EsmConfig(**known, tie_word_embeddings=cls.is_tied, attn_implementation="sdpa")
 
     @classmethod
     def _of(cls, config, tensors: dict[str, Tensor], dtype: str, where: Path) -> Self:
         """Return the adapter of a config and a complete set of tensors under the hub's names."""
-        module = _module(config, seed=None)
+        module = cls.module_of(config)
         ignored = [r"esm\.embeddings\.position_ids"]
         if config.position_embedding_type == "rotary":
             ignored.append(r"esm\.embeddings\.position_embeddings\.weight")  # a table that rotary models never read
@@ -249,10 +198,8 @@ class Esm(Adapter):
             if SHARED_INV_FREQ not in tensors:
                 log.warning("%s: no rotary frequencies in the file; computed from the config", where)
                 tensors[SHARED_INV_FREQ] = module.esm.rotary_embeddings.inv_freq.clone()
-        checkpoints.cast_parameters(module, dtype)
-        checkpoints.fill(module, tensors, where, ignored=ignored, optional=[CONTACT_HEAD])
-        module.requires_grad_(False)
-        return cls(module, dtype)
+        optional = cls.reads_all_blocks
+        return cls(checkpoints.filled(module, tensors, where, dtype=dtype, ignored=ignored, optional=optional), dtype)
 
     @classmethod
     def from_fair_esm(cls, path: Path) -> tuple[dict[str, object], dict[str, Tensor], Path]:
@@ -294,7 +241,7 @@ class Esm(Adapter):
             "intermediate_size": d_mlp or 4 * d_model,
             "hidden_dropout_prob": cls.dropout if dropout is None else dropout,
         }
-        return cls(_module(cls._config(raw, Path("sizes")), seed))
+        return cls(cls.module_of(cls._config(raw, Path("sizes")), seed))
 
     @classmethod
     def template(cls) -> dict[str, object]:
@@ -323,30 +270,10 @@ class Esm(Adapter):
         }
 
     def save(self, folder: Path | str) -> None:
-        """Write config, weights and vocabulary as the family publishes them.
-
-        Raises:
-            ValueError: weights that are not float32, the dtype of every published file of these families.
-        """
-        if self.dtype != "float32":
-            raise ValueError(f"{self.family} is published in float32, this model is {self.dtype}; load it in float32")
-        folder, config = Path(folder), self.module.config
-        folder.mkdir(parents=True, exist_ok=True)
-        raw = self.template()
-        raw.update(
-            {name: getattr(config, name) for name in CHOSEN},
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.num_hidden_layers,
-            num_attention_heads=config.num_attention_heads,
-            intermediate_size=config.intermediate_size,
-            hidden_dropout_prob=config.hidden_dropout_prob,
-        )
-        checkpoints.write_json(raw, folder / "config.json")
-        tensors = self.published_tensors()
-        if self.weights_name.endswith(".safetensors"):
-            checkpoints.write_safetensors(tensors, folder / self.weights_name)
-        else:
-            checkpoints.write_pickle(tensors, folder / self.weights_name)
+        """Write config, weights and vocabulary as the family publishes them."""
+        folder = Path(folder)
+        raw = self.template() | checkpoints.values_of(self.module.config, (*SETTINGS, *DEFAULTS))
+        checkpoints.write_folder(folder, raw, self.published_tensors(), self.weights_name)
         self.write_tokenizer(folder)
 
     def write_tokenizer(self, folder: Path) -> None:
@@ -377,10 +304,8 @@ class Esm(Adapter):
         return tensors
 
 
-def _module(config, seed: int | None) -> torch.nn.Module:
-    from transformers.models.esm.modeling_esm import EsmForMaskedLM
-
-    return untrained(lambda: EsmForMaskedLM(config), seed)
+def _rotary(context: Context) -> tuple[Tensor, Tensor] | None:
+    return None if context["cos"] is None else (context["cos"], context["sin"])
 
 
 def fair_esm_file(folder: Path) -> Path:
@@ -390,10 +315,7 @@ def fair_esm_file(folder: Path) -> Path:
         CheckpointError: there is none, or there are several.
     """
     files = sorted(path for path in folder.glob("*.pt") if not path.stem.endswith("-contact-regression"))
-    if len(files) != 1:
-        names = [path.name for path in files]
-        raise CheckpointError(f"{folder}: one .pt checkpoint was expected, there are {len(files)}: {names}")
-    return files[0]
+    return checkpoints.only_file(files, folder, ".pt checkpoint")
 
 
 # Sub-modules of a fair-esm layer and their names in the hub's layout.

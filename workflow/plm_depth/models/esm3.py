@@ -19,9 +19,9 @@ from plm_depth.models import esm3_network as network
 from plm_depth.models.alphabets import ESM_RESIDUES, ESMC_TOKENS, Alphabet
 from plm_depth.models.base import Adapter, Batch, CheckpointError, Context, SequenceError, Structure, Tokens
 from plm_depth.models.esm3_structure import StructureEncoder
-from plm_depth.models.esmc import HEAD_DIM, mlp_width, pth_files
+from plm_depth.models.esmc import HEAD_DIM, heads_of, mlp_width, pth_files
 from plm_depth.models.untrained import untrained
-from plm_depth.tables import AMINO_ACIDS, replacing
+from plm_depth.tables import replacing
 
 TRUNK = "esm3_sm_open_v1.pth"
 STRUCTURE_ENCODER = "esm3_structure_encoder_v0.pth"  # beside the trunk; not needed to load the model
@@ -54,8 +54,7 @@ class Esm3(Adapter):
     def __init__(self, module: network.Esm3Network, dtype: str = "float32"):
         self.module, self.dtype = module.eval(), dtype
         self.n_blocks, self.d_model = module.sizes["n_blocks"], module.sizes["d_model"]
-        self.residue_ids = np.array([self.alphabet.id_of[letter] for letter in AMINO_ACIDS])
-        self.vocabulary = dict(enumerate(self.alphabet.tokens))  # further rows are padding
+        self.residue_ids, self.vocabulary = self.alphabet.amino_acids, self.alphabet.vocabulary
         self.structure_encoder: StructureEncoder | Path | None = None  # a path until it is needed
         self.came_with: Path | None = None  # the file of the structure encoder
 
@@ -83,22 +82,14 @@ class Esm3(Adapter):
         Raises:
             SequenceError: see ``Adapter.encode``; a condition without its structure, or a code that does not exist.
         """
-        self.check_direction(direction)
-        self.check_sequence(sequence, self.alphabet.residues)
-        parts = [part for part in ("codes", "coordinates") if getattr(structure, part, None) is not None]
-        for part in parts or ["codes"]:
-            self.check_condition(condition, sequence, structure, part)
-        if struct_at_mask not in ("keep", "hide"):
-            raise SequenceError(f"struct_at_mask {struct_at_mask!r}; 'keep' or 'hide'")
-        masked = np.ones(len(sequence), bool) if condition == "struct" else self.check_masked(sequence, masked)
-        residues = self.alphabet.encode(sequence)
-        residues[masked] = self.mask_id
-        ids = np.concatenate([[network.BOS], residues, [network.EOS]])
-        assert len(ids) == len(sequence) + 2
+        masked, hidden = self.check_shown(
+            sequence, masked=masked, structure=structure, condition=condition, struct_at_mask=struct_at_mask
+        )
+        tokens = super().encode(sequence, masked=masked, direction=direction)
         extra: dict[str, np.ndarray] = {}
-        hidden = masked if struct_at_mask == "hide" and condition == "seq_struct" else np.zeros(len(sequence), bool)
         if condition != "seq":
-            extra["structure_tokens"] = _structure_tokens(structure.codes, hidden)
+            track = structure.code_tokens(hidden, n_codes=network.N_STRUCTURE_CODES, mask=network.STRUCTURE_MASK)
+            extra["structure_tokens"] = np.concatenate([[network.STRUCTURE_BOS], track, [network.STRUCTURE_EOS]])
             if structure.coordinates is not None:
                 backbone = np.array(structure.coordinates, np.float32)
                 if backbone.shape[1:] != (3, 3):
@@ -108,7 +99,7 @@ class Esm3(Adapter):
                 extra["structure_coords"] = np.concatenate([frame, backbone, frame])
                 finite = np.isfinite(extra["structure_coords"]).any((1, 2))
                 extra["per_res_plddt"] = finite.astype(np.float32)
-        return Tokens(ids, np.arange(1, len(sequence) + 1), masked, direction, extra)
+        return replace(tokens, extra=extra)
 
     def with_codes(self, structure: Structure) -> Structure:
         """Return the structure with the codes of its coordinates, on the CPU: one tokenizer for every device and dtype.
@@ -234,23 +225,17 @@ class Esm3(Adapter):
         where, *encoder = cls.files(Path(folder), layout)
         tensors = checkpoints.read_pickle(where)
         d_model = checkpoints.shape_of(tensors, "encoder.sequence_embed.weight", 2, where)[1]
-        if n_heads is None and d_model % HEAD_DIM:
-            raise CheckpointError(f"{where}: width {d_model} is not a multiple of {HEAD_DIM}; give the number of heads")
         first = "transformer.blocks.0"
         sizes = {
             "n_blocks": checkpoints.count_layers(tensors, r"transformer\.blocks\.(\d+)\."),
             "d_model": d_model,
-            "n_heads": n_heads or d_model // HEAD_DIM,
+            "n_heads": heads_of(d_model, n_heads, where),
             "d_mlp": checkpoints.shape_of(tensors, f"{first}.ffn.3.weight", 2, where)[1],
             "n_geometric_heads": checkpoints.shape_of(tensors, f"{first}.geom_attn.distance_scale_per_head", 1, where)[
                 0
             ],
         }
-        module = _module(sizes, seed=None)
-        checkpoints.cast_parameters(module, dtype)
-        checkpoints.fill(module, tensors, where)
-        module.requires_grad_(False)
-        adapter = cls(module, dtype)
+        adapter = cls(checkpoints.filled(_module(sizes, seed=None), tensors, where, dtype=dtype), dtype)
         adapter.structure_encoder = adapter.came_with = encoder[0] if encoder else None
         return adapter
 
@@ -290,10 +275,8 @@ class Esm3(Adapter):
         """Write the official flat state dict below data/weights, and the structure encoder that came with it.
 
         Raises:
-            ValueError: weights that are not float32, or heads of another width than 64, which the layout cannot tell.
+            ValueError: heads of another width than 64, which the layout cannot tell.
         """
-        if self.dtype != "float32":
-            raise ValueError(f"this model is {self.dtype}; load it in float32 to save it")
         if self.d_model != HEAD_DIM * self.module.sizes["n_heads"]:
             raise ValueError(
                 f"{self.module.sizes['n_heads']} heads of width {self.d_model}: the official layout does not tell the "
@@ -304,15 +287,6 @@ class Esm3(Adapter):
         if self.came_with is not None:
             with replacing(path.with_name(STRUCTURE_ENCODER)) as temporary:
                 shutil.copyfile(self.came_with, temporary)
-
-
-def _structure_tokens(codes: np.ndarray | None, hidden: np.ndarray) -> np.ndarray:
-    """Return the structure track of a framed protein; -1, None and hidden residues are masked."""
-    codes = np.full(len(hidden), -1) if codes is None else np.asarray(codes, np.int64)
-    if codes.min() < -1 or codes.max() >= network.N_STRUCTURE_CODES:
-        raise SequenceError(f"structure codes from {codes.min()} to {codes.max()}; 0 to 4095, or -1, expected")
-    track = np.where(hidden | (codes < 0), network.STRUCTURE_MASK, codes)
-    return np.concatenate([[network.STRUCTURE_BOS], track, [network.STRUCTURE_EOS]])
 
 
 def _module(sizes: Mapping[str, int], seed: int | None) -> network.Esm3Network:

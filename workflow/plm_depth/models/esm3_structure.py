@@ -69,8 +69,7 @@ class StructureEncoder(nn.Module):
             "n_codes": checkpoints.shape_of(tensors, "codebook.embeddings", 2, path)[0],
         }
         module = untrained(lambda: cls(**sizes), None)
-        checkpoints.fill(module, tensors, path)
-        return module.requires_grad_(False).eval()
+        return checkpoints.filled(module, tensors, path, dtype="float32").eval()
 
     def describe(self, coordinates: Tensor, residue_index: Tensor) -> Tensor:
         """Return the description of each residue before it is rounded, (n_residues, d_out).

@@ -4,19 +4,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from plm_depth.models import checkpoints
+from plm_depth.models import attention_masks, checkpoints
 from plm_depth.models.alphabets import ESM_RESIDUES, ESMC_TOKENS, Alphabet
-from plm_depth.models.base import Adapter, Batch, CheckpointError, Context, Tokens
-from plm_depth.models.untrained import of_depth, untrained
-from plm_depth.tables import AMINO_ACIDS
+from plm_depth.models.base import Batch, CheckpointError, Context
+from plm_depth.models.hub import HubAdapter
 
 HEAD_DIM = 64  # of every published size; the .pth layout does not say
 N_ROWS = 64  # of embedding and head, for 33 tokens
+COMPUTED = [r"esmc\.rotary_emb\.(original_)?inv_freq"]
 
+# Settings of a native config under the library's names.
+SETTINGS = (
+    *("num_hidden_layers", "hidden_size", "num_attention_heads", "head_dim", "intermediate_size"),
+    "initializer_range",
+)
 # Parts of a block in the .pth and their names in the native layout.
 PTH_BLOCK = {
     "attn.layernorm_qkv.0.weight": "input_layernorm.weight",
@@ -44,7 +48,7 @@ PTH_TOP = {
 }
 
 
-class EsmC(Adapter):
+class EsmC(HubAdapter):
     """ESM C 300M, 600M and 6B: native folders and the flat ``.pth`` of the first release."""
 
     family = "esmc"
@@ -55,38 +59,14 @@ class EsmC(Adapter):
     mask_id = ESMC_TOKENS.index("<mask>")
     pad_id = ESMC_TOKENS.index("<pad>")
 
-    def __init__(self, module: torch.nn.Module, dtype: str = "float32"):
-        self.module, self.dtype = module.eval(), dtype
-        self.n_blocks, self.d_model = module.config.num_hidden_layers, module.config.hidden_size
-        self.residue_ids = np.array([self.alphabet.id_of[letter] for letter in AMINO_ACIDS])
-        self.vocabulary = dict(enumerate(self.alphabet.tokens))  # further rows are padding
-
-    # ------------------------------------------------------------------------------------------------- tokens
-
-    def encode(self, sequence: str, *, masked: np.ndarray | None = None, direction: str = "none") -> Tokens:
-        """Return ``<cls>`` residues ``<eos>``; see ``Adapter.encode``."""
-        self.check_direction(direction)
-        self.check_sequence(sequence, self.alphabet.residues)
-        masked = self.check_masked(sequence, masked)
-        residues = self.alphabet.encode(sequence)
-        residues[masked] = self.mask_id
-        ids = np.concatenate([[self.alphabet.id_of["<cls>"]], residues, [self.alphabet.id_of["<eos>"]]])
-        assert len(ids) == len(sequence) + 2
-        return Tokens(ids, np.arange(1, len(sequence) + 1), masked, direction)
-
     # --------------------------------------------------------------------------------------------------- walk
 
     def embed(self, batch: Batch) -> tuple[Tensor, Context]:
         """Return the token embeddings, key-padding mask and rotary tables."""
-        from transformers.masking_utils import create_bidirectional_mask
-
         esmc = self.module.esmc
         stream = esmc.embed_tokens(batch.ids)
-        positions = torch.arange(batch.ids.shape[1], device=stream.device)[None]
-        cos, sin = esmc.rotary_emb(stream, positions)
-        mask = create_bidirectional_mask(
-            config=self.module.config, inputs_embeds=stream, attention_mask=batch.valid.long()
-        )
+        cos, sin = esmc.rotary_emb(stream, batch.positions)
+        mask = attention_masks.bidirectional(self.module.config, stream, batch)
         return stream, Context({"mask": mask, "cos": cos, "sin": sin})
 
     def attention_update(self, block: int, stream: Tensor, context: Context) -> Tensor:
@@ -102,18 +82,6 @@ class EsmC(Adapter):
 
     def final_norm(self, stream: Tensor) -> Tensor:
         return self.module.esmc.norm(stream)
-
-    def read_out(self, stream: Tensor) -> Tensor:
-        return self.module.lm_head(self.final_norm(stream))
-
-    def library_logits(self, batch: Batch) -> Tensor:
-        return self.module(input_ids=batch.ids, attention_mask=batch.valid.long()).logits
-
-    def fresh_module(self, seed: int) -> torch.nn.Module:
-        return _module(self.module.config, seed)
-
-    def shallower(self, n_blocks: int) -> Self:
-        return type(self)(_module(of_depth(self.module.config, n_blocks), None), self.dtype)
 
     @property
     def update_scale(self) -> float:
@@ -137,7 +105,7 @@ class EsmC(Adapter):
         """Return the files that ``load`` reads."""
         if cls.layout_of(folder, layout) == "pth":
             return [one_pth(folder)]
-        return [folder / "config.json", *checkpoints.weight_files(folder, with_index=True)]
+        return checkpoints.hub_files(folder)
 
     @classmethod
     def load(
@@ -164,14 +132,10 @@ class EsmC(Adapter):
             where = one_pth(folder)
             tensors = native_names(checkpoints.read_pickle(where), where)
             width = checkpoints.shape_of(tensors, "esmc.embed_tokens.weight", 2, where)[1]
-            if n_heads is None and width % HEAD_DIM:
-                raise CheckpointError(
-                    f"{where}: width {width} is not a multiple of {HEAD_DIM}; give the number of heads"
-                )
             config = cls._config(
                 n_blocks=checkpoints.count_layers(tensors, r"esmc\.layers\.(\d+)\."),
                 d_model=width,
-                n_heads=n_heads or width // HEAD_DIM,
+                n_heads=heads_of(width, n_heads, where),
                 d_mlp=checkpoints.shape_of(tensors, "esmc.layers.0.mlp.gate_proj.weight", 2, where)[0],
             )
         else:
@@ -185,11 +149,14 @@ class EsmC(Adapter):
                 n_heads=checkpoints.setting(raw, where, "num_attention_heads"),
                 d_mlp=checkpoints.setting(raw, where, "intermediate_size"),
             )
-        module = _module(config, seed=None)
-        checkpoints.cast_parameters(module, dtype)
-        checkpoints.fill(module, tensors, where, ignored=[r"esmc\.rotary_emb\.(original_)?inv_freq"])
-        module.requires_grad_(False)
-        return cls(module, dtype)
+        module = cls.module_of(config)
+        return cls(checkpoints.filled(module, tensors, where, dtype=dtype, ignored=COMPUTED), dtype)
+
+    @classmethod
+    def network(cls, config) -> torch.nn.Module:
+        from transformers.models.esmc.modeling_esmc import EsmcForMaskedLM
+
+        return EsmcForMaskedLM(config)
 
     @classmethod
     def _config(cls, *, n_blocks: int, d_model: int, n_heads: int, d_mlp: int):
@@ -219,19 +186,12 @@ class EsmC(Adapter):
             raise ValueError(f"d_model {d_model} is not a multiple of 2 n_heads = {2 * n_heads}: heads of even width")
         d_mlp = d_mlp or mlp_width(d_model)
         config = cls._config(n_blocks=n_blocks, d_model=d_model, n_heads=n_heads, d_mlp=d_mlp)
-        return cls(_module(config, seed))
+        return cls(cls.module_of(config, seed))
 
     def save(self, folder: Path | str) -> None:
-        """Write the native layout: ``config.json`` and ``model.safetensors``.
-
-        Raises:
-            ValueError: weights that are not float32.
-        """
-        if self.dtype != "float32":
-            raise ValueError(f"this model is {self.dtype}; load it in float32 to save it")
-        folder, config = Path(folder), self.module.config
-        folder.mkdir(parents=True, exist_ok=True)
-        raw = {
+        """Write the native layout: ``config.json`` and ``model.safetensors``."""
+        config = self.module.config
+        raw = checkpoints.values_of(config, SETTINGS) | {
             "architectures": ["EsmcForMaskedLM"],
             "attention_bias": False,
             "attention_dropout": 0.0,
@@ -239,30 +199,34 @@ class EsmC(Adapter):
             "classifier_dropout": 0.1,
             "dtype": "float32",
             "eos_token_id": 2,
-            "head_dim": config.head_dim,
             "hidden_act": "silu",
-            "hidden_size": config.hidden_size,
-            "initializer_range": config.initializer_range,
-            "intermediate_size": config.intermediate_size,
             "mask_token_id": self.mask_id,
             "max_position_embeddings": 2048,
             "mlp_bias": False,
             "model_type": "esmc",
-            "num_attention_heads": config.num_attention_heads,
-            "num_hidden_layers": config.num_hidden_layers,
             "num_key_value_heads": config.num_attention_heads,
             "pad_token_id": self.pad_id,
             "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
             "tie_word_embeddings": False,
             "vocab_size": N_ROWS,
         }
-        checkpoints.write_json(raw, folder / "config.json")
-        checkpoints.write_safetensors(self.module.state_dict(), folder / "model.safetensors")
+        checkpoints.write_folder(Path(folder), raw, self.module.state_dict(), "model.safetensors")
 
 
 def mlp_width(d_model: int) -> int:
     """Return the MLP width of ESM C and ESM3: 8/3 of the width, rounded up to a multiple of 256."""
     return -(-8 * d_model // (3 * 256)) * 256
+
+
+def heads_of(width: int, n_heads: int | None, where: Path) -> int:
+    """Return the number of heads given, else that of heads of 64 dimensions.
+
+    Raises:
+        CheckpointError: none is given and the width is no multiple of 64.
+    """
+    if n_heads is None and width % HEAD_DIM:
+        raise CheckpointError(f"{where}: width {width} is not a multiple of {HEAD_DIM}; give the number of heads")
+    return n_heads or width // HEAD_DIM
 
 
 def check_config(raw: Mapping[str, object], where: Path) -> None:
@@ -296,13 +260,7 @@ def one_pth(folder: Path) -> Path:
     Raises:
         CheckpointError: there is none, or there are several.
     """
-    files = pth_files(folder)
-    if len(files) != 1:
-        names = [path.name for path in files]
-        raise CheckpointError(
-            f"{folder}: one .pth (also below data/weights) was expected, there are {len(files)}: {names}"
-        )
-    return files[0]
+    return checkpoints.only_file(pth_files(folder), folder, ".pth (also below data/weights)")
 
 
 def native_names(tensors: Mapping[str, Tensor], where: Path) -> dict[str, Tensor]:
@@ -337,9 +295,3 @@ def block_and_part(name: str) -> tuple[int | None, str]:
     if len(pieces) == 4 and pieces[:2] == ["transformer", "blocks"] and pieces[2].isdigit():
         return int(pieces[2]), pieces[3]
     return None, name
-
-
-def _module(config, seed: int | None) -> torch.nn.Module:
-    from transformers.models.esmc.modeling_esmc import EsmcForMaskedLM
-
-    return untrained(lambda: EsmcForMaskedLM(config), seed)

@@ -1,32 +1,35 @@
 """ProGen2 on ``GPTJForCausalLM``: parallel blocks, read in both directions, a fused projection to take apart."""
 
-import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from plm_depth.models import checkpoints
+from plm_depth.models import attention_masks, checkpoints
 from plm_depth.models.alphabets import PROGEN2_RESIDUES, PROGEN2_TOKENS, Alphabet
-from plm_depth.models.base import Adapter, Batch, CheckpointError, Context, Tokens
+from plm_depth.models.base import Batch, CheckpointError, Context
 from plm_depth.models.branches import Branches
+from plm_depth.models.hub import HubAdapter
 from plm_depth.models.precision import outside_autocast
-from plm_depth.models.untrained import of_depth, untrained
-from plm_depth.tables import AMINO_ACIDS
 
-log = logging.getLogger("models.gptj")
-
+# Settings of a published config under the library's names.
+SETTINGS = (
+    *("n_layer", "n_embd", "n_head", "n_positions", "rotary_dim", "vocab_size", "layer_norm_epsilon"),
+    *("initializer_range", "attn_pdrop", "embd_pdrop", "resid_pdrop"),
+)
 N_PARTITIONS = 8  # the fused projection was laid out for eight devices
 FUSED = re.compile(r"(transformer\.h\.\d+\.attn)\.qkv_proj\.weight")
 CONSTANTS = [r"transformer\.h\.\d+\.attn\.(bias|masked_bias)"]  # causal mask and its filler, not parameters
 
 
-class ProGen2(Adapter):
-    """ProGen2: one LayerNorm per block, attention and MLP read the same input; N-to-C and C-to-N reading."""
+class ProGen2(HubAdapter):
+    """ProGen2: one LayerNorm per block, attention and MLP read the same input; N-to-C and C-to-N reading.
+
+    A protein is ``1`` residues ``2``, for "c2n" all of it reversed.
+    """
 
     family = "progen2"
     objective = "ar"
@@ -36,52 +39,23 @@ class ProGen2(Adapter):
     read_offset = -1
     directions = ("n2c", "c2n")
     layouts = ("authors", "community")
-    alphabet: ClassVar[Alphabet] = Alphabet(PROGEN2_TOKENS, PROGEN2_RESIDUES)
+    alphabet: ClassVar[Alphabet] = Alphabet(PROGEN2_TOKENS, PROGEN2_RESIDUES)  # further rows are padding
+    frame = ("1", "2")
     mask_id = None
     pad_id = 0
 
     def __init__(self, module: torch.nn.Module, dtype: str = "float32"):
-        self.module, self.dtype = module.eval(), dtype
-        config = module.config
-        self.n_blocks, self.d_model = config.n_layer, config.n_embd
-        self.max_residues = config.n_positions - 2  # two terminals
-        self.residue_ids = np.array([self.alphabet.id_of[letter] for letter in AMINO_ACIDS])
-        self.vocabulary = dict(enumerate(self.alphabet.tokens))  # further rows of the large models are padding
-        for block in module.transformer.h:  # the family computes scores in float32 at every precision
-            block.attn._attn = outside_autocast(block.attn._attn)
-
-    # ------------------------------------------------------------------------------------------------- tokens
-
-    def encode(self, sequence: str, *, masked: np.ndarray | None = None, direction: str = "n2c") -> Tokens:
-        """Return ``1`` residues ``2``, or for "c2n" ``2`` reversed residues ``1``; see ``Adapter.encode``."""
-        self.check_direction(direction)
-        self.check_sequence(sequence, self.alphabet.residues)
-        masked = self.check_masked(sequence, masked)
-        start, end = self.alphabet.id_of["1"], self.alphabet.id_of["2"]
-        ids = np.concatenate([[start], self.alphabet.encode(sequence), [end]])
-        positions = np.arange(1, len(sequence) + 1)
-        if direction == "c2n":
-            ids, positions = ids[::-1].copy(), positions[::-1].copy()
-        assert len(ids) == len(sequence) + 2
-        return Tokens(ids, positions, masked, direction)
+        super().__init__(module, dtype)
+        self.max_residues = module.config.n_positions - 2  # two terminals
 
     # --------------------------------------------------------------------------------------------------- walk
 
     def embed(self, batch: Batch) -> tuple[Tensor, Context]:
         """Return the token embeddings, the causal mask and the positions."""
-        from transformers.masking_utils import create_causal_mask
-
         transformer = self.module.transformer
         stream = transformer.drop(transformer.wte(batch.ids))
-        positions = torch.arange(batch.ids.shape[1], device=stream.device)[None]
-        mask = create_causal_mask(
-            config=self.module.config,
-            inputs_embeds=stream,
-            attention_mask=batch.valid.long(),
-            past_key_values=None,
-            position_ids=positions,
-        )
-        return stream, Context({"mask": mask, "positions": positions})
+        mask = attention_masks.causal(self.module.config, stream, batch)
+        return stream, Context({"mask": mask, "positions": batch.positions})
 
     def branch(self, context: Context, branches: Branches) -> Context:
         """Return mask and positions of one protein laid out in branches; see ``Adapter.branch``."""
@@ -92,19 +66,17 @@ class ProGen2(Adapter):
         source = torch.from_numpy(branches.source).to(device)
         return Context({"mask": mask, "positions": context["positions"][:, source], "branches": branches})
 
-    def attention_update(self, block: int, stream: Tensor, context: Context) -> Tensor:
+    def _attend(self, block: int, stream: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         layer = self.module.transformer.h[block - 1]
-        update, _ = layer.attn(
+        return layer.attn(
             layer.ln_1(stream), attention_mask=context["mask"], position_ids=context["positions"], use_cache=False
         )
-        return update
+
+    def attention_update(self, block: int, stream: Tensor, context: Context) -> Tensor:
+        return self._attend(block, stream, context)[0]
 
     def attention_maps(self, block: int, stream: Tensor, context: Context) -> Tensor:
-        layer = self.module.transformer.h[block - 1]
-        _, maps = layer.attn(
-            layer.ln_1(stream), attention_mask=context["mask"], position_ids=context["positions"], use_cache=False
-        )
-        return maps
+        return self._attend(block, stream, context)[1]
 
     def mlp_update(self, block: int, middle: Tensor, context: Context) -> Tensor:
         layer = self.module.transformer.h[block - 1]
@@ -112,12 +84,6 @@ class ProGen2(Adapter):
 
     def final_norm(self, stream: Tensor) -> Tensor:
         return self.module.transformer.ln_f(stream)
-
-    def read_out(self, stream: Tensor) -> Tensor:
-        return self.module.lm_head(self.final_norm(stream))
-
-    def library_logits(self, batch: Batch) -> Tensor:
-        return self.module(input_ids=batch.ids, attention_mask=batch.valid.long(), use_cache=False).logits
 
     def log_likelihood(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the mean log-probability of the tokens that follow another, (n_rows,), in nats.
@@ -133,12 +99,6 @@ class ProGen2(Adapter):
             logp = row[: len(targets), letters].float().log_softmax(-1)
             scores.append(logp.gather(1, (targets - letters[0])[:, None]).mean())
         return torch.stack(scores)
-
-    def fresh_module(self, seed: int) -> torch.nn.Module:
-        return _module(self.module.config, seed)
-
-    def shallower(self, n_blocks: int) -> Self:
-        return type(self)(_module(of_depth(self.module.config, n_blocks), None), self.dtype)
 
     # -------------------------------------------------------------------------------------------------- files
 
@@ -161,21 +121,20 @@ class ProGen2(Adapter):
                 "another family?"
             )
         tensors = split_fused(checkpoints.read_weights(folder), folder)
-        module = _module(cls._config(raw, tensors, path), seed=None)
-        checkpoints.cast_parameters(module, dtype)
-        checkpoints.fill(module, tensors, folder, ignored=CONSTANTS)
-        module.requires_grad_(False)
-        return cls(module, dtype)
+        module = cls.module_of(cls._config(raw, tensors, path))
+        return cls(checkpoints.filled(module, tensors, folder, dtype=dtype, ignored=CONSTANTS), dtype)
 
     @classmethod
-    def files(cls, folder: Path, layout: str | None = None) -> list[Path]:
-        """Return the files that ``load`` reads."""
-        return [folder / "config.json", *checkpoints.weight_files(folder, with_index=True)]
+    def network(cls, config) -> torch.nn.Module:
+        from transformers.models.gptj.modeling_gptj import GPTJForCausalLM
+
+        module = GPTJForCausalLM(config)
+        for block in module.transformer.h:  # the family computes scores in float32 at every precision
+            block.attn._attn = outside_autocast(block.attn._attn)
+        return module
 
     @classmethod
     def _config(cls, raw: Mapping[str, object], tensors: Mapping[str, Tensor], path: Path):
-        from transformers.models.gptj.configuration_gptj import GPTJConfig
-
         rows, width = checkpoints.shape_of(tensors, "transformer.wte.weight", 2, path)
         inner = checkpoints.shape_of(tensors, "transformer.h.0.mlp.fc_in.weight", 2, path)[0]
         n_blocks = checkpoints.count_layers(tensors, r"transformer\.h\.(\d+)\.")
@@ -195,7 +154,7 @@ class ProGen2(Adapter):
             raise CheckpointError(
                 f"{path}: {n_heads} heads for width {width}; expected a multiple of {N_PARTITIONS} that divides it"
             )
-        return GPTJConfig(
+        return _config(
             vocab_size=rows,
             n_positions=int(checkpoints.setting(raw, path, "n_positions")),
             n_embd=width,
@@ -208,11 +167,6 @@ class ProGen2(Adapter):
             resid_pdrop=float(checkpoints.setting(raw, path, "resid_pdrop", default=0.0)),
             embd_pdrop=float(checkpoints.setting(raw, path, "embd_pdrop", default=0.0)),
             attn_pdrop=float(checkpoints.setting(raw, path, "attn_pdrop", default=0.0)),
-            activation_function="gelu_new",
-            bos_token_id=1,
-            eos_token_id=2,
-            tie_word_embeddings=False,
-            attn_implementation="eager",
         )
 
     @classmethod
@@ -238,8 +192,6 @@ class ProGen2(Adapter):
         Raises:
             ValueError: sizes that do not fit.
         """
-        from transformers.models.gptj.configuration_gptj import GPTJConfig
-
         if d_model % n_heads or n_heads % N_PARTITIONS:
             raise ValueError(
                 f"{n_heads} heads for width {d_model}; a multiple of {N_PARTITIONS} that divides it is needed"
@@ -248,7 +200,7 @@ class ProGen2(Adapter):
         rotary_dim = max(2, head // 4 * 2) if rotary_dim is None else rotary_dim
         if rotary_dim % 2 or not 2 <= rotary_dim <= head:
             raise ValueError(f"rotary_dim {rotary_dim} must be even and at most the {head} dimensions of a head")
-        config = GPTJConfig(
+        config = _config(
             vocab_size=32,
             n_positions=n_positions,
             n_embd=d_model,
@@ -258,50 +210,26 @@ class ProGen2(Adapter):
             resid_pdrop=dropout,
             embd_pdrop=dropout,
             attn_pdrop=dropout,
-            activation_function="gelu_new",
-            bos_token_id=1,
-            eos_token_id=2,
-            tie_word_embeddings=False,
-            attn_implementation="eager",
         )
-        return cls(_module(config, seed))
+        return cls(cls.module_of(config, seed))
 
     def save(self, folder: Path | str) -> None:
-        """Write the authors' archive layout: ``config.json`` and ``pytorch_model.bin`` with the fused projection.
-
-        Raises:
-            ValueError: weights that are not float32.
-        """
-        if self.dtype != "float32":
-            raise ValueError(f"this model is {self.dtype}; load it in float32 to save it")
-        folder, config = Path(folder), self.module.config
-        folder.mkdir(parents=True, exist_ok=True)
-        raw = {
+        """Write the authors' archive layout: ``config.json`` and ``pytorch_model.bin`` with the fused projection."""
+        config = self.module.config
+        raw = checkpoints.values_of(config, SETTINGS) | {
             "activation_function": "gelu_new",
             "architectures": ["ProGenForCausalLM"],
-            "attn_pdrop": config.attn_pdrop,
             "bos_token_id": 1,
-            "embd_pdrop": config.embd_pdrop,
             "eos_token_id": 2,
             "gradient_checkpointing": False,
-            "initializer_range": config.initializer_range,
-            "layer_norm_epsilon": config.layer_norm_epsilon,
             "model_type": "progen",
             "n_ctx": config.n_positions,
-            "n_embd": config.n_embd,
-            "n_head": config.n_head,
             "n_inner": None,
-            "n_layer": config.n_layer,
-            "n_positions": config.n_positions,
-            "resid_pdrop": config.resid_pdrop,
-            "rotary_dim": config.rotary_dim,
             "scale_attn_weights": True,
             "tokenizer_class": "GPT2Tokenizer",
             "torch_dtype": "float32",
             "use_cache": True,
-            "vocab_size": config.vocab_size,
         }
-        checkpoints.write_json(raw, folder / "config.json")
         tensors = dict(self.module.state_dict())
         n = config.n_positions
         causal = torch.ones(n, n).tril().bool()[None, None]
@@ -311,7 +239,7 @@ class ProGen2(Adapter):
             tensors[f"{name}.qkv_proj.weight"] = fuse(*parts)
             tensors[f"{name}.bias"] = causal
             tensors[f"{name}.masked_bias"] = torch.tensor(-1e9)
-        checkpoints.write_pickle(tensors, folder / "pytorch_model.bin")
+        checkpoints.write_folder(Path(folder), raw, tensors, "pytorch_model.bin")
 
 
 def fuse(q: Tensor, v: Tensor, k: Tensor) -> Tensor:
@@ -354,7 +282,15 @@ def split_fused(tensors: Mapping[str, Tensor], where: Path) -> dict[str, Tensor]
     return split
 
 
-def _module(config, seed: int | None) -> torch.nn.Module:
-    from transformers.models.gptj.modeling_gptj import GPTJForCausalLM
+def _config(**sizes: object):
+    from transformers.models.gptj.configuration_gptj import GPTJConfig
 
-    return untrained(lambda: GPTJForCausalLM(config), seed)
+    return GPTJConfig(
+        **sizes,
+        activation_function="gelu_new",
+        bos_token_id=1,
+        eos_token_id=2,
+        tie_word_embeddings=False,
+        use_cache=False,
+        attn_implementation="eager",
+    )

@@ -6,6 +6,7 @@ single proteins, is added to that of the tokens.
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -13,18 +14,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plm_depth.models import checkpoints
+from plm_depth.models import attention_masks, checkpoints
 from plm_depth.models.alphabets import PROGEN3_RESIDUES, PROGEN3_TOKENS, Alphabet
-from plm_depth.models.base import Adapter, Batch, CheckpointError, Context, Tokens
+from plm_depth.models.base import Batch, CheckpointError, Context, Tokens
+from plm_depth.models.hub import HubAdapter
 from plm_depth.models.precision import outside_autocast
-from plm_depth.models.untrained import of_depth, untrained
-from plm_depth.tables import AMINO_ACIDS
 
 EXPERTS = r"model\.layers\.\d+\.mlp\.experts\.(gate_up|down)_proj"
+# Settings that the published config and the library's have under one name.
+SETTINGS = (
+    *("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size"),
+    *("num_experts_per_tok", "max_position_embeddings", "rms_norm_eps", "initializer_range"),
+)
 N_SEQUENCES = 512  # rows of the published embedding of sequence numbers, of which only row 0 is used here
 
 
-class ProGen3(Adapter):
+class ProGen3(HubAdapter):
     """ProGen3: sequential blocks without biases; N-to-C and C-to-N reading."""
 
     family = "progen3"
@@ -32,33 +37,20 @@ class ProGen3(Adapter):
     is_mixture = True
     read_offset = -1
     directions = ("n2c", "c2n")
-    layouts = ("hub",)
     max_residues = 8190
     alphabet: ClassVar[Alphabet] = Alphabet(PROGEN3_TOKENS, PROGEN3_RESIDUES)
+    frame = ("1", "2")
     mask_id = None
     pad_id = 0
 
-    def __init__(self, module: torch.nn.Module, dtype: str = "float32"):
-        self.module, self.dtype = module.eval(), dtype
-        self.n_blocks, self.d_model = module.config.num_hidden_layers, module.config.hidden_size
-        self.residue_ids = np.array([self.alphabet.id_of[letter] for letter in AMINO_ACIDS])
-        self.vocabulary = dict(enumerate(self.alphabet.tokens))
-
     # ------------------------------------------------------------------------------------------------- tokens
 
-    def encode(self, sequence: str, *, masked: np.ndarray | None = None, direction: str = "n2c") -> Tokens:
+    def encode(self, sequence: str, *, masked: np.ndarray | None = None, direction: str | None = None) -> Tokens:
         """Return ``<bos>`` ``1`` residues ``2`` ``<eos>``, for "c2n" with 2, reversed residues, 1; see ``Adapter``."""
-        self.check_direction(direction)
-        self.check_sequence(sequence, self.alphabet.residues)
-        masked = self.check_masked(sequence, masked)
-        id_of = self.alphabet.id_of
-        middle = np.concatenate([[id_of["1"]], self.alphabet.encode(sequence), [id_of["2"]]])
-        positions = np.arange(2, len(sequence) + 2)
-        if direction == "c2n":
-            middle, positions = middle[::-1], positions[::-1].copy()
-        ids = np.concatenate([[id_of["<bos>"]], middle, [id_of["<eos>"]]])
-        assert len(ids) == len(sequence) + 4
-        return Tokens(ids, positions, masked, direction)
+        middle = super().encode(sequence, masked=masked, direction=direction)
+        start, end = (self.alphabet.id_of[text] for text in ("<bos>", "<eos>"))
+        ids = np.concatenate([[start], middle.ids, [end]])
+        return replace(middle, ids=ids, residue_tokens=middle.residue_tokens + 1)
 
     def parse(self, protein: str) -> tuple[str | None, dict[str, object]]:
         """Return the sequence, or None of a protein with spans to fill in, which this adapter does not read."""
@@ -72,25 +64,11 @@ class ProGen3(Adapter):
 
     def embed(self, batch: Batch) -> tuple[Tensor, Context]:
         """Return the token embeddings, the causal mask and the rotary tables."""
-        from transformers import masking_utils
-
         model = self.module.model
         stream = model.embed_tokens(batch.ids)
-        positions = self._positions(batch)
-        mask = masking_utils.create_causal_mask(
-            config=self.module.config,
-            inputs_embeds=stream,
-            attention_mask=batch.valid.long(),  # never None: jumping positions would be taken for packed sequences
-            past_key_values=None,
-            position_ids=positions,
-        )
-        cos, sin = model.rotary_emb(stream, positions)
+        mask = attention_masks.causal(self.module.config, stream, batch)
+        cos, sin = model.rotary_emb(stream, batch.positions)
         return stream, Context({"mask": mask, "cos": cos, "sin": sin})
-
-    def _positions(self, batch: Batch) -> Tensor:
-        if "position_ids" in batch.extra:
-            return batch.extra["position_ids"]
-        return torch.arange(batch.ids.shape[1], device=batch.ids.device)[None]
 
     def attention_update(self, block: int, stream: Tensor, context: Context) -> Tensor:
         layer = self.module.model.layers[block - 1]
@@ -114,15 +92,11 @@ class ProGen3(Adapter):
     def final_norm(self, stream: Tensor) -> Tensor:
         return self.module.model.norm(stream)
 
-    def read_out(self, stream: Tensor) -> Tensor:
-        return self.module.lm_head(self.final_norm(stream))
-
     def library_logits(self, batch: Batch) -> Tensor:
         return self.module(
             input_ids=batch.ids,
             attention_mask=batch.valid.long(),
-            position_ids=self._positions(batch),
-            use_cache=False,
+            position_ids=batch.positions,
         ).logits
 
     def log_likelihood(self, logits: Tensor, batch: Batch) -> Tensor:
@@ -135,19 +109,21 @@ class ProGen3(Adapter):
         is_target = batch.valid[:, 1:]
         return (logp * is_target).sum(1) / is_target.sum(1)
 
-    def fresh_module(self, seed: int) -> torch.nn.Module:
-        return _module(self.module.config, self.module.clip_qkv, seed)
-
-    def shallower(self, n_blocks: int) -> Self:
-        return type(self)(_module(of_depth(self.module.config, n_blocks), self.module.clip_qkv, None), self.dtype)
-
     # -------------------------------------------------------------------------------------------------- files
 
     @classmethod
-    def files(cls, folder: Path, layout: str | None = None) -> list[Path]:
-        """Return the files that ``load`` reads."""
-        cls.check_layout(layout)
-        return [folder / "config.json", *checkpoints.weight_files(folder, with_index=True)]
+    def network(cls, config) -> torch.nn.Module:
+        from transformers.models.mixtral.modeling_mixtral import MixtralForCausalLM
+
+        module = MixtralForCausalLM(config)
+        for layer in module.model.layers:
+            if config.clip_qkv is not None:
+                attention = layer.self_attn
+                for part in ("q_proj", "k_proj", "v_proj"):
+                    setattr(attention, part, ClampedLinear(getattr(attention, part), float(config.clip_qkv)))
+            # Which experts a token takes should not hang on the rounding of half precision.
+            layer.mlp.gate.forward = outside_autocast(layer.mlp.gate.forward)
+        return module
 
     @classmethod
     def load(cls, folder: Path | str, *, dtype: str = "float32", layout: str | None = None) -> Self:
@@ -182,13 +158,10 @@ class ProGen3(Adapter):
             "n_experts": of("num_experts"),
             "n_active": of("num_experts_per_tok"),
         }
-        config = _config(**sizes, rope_theta=of("rope_theta"), eps=of("rms_norm_eps"))
+        further = {"clip_qkv": raw.get("clip_qkv"), "rope_theta": of("rope_theta"), "eps": of("rms_norm_eps")}
+        config = _config(**sizes, **further)
         tensors = library_names(checkpoints.read_weights(folder), sizes["n_experts"], folder)
-        module = _module(config, raw.get("clip_qkv"), None)
-        checkpoints.cast_parameters(module, dtype, also=EXPERTS)
-        checkpoints.fill(module, tensors, folder)
-        module.requires_grad_(False)
-        return cls(module, dtype)
+        return cls(checkpoints.filled(cls.module_of(config), tensors, folder, dtype=dtype, also=EXPERTS), dtype)
 
     @classmethod
     def build(
@@ -222,23 +195,17 @@ class ProGen3(Adapter):
         if not 1 <= n_active <= n_experts:
             raise ValueError(f"{n_active} active experts of {n_experts}")
         sizes = {"n_blocks": n_blocks, "d_model": d_model, "n_heads": n_heads, "n_kv_heads": n_kv_heads}
-        config = _config(**sizes, d_mlp=d_mlp or 3 * d_model, n_experts=n_experts, n_active=n_active)
-        return cls(_module(config, 8.0, seed))
+        sizes |= {"d_mlp": d_mlp or 3 * d_model, "n_experts": n_experts, "n_active": n_active}
+        return cls(cls.module_of(_config(**sizes, clip_qkv=8.0), seed))
 
     def save(self, folder: Path | str) -> None:
         """Write the published layout: ``config.json`` and ``model.safetensors``.
 
         The embedding of the first sequence is already part of that of the tokens, so its own table is written as zeros.
-
-        Raises:
-            ValueError: weights that are not float32.
         """
-        if self.dtype != "float32":
-            raise ValueError(f"this model is {self.dtype}; load it in float32 to save it")
-        folder, config = Path(folder), self.module.config
-        folder.mkdir(parents=True, exist_ok=True)
-        clip = self.module.clip_qkv
-        raw = {
+        config = self.module.config
+        clip = config.clip_qkv
+        raw = checkpoints.values_of(config, SETTINGS) | {
             "architectures": ["ProGen3ForCausalLM"],
             "attention_dropout": 0.0,
             "bos_token_id": 1,
@@ -247,28 +214,18 @@ class ProGen3(Adapter):
             "fused_attention_norm": True,
             "gated_mlp": True,
             "hidden_act": "silu",
-            "hidden_size": config.hidden_size,
-            "initializer_range": config.initializer_range,
-            "intermediate_size": config.intermediate_size,
             "max_num_sequences": N_SEQUENCES,
-            "max_position_embeddings": config.max_position_embeddings,
             "model_type": "progen3",
             "moe_expert_selection": "switch",
             "moe_implementation": "megablocks",
-            "num_attention_heads": config.num_attention_heads,
             "num_experts": config.num_local_experts,
-            "num_experts_per_tok": config.num_experts_per_tok,
-            "num_hidden_layers": config.num_hidden_layers,
-            "num_key_value_heads": config.num_key_value_heads,
             "pad_token_id": 0,
-            "rms_norm_eps": config.rms_norm_eps,
             "rope_theta": config.rope_parameters["rope_theta"],
             "tie_word_embeddings": False,
             "torch_dtype": "float32",
             "vocab_size": len(PROGEN3_TOKENS),
         }
-        checkpoints.write_json(raw, folder / "config.json")
-        checkpoints.write_safetensors(published_names(self.module.state_dict()), folder / "model.safetensors")
+        checkpoints.write_folder(Path(folder), raw, published_names(self.module.state_dict()), "model.safetensors")
 
 
 class ClampedLinear(torch.nn.Linear):
@@ -342,6 +299,7 @@ def _config(
     d_mlp: int,
     n_experts: int,
     n_active: int,
+    clip_qkv: float | None,
     rope_theta: float = 1e5,
     eps: float = 1e-5,
 ):
@@ -356,6 +314,7 @@ def _config(
         num_key_value_heads=n_kv_heads,
         num_local_experts=n_experts,
         num_experts_per_tok=n_active,
+        clip_qkv=clip_qkv,
         max_position_embeddings=65536,
         rms_norm_eps=eps,
         rope_parameters={"rope_type": "default", "rope_theta": float(rope_theta)},
@@ -365,18 +324,3 @@ def _config(
         attn_implementation="sdpa",
         experts_implementation="eager",
     )
-
-
-def _module(config, clip_qkv: float | None, seed: int | None) -> torch.nn.Module:
-    from transformers.models.mixtral.modeling_mixtral import MixtralForCausalLM
-
-    module = untrained(lambda: MixtralForCausalLM(config), seed)
-    module.clip_qkv = clip_qkv
-    for layer in module.model.layers:
-        if clip_qkv is not None:
-            attention = layer.self_attn
-            for part in ("q_proj", "k_proj", "v_proj"):
-                setattr(attention, part, ClampedLinear(getattr(attention, part), float(clip_qkv)))
-        # Which experts a token takes should not hang on the rounding of half precision.
-        layer.mlp.gate.forward = outside_autocast(layer.mlp.gate.forward)
-    return module

@@ -13,14 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plm_depth.models import checkpoints
-from plm_depth.models.base import Adapter, Batch, CheckpointError, Context, SequenceError, Tokens
-from plm_depth.models.untrained import of_depth, untrained
+from plm_depth.models import attention_masks, checkpoints
+from plm_depth.models.base import Batch, CheckpointError, Context, SequenceError, Tokens
+from plm_depth.models.hub import HubAdapter
 from plm_depth.tables import AMINO_ACIDS, write_text
 
 SEPARATOR = "<|endoftext|>"
 LINE = 60  # residues between two line breaks in the training text
 RESIDUES = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+# Settings of a published config under the library's names.
+SETTINGS = (
+    *("n_layer", "n_embd", "n_head", "n_positions", "vocab_size", "layer_norm_epsilon"),
+    *("attn_pdrop", "embd_pdrop", "resid_pdrop"),
+)
 CONSTANTS = [r"transformer\.h\.\d+\.attn\.(bias|masked_bias)"]
 MATRICES = r"transformer\.h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.(weight|bias)"
 
@@ -87,14 +92,13 @@ class Pieces:
         return np.array(encoded.ids), of_character
 
 
-class ProtGpt2(Adapter):
+class ProtGpt2(HubAdapter):
     """ProtGPT2: GPT-2 over pieces of residues; hub folders."""
 
     family = "protgpt2"
     objective = "ar"
     read_offset = -1
     directions = ("n2c",)
-    layouts = ("hub",)
     tokens_are_residues = False
     max_residues = 4000
     mask_id = None
@@ -142,19 +146,9 @@ class ProtGpt2(Adapter):
 
     def embed(self, batch: Batch) -> tuple[Tensor, Context]:
         """Return token and position embeddings, and the causal mask."""
-        from transformers.masking_utils import create_causal_mask
-
         transformer = self.module.transformer
-        positions = torch.arange(batch.ids.shape[1], device=batch.ids.device)[None]
-        embedded = transformer.wte(batch.ids)
-        mask = create_causal_mask(
-            config=self.module.config,
-            inputs_embeds=embedded,
-            attention_mask=batch.valid.long(),
-            past_key_values=None,
-            position_ids=positions,
-        )
-        return transformer.drop(embedded + transformer.wpe(positions)), Context({"mask": mask})
+        stream = transformer.drop(transformer.wte(batch.ids) + transformer.wpe(batch.positions))
+        return stream, Context({"mask": attention_masks.causal(self.module.config, stream, batch)})
 
     def attention_update(self, block: int, stream: Tensor, context: Context) -> Tensor:
         layer = self.module.transformer.h[block - 1]
@@ -167,26 +161,13 @@ class ProtGpt2(Adapter):
     def final_norm(self, stream: Tensor) -> Tensor:
         return self.module.transformer.ln_f(stream)
 
-    def read_out(self, stream: Tensor) -> Tensor:
-        return self.module.lm_head(self.final_norm(stream))
-
-    def library_logits(self, batch: Batch) -> Tensor:
-        return self.module(input_ids=batch.ids, attention_mask=batch.valid.long(), use_cache=False).logits
-
-    def fresh_module(self, seed: int) -> torch.nn.Module:
-        return _module(self.module.config, seed)
-
-    def shallower(self, n_blocks: int) -> Self:
-        return type(self)(_module(of_depth(self.module.config, n_blocks), None), self.pieces, self.dtype)
-
     # -------------------------------------------------------------------------------------------------- files
 
     @classmethod
     def files(cls, folder: Path, layout: str | None = None) -> list[Path]:
         """Return the files that ``load`` reads."""
         cls.check_layout(layout)
-        named = [folder / name for name in ("config.json", "vocab.json", "merges.txt")]
-        return [*named, *checkpoints.weight_files(folder, with_index=True)]
+        return checkpoints.hub_files(folder, "vocab.json", "merges.txt")
 
     @classmethod
     def load(cls, folder: Path | str, *, dtype: str = "float32", layout: str | None = None) -> Self:
@@ -215,11 +196,16 @@ class ProtGpt2(Adapter):
         tensors = checkpoints.read_weights(folder)
         if not any(name.startswith("transformer.") for name in tensors):  # saved from the trunk alone
             tensors = {name if name.startswith("lm_head.") else f"transformer.{name}": t for name, t in tensors.items()}
-        module = _module(config, None)
-        checkpoints.cast_parameters(module, dtype, also=MATRICES)
-        checkpoints.fill(module, tensors, folder, ignored=CONSTANTS)
-        module.requires_grad_(False)
+        module = checkpoints.filled(
+            cls.module_of(config), tensors, folder, dtype=dtype, also=MATRICES, ignored=CONSTANTS
+        )
         return cls(module, pieces, dtype)
+
+    @classmethod
+    def network(cls, config) -> torch.nn.Module:
+        from transformers.models.gpt2.modeling_gpt2 import GPT2LMHeadModel
+
+        return GPT2LMHeadModel(config)
 
     @classmethod
     def build(
@@ -246,33 +232,22 @@ class ProtGpt2(Adapter):
             pieces=pieces,
             dropout=dropout,
         )
-        return cls(_module(config, seed), pieces)
+        return cls(cls.module_of(config, seed), pieces)
 
     def save(self, folder: Path | str) -> None:
-        """Write the hub's layout: config, ``pytorch_model.bin`` and the byte-pair encoding.
-
-        Raises:
-            ValueError: weights that are not float32.
-        """
-        if self.dtype != "float32":
-            raise ValueError(f"this model is {self.dtype}; load it in float32 to save it")
+        """Write the hub's layout: config, ``pytorch_model.bin`` and the byte-pair encoding."""
         folder, config = Path(folder), self.module.config
-        folder.mkdir(parents=True, exist_ok=True)
-        names = ("n_layer", "n_embd", "n_head", "n_positions", "vocab_size", "attn_pdrop", "embd_pdrop", "resid_pdrop")
-        raw = {name: getattr(config, name) for name in names}
-        raw.update(
-            activation_function="gelu_new",
-            architectures=["GPT2LMHeadModel"],
-            bos_token_id=self.pad_id,
-            eos_token_id=self.pad_id,
-            layer_norm_epsilon=config.layer_norm_epsilon,
-            model_type="gpt2",
-            n_ctx=config.n_positions,
-            torch_dtype="float32",
-        )
-        checkpoints.write_json(raw, folder / "config.json")
+        raw = checkpoints.values_of(config, SETTINGS) | {
+            "activation_function": "gelu_new",
+            "architectures": ["GPT2LMHeadModel"],
+            "bos_token_id": self.pad_id,
+            "eos_token_id": self.pad_id,
+            "model_type": "gpt2",
+            "n_ctx": config.n_positions,
+            "torch_dtype": "float32",
+        }
+        checkpoints.write_folder(folder, raw, self.module.state_dict(), "pytorch_model.bin")
         self.pieces.write(folder)
-        checkpoints.write_pickle(self.module.state_dict(), folder / "pytorch_model.bin")
 
 
 def _config(*, n_layer: int, n_embd: int, n_head: int, n_positions: int, pieces: Pieces, dropout: float):
@@ -295,9 +270,3 @@ def _config(*, n_layer: int, n_embd: int, n_head: int, n_positions: int, pieces:
         use_cache=False,
         attn_implementation="sdpa",
     )
-
-
-def _module(config, seed: int | None) -> torch.nn.Module:
-    from transformers.models.gpt2.modeling_gpt2 import GPT2LMHeadModel
-
-    return untrained(lambda: GPT2LMHeadModel(config), seed)

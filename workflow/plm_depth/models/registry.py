@@ -127,5 +127,11 @@ def build(family: str, sizes: Mapping[str, object], seed: int = 0) -> "Adapter":
 
 
 def save(adapter: "Adapter", folder: Path | str) -> None:
-    """Write a model into a folder in the layout that its family publishes, so that ``load`` reads the same model."""
+    """Write a model into a folder in the layout that its family publishes, so that ``load`` reads the same model.
+
+    Raises:
+        ValueError: weights that are not float32, in which every family is published.
+    """
+    if adapter.dtype != "float32":
+        raise ValueError(f"this model is {adapter.dtype}; load it in float32 to save it")
     adapter.save(Path(folder))

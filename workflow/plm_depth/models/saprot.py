@@ -23,6 +23,7 @@ SPECIALS = ("<cls>", "<pad>", "<eos>", "<unk>", "<mask>")
 LETTERS = "ACDEFGHIKLMNPQRSTVWY#"  # "#": amino acid hidden
 STATES = "pynwrqhgdlvtmfsaeikc#"  # "#": structure unknown
 UNKNOWN = str.maketrans("XBUZO", "#####")
+STATELESS = {letter: f"{letter.translate(UNKNOWN)}#" for letter in ESM_RESIDUES + "#"}  # tokens without a state
 TOKENS = (*SPECIALS, *(letter + state for letter in LETTERS for state in STATES))
 
 
@@ -34,7 +35,7 @@ class SaProt(Esm):
     layouts = ("hub", "fair_esm")
     conditions = ("seq", "seq_struct", "struct")
     reads_structure = ("three_di",)
-    alphabet: ClassVar[Alphabet] = Alphabet(TOKENS, "")
+    alphabet: ClassVar[Alphabet] = Alphabet(TOKENS, ESM_RESIDUES + "#", read_as=STATELESS)
     weights_name = "pytorch_model.bin"
     stores_tied_decoder = True
     dropout = 0.1
@@ -44,10 +45,6 @@ class SaProt(Esm):
         id_of = self.alphabet.id_of
         self.vocabulary = {id_of[text]: text for text in SPECIALS}
         self.vocabulary.update({id_of[f"{letter}#"]: letter for letter in LETTERS})
-
-    @classmethod
-    def token_of(cls, letter: str) -> str:
-        return f"{letter}#"
 
     def encode(
         self,
@@ -74,11 +71,10 @@ class SaProt(Esm):
             SequenceError: see ``Adapter.encode``; a condition without its structure.
         """
         self.check_direction(direction)
-        self.check_sequence(sequence, ESM_RESIDUES + "#")
-        masked = np.ones(len(sequence), bool) if condition == "struct" else self.check_masked(sequence, masked)
-        self.check_condition(condition, sequence, structure, "three_di")
-        if struct_at_mask not in ("hide", "keep"):
-            raise SequenceError(f"struct_at_mask {struct_at_mask!r}; 'hide' or 'keep'")
+        self.check_sequence(sequence, self.alphabet.residues)
+        masked, _ = self.check_shown(
+            sequence, masked=masked, structure=structure, condition=condition, struct_at_mask=struct_at_mask
+        )
         states = "#" * len(sequence) if condition == "seq" else structure.three_di
         for position, state in enumerate(states):
             if state not in STATES:
@@ -92,9 +88,7 @@ class SaProt(Esm):
             residues[masked] = self.mask_id
         else:
             residues[masked] = [id_of["#" + states[position]] for position in np.flatnonzero(masked)]
-        ids = np.concatenate([[id_of["<cls>"]], residues, [id_of["<eos>"]]])
-        assert len(ids) == len(sequence) + 2
-        return Tokens(ids, np.arange(1, len(sequence) + 1), masked, direction)
+        return Tokens.framed(id_of["<cls>"], residues, id_of["<eos>"], masked, direction)
 
     def parse(self, protein: str) -> tuple[str, dict[str, object]]:
         """Return sequence and structure of a joint string: an amino acid and a 3Di state in turn. Masks hide both."""
