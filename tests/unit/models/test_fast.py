@@ -21,6 +21,7 @@ FAMILIES = {
     "progen2": {},
     "progen2, half rotated": {"rotary_dim": 4},
     "progen2, wholly rotated": {"rotary_dim": 8},
+    "progen2, heads of odd width": {"d_model": 40, "rotary_dim": 4},
 }
 
 

@@ -216,5 +216,7 @@ class FastGptJ(_Fast):
 
 def _turned(x: Tensor, turn: Tensor) -> Tensor:
     """Return neighbours of the last axis rotated, (n_rows, n_tokens, n_heads, even), in float32 and back."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if any(step % 2 for step in pairs.stride()[:-1]):  # a complex number lies at an even place: not in odd heads
+        pairs = pairs.contiguous()
+    return torch.view_as_real(torch.view_as_complex(pairs) * turn).flatten(-2).to(x.dtype)
