@@ -118,12 +118,16 @@ def test_what_it_does_not_know_it_leaves_alone():
     assert steps(other := toy()) is other
     assert steps(esmc := build("esmc", {"n_blocks": 1, "d_model": 64, "n_heads": 1})) is esmc
 
-    class Changed(type(model("esm2"))):
-        def mlp_update(self, block, middle, context):
-            return super().mlp_update(block, middle, context) * 2
 
-    changed = Changed(model("esm2").module)
-    assert steps(changed) is changed
+@pytest.mark.parametrize("name", ["esm2", "progen2"])
+@pytest.mark.parametrize("method", ["mlp_update", "attention_update", "updates"])
+def test_a_family_with_another_walk_is_left_alone_until_it_names_its_blocks(name, method):
+    known = model(name)
+    changed = type("Changed", (type(known),), {method: lambda self, *given: getattr(known, method)(*given)})
+    adapter = changed(known.module)
+    assert steps(adapter) is adapter
+    changed.fast_blocks = known.fast_blocks
+    assert type(steps(adapter)) is type(steps(known))
 
 
 class TestBranches:

@@ -186,6 +186,7 @@ class Adapter(ABC):
         reads_structure: the parts of ``Structure`` any of which is enough for the conditions with structure.
         layouts: names of the on-disk layouts that the family is published in.
         has_attention_maps: whether ``attention_maps`` exists.
+        fast_blocks: key of ``fast.MAKERS`` of blocks that the adapter walks as its library does, or None.
         can_branch: whether ``branch`` exists: a token sees tokens before it only, and its place is a number.
         is_mixture: whether MLPs are mixtures of experts, of which each token takes a few; ``experts`` says which.
         extra_padding: by name of ``Tokens.extra``, the value that stands at padded tokens.
@@ -220,6 +221,7 @@ class Adapter(ABC):
     layouts: tuple[str, ...] = ()
     can_branch: bool = False
     has_attention_maps: bool = False
+    fast_blocks: str | None = None
     is_mixture: bool = False
     extra_padding: Mapping[str, float] = {}
     head: str = "lm_head"

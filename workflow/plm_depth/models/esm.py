@@ -56,6 +56,7 @@ class Esm(HubAdapter):
     position_embeddings: ClassVar[str] = "rotary"
     max_residues = 1022
     has_attention_maps = True
+    fast_blocks = "esm"
     reads_all_blocks = (CONTACT_HEAD,)
 
     def __init__(self, module: torch.nn.Module, dtype: str = "float32"):

@@ -3,7 +3,8 @@
 ``steps(adapter)`` returns an object with the adapter's ``updates`` and ``mlp_update``. For the families it knows it
 works on the library's own weights with fused operators: one product for query, key and value, rotation as a complex
 product, the activation in one pass, and no score matrix in memory. Results agree with the library's within rounding;
-every other family, and every model in double precision, gets the adapter itself.
+every other family, and every model in double precision, gets the adapter itself. An adapter names the blocks that it
+walks in ``fast_blocks``.
 
 Weights are copied when ``steps`` is called: call it again after weights have changed.
 """
@@ -37,18 +38,12 @@ def steps(adapter: Adapter) -> Steps:
 
 
 def _maker(adapter: Adapter) -> "type[_Fast] | None":
-    if type(adapter).updates is not Adapter.updates:
-        return None
-    if adapter.family == "progen2":
-        return FastGptJ
-    attention = getattr(getattr(adapter.module, "esm", None), "encoder", None)
-    if attention is None:
-        return None
-    from plm_depth.models.esm import Esm
-
+    """Return the class that the adapter names, unless a class below changed what its blocks do."""
     kind = type(adapter)
-    same = kind.attention_update is Esm.attention_update and kind.mlp_update is Esm.mlp_update
-    return FastEsm if same else None
+    named_by = next(owner for owner in kind.__mro__ if "fast_blocks" in vars(owner))
+    walk = ("updates", "attention_update", "mlp_update")
+    same = all(getattr(kind, name) is getattr(named_by, name) for name in walk)
+    return MAKERS[adapter.fast_blocks] if adapter.fast_blocks is not None and same else None
 
 
 class _Fast(ABC):
@@ -212,6 +207,9 @@ class FastGptJ(_Fast):
             turn = torch.complex(cos, sin)[:, :, None].expand(-1, -1, self.n_heads, -1).contiguous()
             self._turned = positions, turn
         return self._turned[1]
+
+
+MAKERS = {"esm": FastEsm, "gptj": FastGptJ}  # by the library's name of the blocks
 
 
 def _turned(x: Tensor, turn: Tensor) -> Tensor:

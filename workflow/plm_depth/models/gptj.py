@@ -36,6 +36,7 @@ class ProGen2(HubAdapter):
     is_parallel = True
     can_branch = True
     has_attention_maps = True
+    fast_blocks = "gptj"
     read_offset = -1
     directions = ("n2c", "c2n")
     layouts = ("authors", "community")

@@ -4,17 +4,10 @@ What an adapter refuses ends its stage with the protein's name; a data set drawn
 (``plm_depth.sequences.sample`` leaves such records out and counts them), a protein given in another way may.
 """
 
-from plm_depth.models.registry import FAMILIES
+from plm_depth.models.registry import FAMILIES, Entry
 
 ODD = "BJOUXZ"
 OWN, AS_X, REFUSED = "own token", "as X", "refused"
-_USUAL = {**dict.fromkeys("BOUXZ", OWN), "J": REFUSED}
-_OTHERS = {
-    "protbert": {**_USUAL, **dict.fromkeys("BOUZ", AS_X)},  # as its authors prepare their sequences
-    "saprot": {**_USUAL, **dict.fromkeys("BOUZ", AS_X)},  # an unknown amino acid, "#"
-    "progen3": dict.fromkeys(ODD, OWN),
-    "protgpt2": dict.fromkeys(ODD, OWN),  # pieces of several letters
-}
 
 
 def policies(families: list[str]) -> dict[str, dict[str, list[str]]]:
@@ -24,14 +17,18 @@ def policies(families: list[str]) -> dict[str, dict[str, list[str]]]:
         KeyError: an unknown family.
     """
     unique = list(dict.fromkeys(families))
-    for family in unique:
-        FAMILIES[family]
-    read = {family: _OTHERS.get(family, _USUAL) for family in unique}
+    read = {letter: {family: _how(FAMILIES[family], letter) for family in unique} for letter in ODD}
     return {
         letter: {
-            how: [family for family in unique if read[family][letter] == how]
+            how: [family for family in unique if by_family[family] == how]
             for how in (OWN, AS_X, REFUSED)
-            if any(read[family][letter] == how for family in unique)
+            if how in by_family.values()
         }
-        for letter in ODD
+        for letter, by_family in read.items()
     }
+
+
+def _how(entry: Entry, letter: str) -> str:
+    if letter in entry.refused:
+        return REFUSED
+    return AS_X if letter in entry.as_x else OWN

@@ -21,6 +21,8 @@ class Entry(NamedTuple):
 
     ``reads_structure``: the parts of ``base.Structure`` any of which is enough to show it a structure; () if none is.
     ``can_branch``, ``tokens_are_residues``: as the class has them.
+    ``as_x``, ``refused``: of the letters beside the 20 amino acids (``letters.ODD``), those that it reads as an unknown
+    residue and those that it does not read; each other one has a token of its own.
     """
 
     where: str
@@ -29,6 +31,8 @@ class Entry(NamedTuple):
     reads_structure: tuple[str, ...] = ()
     can_branch: bool = False
     tokens_are_residues: bool = True
+    as_x: str = ""
+    refused: str = "J"
 
 
 FAMILIES = {  # every value is an Entry
@@ -36,14 +40,14 @@ FAMILIES = {  # every value is an Entry
     "dplm": Entry("plm_depth.models.esm:Dplm", "diffusion", "DPLM"),
     "esm1b": Entry("plm_depth.models.esm:Esm1b", "mlm", "ESM-1b"),
     "esm1v": Entry("plm_depth.models.esm:Esm1v", "mlm", "ESM-1v"),
-    "saprot": Entry("plm_depth.models.saprot:SaProt", "mlm", "SaProt", ("three_di",)),
+    "saprot": Entry("plm_depth.models.saprot:SaProt", "mlm", "SaProt", ("three_di",), as_x="BOUZ"),
     "dplm2": Entry("plm_depth.models.dplm2:Dplm2", "diffusion", "DPLM-2", ("codes",)),
     "esmc": Entry("plm_depth.models.esmc:EsmC", "mlm", "ESM C"),
     "esm3": Entry("plm_depth.models.esm3:Esm3", "mlm", "ESM3", ("codes", "coordinates")),
-    "protbert": Entry("plm_depth.models.protbert:ProtBert", "mlm", "ProtBERT"),
+    "protbert": Entry("plm_depth.models.protbert:ProtBert", "mlm", "ProtBERT", as_x="BOUZ"),
     "progen2": Entry("plm_depth.models.gptj:ProGen2", "ar", "ProGen2", can_branch=True),
-    "protgpt2": Entry("plm_depth.models.protgpt2:ProtGpt2", "ar", "ProtGPT2", tokens_are_residues=False),
-    "progen3": Entry("plm_depth.models.progen3:ProGen3", "ar", "ProGen3"),
+    "protgpt2": Entry("plm_depth.models.protgpt2:ProtGpt2", "ar", "ProtGPT2", tokens_are_residues=False, refused=""),
+    "progen3": Entry("plm_depth.models.progen3:ProGen3", "ar", "ProGen3", refused=""),
 }
 
 
