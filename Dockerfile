@@ -1,11 +1,11 @@
 # The environment of the lock, and the workflow, in a container. In a clone:
 #     docker build -t plm-depth .
-#     docker run --rm --user "$(id -u):$(id -g)" -v "$PWD:/opt/plm-depth" plm-depth                      the mini study
-#     docker run --rm --user "$(id -u):$(id -g)" -v "$PWD:/opt/plm-depth" plm-depth snakemake --cores all  the paper study
+#     docker run --rm --user "$(id -u):$(id -g)" -v "$PWD:/opt/plm-depth" plm-depth                         mini study
+#     docker run --rm --user "$(id -u):$(id -g)" -v "$PWD:/opt/plm-depth" plm-depth snakemake --cores all   paper study
 # All that a run makes (results, logs, downloads, Snakemake's own records) then lies in the clone and is yours, and the
-# next run goes on from it; after one that was killed: make resume OPTIONS=--host-is-gone. A rootless docker wants
-# --user 0:0 instead, a rootless podman --userns=keep-id besides. Without a clone the copy in the image runs, and only
-# its results are kept: -v "$PWD/results:/opt/plm-depth/results".
+# next run goes on from it; after one that was killed: make resume OPTIONS=--host-is-gone. A rootless docker or podman
+# wants --user 0:0 instead. Without a clone the copy in the image runs, and only its results are kept:
+# -v "$PWD/results:/opt/plm-depth/results".
 FROM python:3.11-slim
 
 RUN apt-get update \
