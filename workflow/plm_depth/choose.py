@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from plm_depth.config import CHOICE_DEFAULTS
 from plm_depth.sequences import labels
 
 KEPT = 64  # residues of a protein whose states are kept, for labels of residues
@@ -27,9 +28,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", default="choice", help="of the question (default: %(default)s)")
     parser.add_argument("--identity", type=float, default=0.3, help="from which proteins are relatives (%(default)s)")
     parser.add_argument("--coverage", type=float, default=0.5, help="of the shorter one (default: %(default)s)")
+    parser.add_argument("--tool", default="auto", choices=("auto", "builtin", "mmseqs"), help="that finds them (auto)")
     parser.add_argument("--folds", type=int, default=5, help="of whole clusters (default: %(default)s)")
     parser.add_argument("--tolerance", type=float, default=0.02, help="share of the best score (default: %(default)s)")
     parser.add_argument("--direction", default="n2c", choices=("n2c", "c2n", "both"), help="of autoregressive models")
+    probes, defaults = CHOICE_DEFAULTS["probes"], CHOICE_DEFAULTS
+    parser.add_argument("--probes", nargs="+", default=probes, choices=probes, help="the first decides (default: both)")
+    parser.add_argument("--neighbours", type=int, default=defaults["neighbours"], help="of knn (%(default)s)")
+    parser.add_argument(
+        "--capacity", type=int, default=defaults["capacity"], help="of linear: components (%(default)s)"
+    )
     parser.add_argument("--norm", default="final", choices=("final", "none"), help="of the states (%(default)s)")
     parser.add_argument("--residues", type=int, default=KEPT, help="of a protein, for labels of residues (%(default)s)")
     parser.add_argument("--resamples", type=int, default=2000, help="of clusters (default: %(default)s)")
@@ -72,7 +80,9 @@ def run(options: argparse.Namespace) -> int:
     grouped = []
     if not options.cluster:
         where = ("--sample", at("sequences.parquet"), "--output", at("clusters.parquet"))
-        stage(cluster.main, *where, "--identity", options.identity, "--coverage", options.coverage)
+        stage(
+            cluster.main, *where, "--identity", options.identity, "--coverage", options.coverage, "--tool", options.tool
+        )
         grouped = ["--clusters", at("clusters.parquet")]
     stage(
         *(describe.main, "--model", model, "--family", options.family, "--folder", options.model),
@@ -85,7 +95,8 @@ def run(options: argparse.Namespace) -> int:
         *("--norm", options.norm, "--seed", options.seed, "--token-budget", options.token_budget),
         *("--device", options.device, "--output", at("stream.parquet")),
     )
-    settings = {key: getattr(options, key) for key in ("folds", "tolerance", "direction")}
+    keys = ("folds", "probes", "neighbours", "tolerance", "capacity", "direction")
+    settings = {key: getattr(options, key) for key in keys}
     stage(
         *(choice.main, "--labels", at("labels.parquet"), "--stream", at("stream.parquet"), *grouped),
         *("--name", options.name, "--settings", json.dumps(settings), "--resamples", options.resamples),

@@ -1,60 +1,11 @@
 """
 Depth ablation, where the config has a section `ablation`: blocks removed, exchanged, reversed, and early exits.
 
-Needs   cards/{model}.json, datasets/{dataset}/candidates.parquet, datasets/{dataset}/clusters.parquet
-Gives   results/{study}/datasets/{dataset}/ablated/{proteins,clusters}.parquet             what is ablated
-        results/{study}/ablate/{dataset}/{model}/{variant}/{shard}.parquet                 per protein and run
+Needs   cards/{model}.json, datasets/{dataset}/ablation/{proteins,clusters}.parquet, datasets/{dataset}/clusters.parquet
+Gives   results/{study}/ablate/{dataset}/{model}/{variant}/{shard}.parquet                 per protein and run
         results/{study}/ablation/{dataset}/{model}.parquet                                 per run, with intervals
         results/{study}/ablation_summary/{dataset}/{model}.parquet                         depth in one number
 """
-
-
-rule cut_ablated_proteins:
-    """The first ranks of the sample: ablations cost many passes, so they are measured on fewer proteins."""
-    input:
-        f"{RESULTS}/datasets/{{dataset}}/candidates.parquet",
-    output:
-        f"{RESULTS}/datasets/{{dataset}}/ablated/proteins.parquet",
-    log:
-        f"logs/{RESULTS}/cut_ablated_proteins/{{dataset}}.log",
-    benchmark:
-        f"logs/benchmarks/{RESULTS}/cut_ablated_proteins/{{dataset}}.jsonl"
-    conda:
-        "../../envs/main.yaml"
-    resources:
-        mem_mb=growing(1000),
-        runtime=growing(10),
-    params:
-        size=lambda wc: study.size_in("ablation", wc.dataset),
-        code=code_of("sequences.shard"),
-    shell:
-        "python -m plm_depth.sequences.shard --sample {input:q} --first 0 --last {params.size} --output {output:q}"
-        " > {log:q} 2>&1"
-
-
-rule cluster_ablated_proteins:
-    """Clusters of these alone, for choosing and evaluating on different ones: a grown sample renews no ablation."""
-    input:
-        rules.cut_ablated_proteins.output,
-    output:
-        f"{RESULTS}/datasets/{{dataset}}/ablated/clusters.parquet",
-    log:
-        f"logs/{RESULTS}/cluster_ablated_proteins/{{dataset}}.log",
-    benchmark:
-        f"logs/benchmarks/{RESULTS}/cluster_ablated_proteins/{{dataset}}.jsonl"
-    conda:
-        "../../envs/main.yaml"
-    resources:
-        mem_mb=growing(2000),
-        runtime=growing(60),
-    params:
-        identity=study.config["clusters"]["identity"],
-        coverage=study.config["clusters"]["coverage"],
-        code=code_of("sequences.cluster"),
-    shell:
-        "python -m plm_depth.sequences.cluster --sample {input:q} --identity {params.identity}"
-        " --coverage {params.coverage} --output {output:q} > {log:q} 2>&1"
-
 
 ABLATIONS = f"{RESULTS}/ablate/{{dataset}}/{{model}}/{{variant}}/{{shard}}.parquet"
 
@@ -63,8 +14,8 @@ rule ablate_depth:
     input:
         card=f"{RESULTS}/cards/{{model}}.json",
         folder=checkpoint_folder,
-        proteins=rules.cut_ablated_proteins.output,
-        clusters=rules.cluster_ablated_proteins.output,
+        proteins=f"{RESULTS}/datasets/{{dataset}}/ablation/proteins.parquet",
+        clusters=f"{RESULTS}/datasets/{{dataset}}/ablation/clusters.parquet",
         structures=structures_of,
     output:
         ABLATIONS,

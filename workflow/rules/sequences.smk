@@ -230,3 +230,55 @@ rule cut_shard:
     shell:
         "python -m plm_depth.sequences.shard --sample {input:q} --first {params.ranks[0]} --last {params.ranks[1]}"
         " --output {output:q} > {log:q} 2>&1"
+
+
+rule cut_first_proteins:
+    """The first ranks of the sample, for a section that measures fewer proteins."""
+    input:
+        f"{RESULTS}/datasets/{{dataset}}/candidates.parquet",
+    output:
+        f"{RESULTS}/datasets/{{dataset}}/{{section}}/proteins.parquet",
+    log:
+        f"logs/{RESULTS}/cut_first_proteins/{{dataset}}/{{section}}.log",
+    benchmark:
+        f"logs/benchmarks/{RESULTS}/cut_first_proteins/{{dataset}}/{{section}}.jsonl"
+    wildcard_constraints:
+        section="ablation|tuned_lens",
+    conda:
+        "../../envs/main.yaml"
+    resources:
+        mem_mb=growing(1000),
+        runtime=growing(10),
+    params:
+        size=lambda wc: study.proteins_in(wc.section, wc.dataset),
+        code=code_of("sequences.shard"),
+    shell:
+        "python -m plm_depth.sequences.shard --sample {input:q} --first 0 --last {params.size} --output {output:q}"
+        " > {log:q} 2>&1"
+
+
+rule cluster_first_proteins:
+    """Clusters of these alone, for choosing (or fitting) and evaluating on different ones: a grown sample renews nothing."""
+    input:
+        rules.cut_first_proteins.output,
+    output:
+        f"{RESULTS}/datasets/{{dataset}}/{{section}}/clusters.parquet",
+    log:
+        f"logs/{RESULTS}/cluster_first_proteins/{{dataset}}/{{section}}.log",
+    benchmark:
+        f"logs/benchmarks/{RESULTS}/cluster_first_proteins/{{dataset}}/{{section}}.jsonl"
+    wildcard_constraints:
+        section="ablation|tuned_lens",
+    conda:
+        "../../envs/main.yaml"
+    resources:
+        mem_mb=growing(2000),
+        runtime=growing(60),
+    params:
+        identity=study.config["clusters"]["identity"],
+        coverage=study.config["clusters"]["coverage"],
+        tool=study.config["clusters"]["tool"],
+        code=code_of("sequences.cluster"),
+    shell:
+        "python -m plm_depth.sequences.cluster --sample {input:q} --identity {params.identity}"
+        " --coverage {params.coverage} --tool {params.tool} --output {output:q} > {log:q} 2>&1"

@@ -1,7 +1,7 @@
 """
 The tuned lens, where the config has a section `tuned_lens`.
 
-Needs   cards/{model}.json, datasets/{dataset}/sample.parquet, datasets/{dataset}/clusters.parquet
+Needs   cards/{model}.json, datasets/{dataset}/tuned_lens/{proteins,clusters}.parquet, datasets/{dataset}/clusters.parquet
 Gives   results/{study}/tuned/{dataset}/{model}/{translators.safetensors,tuned.parquet,logit.parquet}
         results/{study}/tuned_lens/{dataset}/{model}.parquet, .lens_seq.parquet
 """
@@ -14,8 +14,8 @@ rule fit_tuned_lens:
     input:
         card=f"{RESULTS}/cards/{{model}}.json",
         folder=checkpoint_folder,
-        sample=f"{RESULTS}/datasets/{{dataset}}/sample.parquet",
-        clusters=f"{RESULTS}/datasets/{{dataset}}/clusters.parquet",
+        proteins=f"{RESULTS}/datasets/{{dataset}}/tuned_lens/proteins.parquet",
+        clusters=f"{RESULTS}/datasets/{{dataset}}/tuned_lens/clusters.parquet",
     output:
         translators=f"{RESULTS}/tuned/{{dataset}}/{{model}}/translators.safetensors",
         tuned=TUNED,
@@ -56,7 +56,7 @@ rule fit_tuned_lens:
         seed=SEED,
         version=TUNED_LENS_VERSION,
     shell:
-        "python -m plm_depth.activations.tuned_lens --card {input.card:q} --sequences {input.sample:q}"
+        "python -m plm_depth.activations.tuned_lens --card {input.card:q} --sequences {input.proteins:q}"
         " --clusters {input.clusters:q} --nulls {params.nulls:q} --inputs {params.inputs:q}"
         " --settings {params.settings:q} --seed {params.seed} --token-budget {resources.token_budget}"
         " --device {resources.device} --threads {threads} --translators {output.translators:q}"
