@@ -104,26 +104,19 @@ class ProGen2(HubAdapter):
     # -------------------------------------------------------------------------------------------------- files
 
     @classmethod
-    def load(cls, folder: Path | str, *, dtype: str = "float32", layout: str | None = None) -> Self:
-        """Return the adapter of a checkpoint folder: the authors' archive or a community copy with other key names.
+    def from_config(cls, raw: Mapping[str, object], path: Path, dtype: str) -> Self:
+        """See ``HubAdapter``; the authors' archive and a community copy with other key names are read alike.
 
         Sizes come from the tensors, head counts and rotary width from the config. ``auto_map`` is never followed.
-
-        Raises:
-            CheckpointError: see ``plm_depth.models.checkpoints``.
         """
-        cls.check_layout(layout)  # both are read alike
-        folder = Path(folder)
-        path = folder / "config.json"
-        raw = checkpoints.read_config(path)
         if raw.get("model_type") != "progen":
             raise CheckpointError(
                 f"{path}: model_type is {raw.get('model_type')!r}, but ProGen2 has 'progen'; is this a checkpoint of "
                 "another family?"
             )
-        tensors = split_fused(checkpoints.read_weights(folder), folder)
+        tensors = split_fused(checkpoints.read_weights(path.parent), path.parent)
         module = cls.module_of(cls._config(raw, tensors, path))
-        return cls(checkpoints.filled(module, tensors, folder, dtype=dtype, ignored=CONSTANTS), dtype)
+        return cls(checkpoints.filled(module, tensors, path.parent, dtype=dtype, ignored=CONSTANTS), dtype)
 
     @classmethod
     def network(cls, config) -> torch.nn.Module:

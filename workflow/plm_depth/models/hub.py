@@ -2,6 +2,7 @@
 
 import copy
 from abc import abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
@@ -16,7 +17,7 @@ from plm_depth.models.untrained import of_depth, untrained
 class HubAdapter(Adapter):
     """An adapter of a module that carries its ``config``, published as a folder of ``config.json`` and weights.
 
-    A family may have other layouts too; it then has its own ``files``.
+    A family with layouts of other files has its own ``load`` and ``files``.
     """
 
     layouts = ("hub",)
@@ -46,6 +47,33 @@ class HubAdapter(Adapter):
         cut = copy.copy(self)
         cut.module, cut.n_blocks = self.module_of(of_depth(self.module.config, n_blocks)).eval(), n_blocks
         return cut
+
+    @classmethod
+    def load(cls, folder: Path | str, *, dtype: str = "float32", layout: str | None = None) -> Self:
+        """Return the adapter of a folder of ``config.json`` and weights.
+
+        Args:
+            folder: the checkpoint.
+            dtype: of the matrices.
+            layout: one of ``layouts``; all are read alike.
+        Raises:
+            CheckpointError: see ``plm_depth.models.checkpoints``.
+            ValueError: an unknown layout.
+        """
+        cls.check_layout(layout)
+        path = Path(folder) / "config.json"
+        return cls.from_config(checkpoints.read_config(path), path, dtype)
+
+    @classmethod
+    def from_config(cls, raw: Mapping[str, object], path: Path, dtype: str) -> Self:
+        """Return the adapter of a config, which this checks, and of the files beside it; not for a ``load`` of its own.
+
+        Args:
+            raw: the config.
+            path: of the config.
+            dtype: of the matrices.
+        """
+        raise NotImplementedError(f"{cls.__name__} does not say how its checkpoints are read")
 
     @classmethod
     def files(cls, folder: Path, layout: str | None = None) -> list[Path]:

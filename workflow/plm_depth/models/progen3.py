@@ -126,17 +126,8 @@ class ProGen3(HubAdapter):
         return module
 
     @classmethod
-    def load(cls, folder: Path | str, *, dtype: str = "float32", layout: str | None = None) -> Self:
-        """Return the adapter of a checkpoint folder in the published layout.
-
-        Raises:
-            CheckpointError: see ``plm_depth.models.checkpoints``.
-            ValueError: an unknown layout.
-        """
-        cls.check_layout(layout)
-        folder = Path(folder)
-        path = folder / "config.json"
-        raw = checkpoints.read_config(path)
+    def from_config(cls, raw: Mapping[str, object], path: Path, dtype: str) -> Self:
+        """See ``HubAdapter``."""
         expected = {
             "model_type": ("progen3",),
             "vocab_size": (len(PROGEN3_TOKENS),),
@@ -160,6 +151,7 @@ class ProGen3(HubAdapter):
         }
         further = {"clip_qkv": raw.get("clip_qkv"), "rope_theta": of("rope_theta"), "eps": of("rms_norm_eps")}
         config = _config(**sizes, **further)
+        folder = path.parent
         tensors = library_names(checkpoints.read_weights(folder), sizes["n_experts"], folder)
         return cls(checkpoints.filled(cls.module_of(config), tensors, folder, dtype=dtype, also=EXPERTS), dtype)
 

@@ -79,17 +79,8 @@ class ProtBert(HubAdapter):
         return checkpoints.hub_files(folder, *(["vocab.txt"] if (folder / "vocab.txt").is_file() else []))
 
     @classmethod
-    def load(cls, folder: Path | str, *, dtype: str = "float32", layout: str | None = None) -> Self:
-        """Return the adapter of a hub folder; a ``vocab.txt`` beside the weights must be the one known here.
-
-        Raises:
-            CheckpointError: see ``plm_depth.models.checkpoints``.
-            ValueError: an unknown layout.
-        """
-        cls.check_layout(layout)
-        folder = Path(folder)
-        path = folder / "config.json"
-        raw = checkpoints.read_config(path)
+    def from_config(cls, raw: Mapping[str, object], path: Path, dtype: str) -> Self:
+        """See ``HubAdapter``; a ``vocab.txt`` beside the weights must be the one known here."""
         expected = {
             "model_type": ("bert",),
             "vocab_size": (len(PROTBERT_TOKENS),),
@@ -99,12 +90,12 @@ class ProtBert(HubAdapter):
             "tie_word_embeddings": (True, None),
         }
         checkpoints.check_settings(raw, expected, path, cls.family)
-        vocabulary = folder / "vocab.txt"
+        vocabulary = path.with_name("vocab.txt")
         if vocabulary.is_file() and tuple(vocabulary.read_text(encoding="utf-8").split()) != PROTBERT_TOKENS:
             raise CheckpointError(f"{vocabulary}: other tokens, or in another order, than ProtBERT's")
-        tensors = checkpoints.read_weights(folder)
+        tensors = checkpoints.read_weights(path.parent)
         module = cls.module_of(cls._config(raw, path))
-        return cls(checkpoints.filled(module, tensors, folder, dtype=dtype, ignored=UNUSED), dtype)
+        return cls(checkpoints.filled(module, tensors, path.parent, dtype=dtype, ignored=UNUSED), dtype)
 
     @classmethod
     def network(cls, config) -> torch.nn.Module:

@@ -5,6 +5,7 @@ piece by its length. No piece is the prediction of one residue: ``read_positions
 """
 
 import json
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Self
@@ -170,17 +171,9 @@ class ProtGpt2(HubAdapter):
         return checkpoints.hub_files(folder, "vocab.json", "merges.txt")
 
     @classmethod
-    def load(cls, folder: Path | str, *, dtype: str = "float32", layout: str | None = None) -> Self:
-        """Return the adapter of a hub folder with its byte-pair encoding.
-
-        Raises:
-            CheckpointError: see ``plm_depth.models.checkpoints``.
-            ValueError: an unknown layout.
-        """
-        cls.check_layout(layout)
-        folder = Path(folder)
-        path = folder / "config.json"
-        raw = checkpoints.read_config(path)
+    def from_config(cls, raw: Mapping[str, object], path: Path, dtype: str) -> Self:
+        """See ``HubAdapter``; the byte-pair encoding is beside the weights."""
+        folder = path.parent
         pieces = Pieces.read(folder)
         expected = {
             "model_type": ("gpt2",),
