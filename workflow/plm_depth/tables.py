@@ -240,7 +240,8 @@ SKIP = _schema(
     quantity=(
         _cat,
         "effect (D), influence (s), dependence (c), EE, LL, EL, LL/EE; l2, kl_fo, tv, flip1, dnll (output change); "
-        "router_flip; locality (of l2); influence_, l2_ and dnll_ with depth_score, n80, participation, half_contrast",
+        "router_flip; locality (of l2); influence_, l2_ and dnll_ with depth_score, n80, participation, half_contrast, "
+        "over all blocks, of influence over those that have a later one",
     ),
     src=(_i16, "source block, 1..n_blocks; -1 in reductions over sources"),
     tgt=(_i16, "target block, 1..n_blocks; -1 for output changes and in reductions over targets"),

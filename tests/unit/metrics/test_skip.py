@@ -18,7 +18,17 @@ from plm_depth.activations.effects import Skips, measure
 from plm_depth.activations.interventions import position_sets
 from plm_depth.activations.nulls import Null
 from plm_depth.metrics import skip as stage
-from plm_depth.metrics.skip import dependence, half_contrast, halves, influence, n80, participation, skip
+from plm_depth.metrics.skip import (
+    dependence,
+    half_contrast,
+    halves,
+    influence,
+    influence_depth,
+    influence_profile,
+    n80,
+    participation,
+    skip,
+)
 from plm_depth.metrics.summary import depth_score
 from plm_depth.randomness import generator
 from plm_depth.tables import AMINO_ACIDS, CLUSTERS, SKIP, SKIP_OUT_SEQ, SKIP_SEQ, TableError, read_table, write_table
@@ -109,6 +119,26 @@ class TestReductions:
             np.testing.assert_allclose(reduce(other), reduce(effect) * factor, rtol=1e-12)
         np.testing.assert_allclose(halves(other)["LL/EE"], halves(effect)["LL/EE"], rtol=1e-12)
 
+    @pytest.mark.parametrize("n", [3, 6, 7, 33])
+    def test_a_uniform_influence_sits_in_the_middle_however_deep_the_model(self, n):
+        effect = np.triu(np.full((n, n), 0.3), 1)
+        s = influence_profile(effect)
+        assert s.shape == (n - 1,) and influence_depth(effect) == pytest.approx(0.5, abs=1e-12)
+        assert half_contrast(s) == pytest.approx(0, abs=1e-12) and participation(s) == pytest.approx(1, abs=1e-12)
+        assert n80(s) == math.ceil(0.8 * (n - 1)) / (n - 1)
+
+    def test_all_influence_of_one_block(self):
+        effect = np.zeros((6, 6))
+        effect[1, 2:] = 0.7
+        s = influence_profile(effect)
+        assert influence_depth(effect) == pytest.approx(1.5 / 5) and n80(s) == 1 / 5
+        assert half_contrast(s) == -1 and participation(s) == pytest.approx(1 / 5)
+
+    def test_one_block_has_no_influence_to_place(self):
+        effect = np.ones((2, 1, 1))
+        assert np.isnan([influence_depth(effect), *(f(influence_profile(effect)) for f in (half_contrast, n80))]).all()
+        assert np.isnan(participation(influence_profile(effect))).all()
+
     def test_fewer_than_four_blocks_have_no_halves(self):
         for n in (1, 2, 3):
             assert all(np.isnan(v) for k, v in halves(np.ones((n, n))).items() if k != "EL")
@@ -168,11 +198,13 @@ class TestCorpus:
             "participation": participation,
             "half_contrast": half_contrast,
         }
-        s = np.append(influence(matrix(rows, pos_set="other"))[:-1], 0.0)
+        s = influence(matrix(rows, pos_set="other"))[:-1]
         l2, dnll = (
             np.array([row["value"] for row in chosen(rows, quantity=quantity, vocab="aa20", pos_set="all")])
             for quantity in ("l2", "dnll")
         )
+        uneven = statistics["half_contrast"](s)
+        assert uneven != pytest.approx(statistics["half_contrast"](np.append(s, 0.0))), "the last block would count"
         for name, statistic in statistics.items():
             for quantity, profile, wanted in (
                 ("influence", s, {"pos_set": "other"}),

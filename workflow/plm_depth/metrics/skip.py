@@ -14,7 +14,8 @@ for diffusion models the mean over the noise levels is taken last. Written is th
     l2, kl_fo, tv, flip1, dnll      output change
     {influence,l2,dnll}_{depth_score,n80,participation,half_contrast}      where that profile sits: centre of mass on
                   relative depth (I1), share of the blocks that hold 80 % and participation (I6), late less early over
-                  both (I9); of dnll its growth only
+                  both (I9); of dnll its growth only. Influence is a profile of the n - 1 blocks that have a later one:
+                  where it is the same for all of them, these are 1/2, 80 %, 1 and 0, however deep the model
     locality      share of a block's output effect (l2) that travels between positions: output change at positions that
                   keep the block over output change when no position does; 0 for the last block by construction
 
@@ -81,13 +82,17 @@ def halves(effect: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def influence_depth(effect: np.ndarray) -> np.ndarray:
-    """Return the depth score of the influence, the last block (which has no later ones) left out (I1)."""
-    return depth_score(_influence_of_some(effect))
+    """Return the depth score (I1) of the influence over the blocks that have a later one, in (0, 1)."""
+    return depth_score(influence_profile(effect))
 
 
-def _influence_of_some(effect: np.ndarray) -> np.ndarray:
-    s = influence(effect)
-    return np.concatenate([s[..., :-1], np.zeros_like(s[..., -1:])], axis=-1)
+def influence_profile(effect: np.ndarray) -> np.ndarray:
+    """Return s_i of the blocks that have a later one, (..., n_blocks - 1).
+
+    The last block is no block of influence 0: it has none to influence. Counted as 0 it would make a uniform influence
+    look early, the more so the shallower the model.
+    """
+    return influence(effect)[..., :-1]
 
 
 def half_contrast(blocks: np.ndarray) -> np.ndarray:
@@ -101,6 +106,8 @@ def half_contrast(blocks: np.ndarray) -> np.ndarray:
 
 def n80(blocks: np.ndarray, share: float = 0.8) -> np.ndarray:
     """Return the fewest blocks that hold 80 % of a profile's sum, / n_blocks, in (0, 1]; NaN if the sum is 0 (I6)."""
+    if not blocks.shape[-1]:
+        return np.full(blocks.shape[:-1], np.nan)
     ordered = np.sort(blocks, axis=-1)[..., ::-1]
     total = blocks.sum(-1)
     # A hair of tolerance, so that ten equal blocks need eight and not nine.
@@ -472,7 +479,7 @@ def add_effects(rows: _Rows, fixed: Mapping[str, object], measured: Measured) ->
         for name, statistic in PROFILE_STATISTICS.items():
 
             def reduce_profile(x: np.ndarray, statistic=statistic) -> np.ndarray:
-                return statistic(_influence_of_some(x))[..., None]
+                return statistic(influence_profile(x))[..., None]
 
             reductions.append((f"influence_{name}", reduce_profile, np.array([-1]), np.array([-1])))
         for name, reduce, src, tgt in reductions:
