@@ -68,21 +68,22 @@ def effects_of(size: Size, view: View, skips: Skips, length: int, token_budget: 
     costs, plain = [], []
     for branches, sets in layouts_of(Reader(), found, length + 2):
         n_sets = 1 if branches is not None else len(sets)  # sets in branches share their lanes
-        kinds = len(skips.parts) * len(skips.ablations)
+        parts = [part for part in skips.parts if part != "geom"]  # of one block, where there is one at all
+        kinds = len(parts) * len(skips.ablations)
         n_tokens = length + 2 if branches is None else len(branches.source)
         costs.append(
             sweep_cost(
                 size,
                 n_tokens,
                 propagating=n_sets * kinds,
-                local=n_sets * len(skips.parts) if skips.local else 0,
+                local=n_sets * len(parts) if skips.local else 0,
                 attention=n_sets * len(skips.ablations) if "attn" in skips.parts else 0,
                 n_reads=n_tokens,
                 token_budget=token_budget,
                 branches=branches,
             )
         )
-        sweeps = len(sets) * (kinds + (len(skips.parts) if skips.local else 0))
+        sweeps = len(sets) * (kinds + (len(parts) if skips.local else 0))
         plain.append(plain_cost(size, length + 2, sweeps, n_reads=length))
     return total(costs), total(plain)
 

@@ -537,3 +537,72 @@ def test_shards_hold_so_many_proteins_or_residues_and_the_data_are_not_looked_at
 def test_a_shard_of_two_sizes_is_a_contradiction(good):
     dataset = {**good["datasets"][0], "shard_size": 10, "shard_tokens": 3000}
     assert "shard_size and shard_tokens both say" in complaint({**good, "datasets": [dataset]})
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Skip effects
+
+EFFECT_FIGURES = ["block_influence", "output_change", "skip_matrices", "lens_kl"]
+
+
+def with_skips(good: dict, family: str | None = None, **skips: object) -> dict:
+    """Return the study with these settings of what is silenced, of the models of one family or of all."""
+    models = [model for model in good["models"] if family in (None, model["family"])]
+    names = {model["model"] for model in models}
+    own = {key: value for key, value in good.items() if key not in ("choices", "geometry")}
+    return own | {"models": models, "effects": {**good["effects"], "skips": skips}} | {"names": names}
+
+
+def skips_of(config: dict, figures: list[str] = EFFECT_FIGURES) -> dict:
+    config.pop("names")
+    return Study(config, FAMILIES, figures, ROOT).config["effects"]["skips"]
+
+
+def test_geometric_branch_and_mean_ablation_are_measured_unless_asked_otherwise(good):
+    found = skips_of(with_skips(good))
+    assert found["parts"] == ["layer", "attn", "mlp", "geom"] and found["supporting"] == ["mean"]
+    assert skips_of(with_skips(good, supporting=[], parts=["layer"])) == {**found, "parts": ["layer"], "supporting": []}
+
+
+def test_parity_brings_the_settings_that_it_needs(good):
+    found = skips_of(with_skips(good, "progen2", parity=True))
+    assert found["parity"] and found["pos_sets"] == ["all", "prefix"] and found["supporting"] == []
+    assert skips_of(with_skips(good, "progen2", parity=True, draws=2)) == {**found, "draws": 2}
+
+
+@pytest.mark.parametrize(
+    ("family", "skips", "said"),
+    [
+        (
+            None,
+            {"parity": True},
+            "there are others: esm2_toy_4, esm2_toy_8, dplm_toy_4, dplm_toy_8",
+        ),
+        (
+            "progen2",
+            {"parity": True, "pos_sets": ["all", "other"]},
+            "pos_sets: other, which parity does not know",
+        ),
+        ("progen2", {"parity": True, "pos_sets": ["all"]}, "expected prefix .for progen2_toy_4, progen2_toy_8. among"),
+        (
+            "esm2",
+            {"pos_sets": ["all", "prefix"]},
+            "expected other .for esm2_toy_4, esm2_toy_8. among them, which block_",
+        ),
+        ("esm2", {"pos_sets": ["other"]}, "pos_sets: other; expected all among them, which output_change reads"),
+        (
+            "esm2",
+            {"parts": ["attn", "mlp"]},
+            "parts: attn, mlp; expected layer among them, which .*supporting read",
+        ),
+        ("esm2", {"ablations": ["mean"]}, "skips.ablations: mean; expected zero among them"),
+        (None, {"supporting": ["zero"]}, "supporting.*'zero' is not allowed"),
+    ],
+)
+def test_what_figures_claims_or_conventions_cannot_have_is_said_at_the_start(good, family, skips, said):
+    with pytest.raises(ConfigError, match=said):
+        skips_of(with_skips(good, family, **skips))
+
+
+def test_who_draws_no_figure_of_skip_effects_may_measure_any_positions(good):
+    assert skips_of(with_skips(good, pos_sets=["ctx2mask"], supporting=[]), ["lens_kl"])["pos_sets"] == ["ctx2mask"]

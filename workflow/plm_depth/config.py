@@ -13,6 +13,7 @@ from jsonschema.exceptions import ValidationError
 from jsonschema.validators import extend
 
 from plm_depth.conditions import BACKBONE_TELLS, CONDITIONS
+from plm_depth.positions import PRIMARY_POSITIONS
 from plm_depth.sequences import ASSAY_FILES, ASSAY_FORMATS, SourceError
 from plm_depth.sequences.accessions import Entry, entries_of
 from plm_depth.sizing import shard_size_of
@@ -55,13 +56,22 @@ EFFECT_DEFAULTS: dict[str, object] = {
     "null_models": ["randinit"],
     "inputs": {"ar": {"directions": ["n2c"]}, "mlm": {"clean": False}, "diffusion": {"clean": False}},
     "skips": {
-        "parts": ["layer", "attn", "mlp"],
+        "parts": ["layer", "attn", "mlp", "geom"],
         "pos_sets": ["all", "prefix", "other", "ctx2mask"],
         "local": True,
         "draws": 4,
         "ablations": ["zero"],
+        "supporting": ["mean"],
     },
 }
+# The same where conventions of the published study of language models are asked for (effects.skips.parity).
+PARITY_DEFAULTS: dict[str, object] = {
+    "parts": ["layer", "attn", "mlp"],
+    "pos_sets": ["all", "prefix"],
+    "supporting": [],
+}
+# Figures of skip effects: all read them at the positions that claims rest on; whether also at all positions.
+EFFECT_FIGURES = {"block_influence": False, "output_change": True, "skip_matrices": False}
 GEOMETRY_DEFAULTS: dict[str, object] = {
     "points": ["residue", "pooled"],
     "spaces": ["raw", "zscore"],
@@ -424,6 +434,8 @@ class Study:
             effects = {**EFFECT_DEFAULTS, **config["effects"]}
             for key in ("inputs", "skips"):
                 effects[key] = {**EFFECT_DEFAULTS[key], **config["effects"].get(key, {})}
+            if effects["skips"].get("parity"):
+                effects["skips"] = {**EFFECT_DEFAULTS["skips"], **PARITY_DEFAULTS, **config["effects"]["skips"]}
             self.config["effects"] = effects
         if "geometry" in config:
             self.config["geometry"] = {**GEOMETRY_DEFAULTS, **config["geometry"]}
@@ -592,6 +604,8 @@ class Study:
         if "probes" in self.config:
             lines += self._check_probes()
         lines += self._check_conditions()
+        if "effects" in self.config and not found:
+            lines += self._check_effects()
         lines += self._check_geometry()
         lines += self._check_choices()
         lines += self._check_section("ablation", found)
@@ -636,6 +650,42 @@ class Study:
             )
         if "seq_struct" in section["conditions"] and not self.structures:
             lines.append("fitness.conditions: seq_struct needs a section structures, and there is none")
+        return lines
+
+    def _check_effects(self) -> list[str]:
+        """Return what is wrong with ``effects.skips``: what its models cannot have, and what figures would look for."""
+        skips, where = self.config["effects"]["skips"], "effects.skips"
+        lines = []
+        if skips.get("parity"):
+            others = [name for name, model in self.models.items() if model["objective"] != "ar"]
+            if others:
+                lines.append(
+                    f"{where}.parity: these are conventions of a study of autoregressive models, and there are others: "
+                    f"{_list(others)}; leave these models out, or parity"
+                )
+            unknown = [name for name in skips["pos_sets"] if name not in PARITY_DEFAULTS["pos_sets"]]
+            if unknown:
+                lines.append(
+                    f"{where}.pos_sets: {_list(unknown)}, which parity does not know; expected some of "
+                    f"{_list(PARITY_DEFAULTS['pos_sets'])}"
+                )
+        if lines:
+            return lines
+        primary: dict[str, list[str]] = {}
+        for name, model in self.models.items():
+            primary.setdefault(PRIMARY_POSITIONS[model["objective"]], []).append(name)
+        figures = [figure for figure in EFFECT_FIGURES if figure in self.config["figures"]]
+        needs = [("pos_sets", name, f" (for {_list(models)})", figures) for name, models in primary.items()]
+        needs += [("pos_sets", "all", "", [figure for figure in figures if EFFECT_FIGURES[figure]])]
+        needs += [("parts", "layer", "", figures), ("ablations", "zero", "", figures)]
+        for key, needed, of_whom, users in needs:
+            if needed != "zero" and needed != "all" and skips["supporting"]:
+                users = [*users, f"{where}.supporting"]
+            if users and needed not in skips[key]:
+                lines.append(
+                    f"{where}.{key}: {_list(skips[key])}; expected {needed}{of_whom} among them, which {_list(users)} "
+                    f"read{'s' if len(users) == 1 else ''}: add it, or name in figures those that are to be drawn"
+                )
         return lines
 
     def _check_section(self, section: str, found: list[str], *, has_size: bool = True) -> list[str]:

@@ -21,6 +21,7 @@ from plm_depth.activations.cost import Cost, Size, detour_cost, detours_of, forw
 from plm_depth.config import ConfigError, Study, read_models
 from plm_depth.models.branches import Branches
 from plm_depth.models.registry import FAMILIES
+from plm_depth.positions import PRIMARY_POSITIONS
 from plm_depth.views import View, views_of
 
 STORED_BYTES = 4  # of a parameter in a published checkpoint, at most
@@ -395,15 +396,20 @@ def sweeps_of(size: Size, view: View, skips: Mapping[str, object], length: int, 
     sets = {name: draws if name in ("prefix", "other") else 1 for name in names}
     if view.reads != "masked":
         sets.pop("ctx2mask", None)
-    kinds = len(skips["parts"]) * len(skips["ablations"])
-    local = len(skips["parts"]) if skips["local"] else 0
+    parts = [part for part in skips["parts"] if part != "geom"]  # of one block, where there is one at all
+    kinds = len(parts) * len(skips["ablations"])
+    local = len(parts) if skips["local"] else 0
+    primary = PRIMARY_POSITIONS["ar" if view.reads == "next" else "mlm"]
+    supporting = len(skips.get("supporting", ())) if primary in sets else 0  # of whole blocks, one draw
     n_tokens = length + 2
     layouts: list[tuple[Branches | None, int]] = []
     shared = {name: n for name, n in sets.items() if name in ("all", "prefix")}
+    branched: set[str] = set()
     if size.is_causal and size.is_parallel and sum(shared.values()) > 1:
         points = [max(1, round(n_tokens * (i + 1) / (draws + 1))) for i in range(shared.get("prefix", 0))]
         trunk = n_tokens if "all" in shared else max(points)
         layouts.append((Branches(n_tokens, trunk, tuple(points)), 1))
+        branched = set(shared)
         sets = {name: n for name, n in sets.items() if name not in shared}
     if sets:
         layouts.append((None, sum(sets.values())))
@@ -411,7 +417,7 @@ def sweeps_of(size: Size, view: View, skips: Mapping[str, object], length: int, 
         sweep_cost(
             size,
             n_tokens if branches is None else len(branches.source),
-            propagating=n * kinds,
+            propagating=n * kinds + (supporting if (branches is not None) == (primary in branched) else 0),
             local=n * local,
             attention=n * len(skips["ablations"]) if "attn" in skips["parts"] else 0,
             n_reads=n_tokens if branches is None else len(branches.source),
@@ -421,6 +427,7 @@ def sweeps_of(size: Size, view: View, skips: Mapping[str, object], length: int, 
         for branches, n in layouts
     ]
     n_sweeps = (sum(sets.values()) + (sum(shared.values()) if len(layouts) > bool(sets) else 0)) * (kinds + local)
+    n_sweeps += supporting
     return total(costs), n_sweeps
 
 

@@ -76,6 +76,10 @@ class TestSettings:
     def test_what_is_not_given_has_the_defaults(self):
         assert read_settings(Skips, '{"draws": 2, "parts": ["mlp"]}', "--skips") == Skips(parts=("mlp",), draws=2)
 
+    def test_parity_takes_the_sets_that_it_knows(self):
+        assert read_settings(Skips, '{"parity": true}', "--skips") == Skips(pos_sets=("all", "prefix"), parity=True)
+        assert read_settings(Skips, '{"parity": true, "pos_sets": ["prefix"]}', "--skips").pos_sets == ("prefix",)
+
     @pytest.mark.parametrize(
         ("text", "message"),
         [
@@ -90,7 +94,11 @@ class TestSettings:
             ('{"draws": 0}', "draws is 0; expected a whole number from 1 on"),
             ('{"draws": true}', "draws is True"),
             ('{"local": 1}', "local is 1; expected true or false"),
-            ('{"parity": true}', "parity knows the pos_sets all and prefix"),
+            ('{"parity": true, "pos_sets": ["other"]}', "parity knows the pos_sets all and prefix"),
+            ('{"supporting": ["zero"]}', "expected some of mean, resample"),
+            ('{"supporting": "mean"}', "supporting is not a list"),
+            ('{"supporting": ["mean"], "parts": ["attn"]}', "give layer among the parts"),
+            ('{"supporting": ["mean"], "pos_sets": ["all"]}', "prefix or other among the pos_sets"),
         ],
     )
     def test_a_setting_that_cannot_be_is_refused(self, text, message):
@@ -350,6 +358,26 @@ class TestAblations:
     def test_they_need_a_reference(self, tmp_path):
         with pytest.raises(InterventionError, match="need --reference"):
             run(tmp_path, toy(), proteins(1), skips={"ablations": ("mean",)})
+
+    @pytest.mark.parametrize(
+        ("variant", "view", "primary"), [("sequential", MASKED, "other"), ("causal", FORWARD, "prefix")]
+    )
+    def test_claims_are_supported_by_whole_blocks_once_a_protein(self, tmp_path, variant, view, primary):
+        adapter = toy(n_blocks=3, variant=variant)
+        options = dict(views=(view,), reference=proteins(3))
+        skips = {"pos_sets": ("all", "prefix", "other"), "draws": 2, "parts": ("layer", "mlp"), "local": False}
+        both = run(tmp_path, adapter, proteins(2), name="a", skips=skips | {"supporting": ("mean",)}, **options)
+        plain = run(tmp_path, adapter, proteins(2), name="b", skips=skips, **options)
+        every = run(tmp_path, adapter, proteins(2), name="c", skips=skips | {"ablations": ("zero", "mean")}, **options)
+        for k, per_source in ((0, 1), (1, 2 * len(OUTPUTS))):
+            own = rows(both[k], ablation="mean")
+            assert {(r["part"], r["pos_set"], r["draw"]) for r in own} == {("layer", primary, 0)}
+            assert len(own) == 2 * 3 * per_source
+            same = rows(every[k], ablation="mean", part="layer", pos_set=primary, draw=0)
+            for found, expected in ((rows(both[k], ablation="zero"), rows(plain[k])), (own, same)):
+                assert len(found) == len(expected)
+                for one, other in zip(found, expected):
+                    np.testing.assert_allclose(one["sum"], other["sum"], rtol=0, atol=1e-11)
 
     def test_all_three_stand_in_the_table(self, tmp_path):
         effect, _ = run(

@@ -189,9 +189,19 @@ class TestClaims:
         claim = next(row for row in rows if row["claim"] == "K1" and row["role"] == "claim")
         assert claim["verdict"] == "inconclusive" and "a block keeps its update" in claim["reason"]
 
-    def test_missing_statistics_are_inconclusive(self):
+    def test_missing_statistics_are_inconclusive_and_said_to_be_missing(self):
         rows = claims_of_model(Evidence(Model("m", "f", "mlm", 6), Network(), ()), Margins())
         assert {row["verdict"] for row in rows} == {"inconclusive"}
+        assert {row["reason"] for row in rows if row["role"] == "decides"} == {"not measured"}
+        assert next(row["reason"] for row in rows if row["role"] == "claim" and row["claim"] == "K1") == "not measured"
+
+    @pytest.mark.parametrize(("margin", "expected"), [(0.05, "inconclusive"), (0.2, "pass_descriptive")])
+    def test_late_flips_support_k2_within_the_margin_of_the_config(self, margin, expected):
+        nulls = tuple(network(late_flips=v) for v in (0.09, 0.11, 0.1))
+        evidence = Evidence(Model("m", "f", "mlm", 6), network(late_flips=0.1), nulls)
+        rows = {row["statistic"]: row for row in claims_of_model(evidence, Margins(late_flips=margin))}
+        assert (rows["late flips"]["verdict"], rows["late flips"]["margin"]) == (expected, margin)
+        assert rows["late flips"]["role"] == "supports" and rows["late flips"]["claim"] == "K2"
 
 
 DEPTH = dict(zip(stage.DEPTH_STATISTICS, (0.9, 0.5, 0.0, 0.8)))
@@ -614,6 +624,10 @@ class TestStage:
             if row["role"] == "decides":
                 assert row["ci_lo"] <= row["value"] <= row["ci_hi"] and row["null_lo"] < row["null_hi"]
 
+    def flips_of_all_tokens(self, study) -> float:
+        evidence = evidence_of(study[1][0], *([path] for path in study[2][0]), BOOTSTRAP, grid=[0.15])
+        return evidence.trained.statistics["late flips"].value
+
     def test_it_does_not_depend_on_the_order_of_the_tables(self, study):
         stage.main(self.arguments(study, **{"--output": [study[0] / "a.parquet"]}))
         turned = {name: [p[k] for p in study[2][::-1]] for k, name in enumerate(("--skip-seq", "--out-seq"))}
@@ -637,6 +651,26 @@ class TestStage:
             stage.CLAIMS["K6"],
         ]  # fmt: skip
         assert own[0]["n_seq"] == len(NAMES) and own[-1]["verdict"] != "pass"
+        (flips,) = [row for row in rows if (row["scope"], row["statistic"]) == ("toy_mlm", "late flips")]
+        table = read_table(path, ABLATE_SEQ).to_pylist()
+        late = [
+            np.mean(
+                [
+                    row["sum"] / row["n"]
+                    for row in table
+                    if (row["op"], row["quantity"], row["null_model"], row["start"])
+                    == ("remove", "flip1", "trained", start)
+                ]
+            )
+            for start in (2, 3)
+        ]
+        assert flips["value"] == pytest.approx(np.median(late)) and (flips["claim"], flips["role"]) == (
+            "K2",
+            "supports",
+        )
+        assert flips["value"] != self.flips_of_all_tokens(study), (
+            "not those of the skip effects, which read all residues"
+        )
         with pytest.raises(SystemExit, match="--ablation holds tables of toy_mlm, but --models lists"):
             models = [m.__dict__ for m in study[1] if m.model != "toy_mlm"]
             paths = [p for m, p in zip(study[1], study[2]) if m.model != "toy_mlm"]

@@ -6,8 +6,11 @@
 ``--skips`` is a JSON object: ``parts`` (layer, attn, mlp, geom), ``pos_sets`` (all, prefix, other, ctx2mask, tokens,
 struct2seq, seq2struct),
 ``local`` (also the direct effects), ``draws`` of random sets, ``ablations`` (zero, mean, resample), and optionally
-``parity`` (conventions of the published study's code, see ``position_sets``; denominators are clamped at 1e-6, nothing
-is left out) and ``reference`` (proteins of ``--reference`` behind the means and donors of the other ablations).
+``supporting`` (mean, resample: whole blocks are replaced by these too, at the set of positions that claims rest on,
+``PRIMARY_POSITIONS``, one draw), ``parity`` (conventions of the published study's code, see ``position_sets``, and its
+sets all and prefix unless others are asked for; denominators are clamped at 1e-6, nothing is left out) and
+``reference`` (proteins of ``--reference`` behind the means and donors of the other ablations). A branch that a model
+does not have (geom) is left out, logged.
 
 Every null model, view, protein, part, position set and draw is swept over all source blocks at once
 (``plm_depth.activations.sweep``); only norms and read-outs leave the sweep. Rows come protein by protein, long ones
@@ -66,12 +69,15 @@ from plm_depth.activations.settings import SettingsError, check_counts, check_na
 from plm_depth.activations.sweep import OUTPUTS, VOCABULARIES, Outcome, Work, sweep
 from plm_depth.models.base import Adapter, SequenceError, Structure, Tokens
 from plm_depth.models.branches import Branches
+from plm_depth.positions import PRIMARY_POSITIONS
 from plm_depth.progress import Progress
 from plm_depth.randomness import generator
 from plm_depth.tables import AMINO_ACIDS, SKIP_OUT_SEQ, SKIP_SEQ, TableWriter
 from plm_depth.views import View, mask_of
 
 ABLATIONS = ("zero", "mean", "resample")
+POSITION_SETS_BY_DEFAULT = ("all", "prefix", "other", "ctx2mask")
+PARITY_SETS = ("all", "prefix")  # those that parity knows, and its default
 SMALLEST = 1e-6  # of the largest update of the same block and protein: below it a ratio means nothing
 CLAMP = 1e-6  # parity: smallest denominator
 FLOORS = 3.0  # values below this many noise floors are flagged
@@ -84,20 +90,43 @@ DONORS = 16  # residues of each reference protein whose updates stand in under r
 class Skips:
     """What is silenced; see the module."""
 
-    parts: tuple[str, ...] = ("layer", "attn", "mlp")
-    pos_sets: tuple[str, ...] = ("all", "prefix", "other", "ctx2mask")
+    parts: tuple[str, ...] = PARTS
+    pos_sets: tuple[str, ...] = POSITION_SETS_BY_DEFAULT
     local: bool = True
     draws: int = 4
     ablations: tuple[str, ...] = ("zero",)
+    supporting: tuple[str, ...] = ()
     parity: bool = False
     reference: int = 32
 
     def __post_init__(self) -> None:
+        if self.parity and self.pos_sets is POSITION_SETS_BY_DEFAULT:
+            object.__setattr__(self, "pos_sets", PARITY_SETS)
         check_names(self, "--skips", parts=PARTS, pos_sets=POSITION_SETS, ablations=ABLATIONS)
+        if self.supporting:
+            check_names(self, "--skips", supporting=("mean", "resample"))
         check_counts(self, "--skips", draws=1, reference=1)
         check_switches(self, "--skips", "local", "parity")
-        if self.parity and not set(self.pos_sets) <= {"all", "prefix"}:
+        if self.parity and not set(self.pos_sets) <= set(PARITY_SETS):
             raise SettingsError(f"--skips: parity knows the pos_sets all and prefix, got {list(self.pos_sets)}")
+        if self.supporting and not ("layer" in self.parts and set(PRIMARY_POSITIONS.values()) & set(self.pos_sets)):
+            raise SettingsError(
+                f"--skips: supporting {list(self.supporting)} replaces whole blocks at the set that claims rest on: "
+                f"give layer among the parts {list(self.parts)}, prefix or other among the pos_sets "
+                f"{list(self.pos_sets)}"
+            )
+
+    @property
+    def donated(self) -> tuple[str, ...]:
+        """Return the parts that are replaced by what other proteins gave; none if updates are only left out."""
+        if set(self.ablations) - {"zero"}:
+            return self.parts
+        return ("layer",) if self.supporting else ()
+
+    def replaced_by(self, part: str, positions: PositionSet, objective: str) -> tuple[str, ...]:
+        """Return by what a part is replaced at a set of positions in a model of an objective."""
+        is_primary = part == "layer" and positions.name == PRIMARY_POSITIONS[objective] and positions.draw == 0
+        return tuple(dict.fromkeys((*self.ablations, *(self.supporting if is_primary else ()))))
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -215,7 +244,8 @@ def proteins_of(
     found = position_sets(
         skips.pos_sets, sequence, tokens, seed=seed, sequence_id=sequence_id, draws=skips.draws, parity=skips.parity
     )
-    donor = _donors_for(sequence_id, tokens, donors, seed) if "resample" in skips.ablations else None
+    resampled = "resample" in (*skips.ablations, *skips.supporting)
+    donor = _donors_for(sequence_id, tokens, donors, seed) if resampled else None
     reads, true = reads_of(adapter, sequence, tokens, view, everywhere=skips.parity)
     residues = np.full(tokens.n_tokens, False)
     residues[tokens.residue_tokens] = [letter in AMINO_ACIDS for letter in sequence]
@@ -228,7 +258,7 @@ def proteins_of(
         for positions in sets:
             for part in skips.parts:
                 sources = tuple(blocks[part])
-                for ablation in skips.ablations:
+                for ablation in skips.replaced_by(part, positions, adapter.objective):
                     for local in (False, True) if skips.local and ablation == "zero" else (False,):
                         key = (id(positions.skip), part, ablation, local)
                         if key not in shared:
@@ -630,13 +660,14 @@ def measure(
         InterventionError, SequenceError, BatchError, TableError, ExtractionError: nothing stands under the final names.
     """
     check_sequences(sequences)
-    if set(skips.ablations) - {"zero"} and not reference:
+    if skips.donated and not reference:
+        given = ", ".join((*skips.ablations, *skips.supporting))
         raise InterventionError(
-            f"--skips: the ablations {', '.join(skips.ablations)} need --reference, a SEQUENCES table of proteins "
-            "whose updates stand in (the sample, so that all shards share it)"
+            f"--skips: the ablations {given} need --reference, a SEQUENCES table of proteins whose updates stand in "
+            "(the sample, so that all shards share it)"
         )
     if set(conditions) - {"seq"}:
-        proteins = dict([*sequences, *(reference if set(skips.ablations) - {"zero"} else [])])
+        proteins = dict([*sequences, *(reference if skips.donated else [])])
         structures = with_structures(adapter, list(proteins.items()), structures or {})
     else:
         structures = {}
@@ -674,13 +705,13 @@ def measure(
                         return as_seen(null, sequence_id, sequence, structure)
 
                     donors = None
-                    if set(skips.ablations) - {"zero"}:
+                    if skips.donated:
                         others = {i: seen(i, s) for i, s in reference}
                         donors = donors_of(
                             adapter,
                             [(i, s) for i, (s, _) in others.items()],
                             view,
-                            skips.parts,
+                            skips.donated,
                             structures={i: structure for i, (_, structure) in others.items()},
                             **in_view,
                         )
@@ -789,7 +820,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sequences = read_shard(options.sequences)
         reference = read_shard(options.reference)[: skips.reference] if options.reference else []
         model_id, adapter = loaded(options, log)
-        needed = dict([*sequences, *(reference if set(skips.ablations) - {"zero"} else [])])
+        needed = dict([*sequences, *(reference if skips.donated else [])])
         conditions, structures = shown_by(options, adapter, list(needed.items()), log)
         measure(
             adapter,

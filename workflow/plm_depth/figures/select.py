@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 
 import polars as pl
 
+from plm_depth.positions import PRIMARY_POSITIONS
 from plm_depth.views import MEAN_OVER_NOISE
 
 PRIMARY_NOISE = 0.15  # share of residues hidden in training of the masked models
@@ -98,7 +99,6 @@ ABLATION_NUMBERS = {
     "aggregate": pl.String,
     **{column: NUMBERS[column] for column in tuple(NUMBERS)[tuple(NUMBERS).index("relative_depth") :]},
 }
-PRIMARY_POSITIONS = {"ar": "prefix", "mlm": "other", "diffusion": "other"}
 HALVES = ("EE", "EL", "LL")  # skip effects that belong to no single block
 
 

@@ -5,7 +5,8 @@
 
     K1  later blocks depend less on earlier computation: LL/EE of the effect matrix between positions < 0.9
     K2  later blocks mainly refine the output: (a) late over early locality < 0.9, and (b) more than half of the fall of
-        the lens KL lies in the late half
+        the lens KL lies in the late half; beside it, of models that were ablated, the share of predictions that change
+        when a late block is removed
     K3  more so in deeper models of a family: LL/EE, depth score of the influence, half contrast and n80 of the output
         change are smaller in the deepest than in the shallowest model, two of the four (Holm) and none larger
     K4  for all objectives: every objective has a family that passes K1 and K2, and no family fails
@@ -76,6 +77,7 @@ from plm_depth.metrics.skip import (
     with_noise_mean,
 )
 from plm_depth.metrics.summary import depth_score, kl_depth
+from plm_depth.positions import PRIMARY_POSITIONS
 from plm_depth.progress import Progress, start_log
 from plm_depth.tables import (
     ABLATE_SEQ,
@@ -127,6 +129,7 @@ class Margins:
         rest_loss, rest_flips: K6, median growth of the loss (nats) and share of changed predictions of the other blocks
             must not lie above.
         removable: K6, share of the blocks that may go together must not lie below.
+        late_flips: beside K2, median share of predictions that change when a late block is removed must lie below.
     """
 
     late_over_early: float = 0.9
@@ -141,6 +144,7 @@ class Margins:
     rest_loss: float = 0.05
     rest_flips: float = 0.05
     removable: float = 0.5
+    late_flips: float = 0.05
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -404,7 +408,7 @@ def claims_of_model(evidence: Evidence, margins: Margins) -> list[Row]:
         (
             "K2",
             [("late/early locality", locality), ("late share of KL fall", share)],
-            [("late cos_u", Rule(1, 0.0, 0.0, False)), ("late flips", Rule(-1, 0.05, 1.0, False))],
+            [("late cos_u", Rule(1, 0.0, 0.0, False)), ("late flips", Rule(-1, margins.late_flips, 1.0, False))],
         ),
     ):
         decided = [_row_of(evidence, claim, name, "decides", rule, margins) for name, rule in deciding]
@@ -426,7 +430,10 @@ def claims_of_model(evidence: Evidence, margins: Margins) -> list[Row]:
 def _row_of(evidence: Evidence, claim: str, name: str, role: str, rule: Rule, margins: Margins) -> Row:
     trained = evidence.trained.statistics.get(name, Statistic(math.nan, np.array([math.nan])))
     untrained = [network.statistics[name] for network in evidence.untrained if name in network.statistics]
-    return _row(claim, evidence.model.model, name, role, trained, judge(trained, untrained, rule, margins), rule.margin)
+    judgement = judge(trained, untrained, rule, margins)
+    if name not in evidence.trained.statistics:
+        judgement = replace(judgement, reason="not measured")
+    return _row(claim, evidence.model.model, name, role, trained, judgement, rule.margin)
 
 
 def _row(
@@ -611,8 +618,6 @@ def claim_of_concentration(evidence: Evidence, margins: Margins) -> list[Row]:
     rows = []
     for name, rule, margin in judged_by:
         row = _row_of(evidence, "K6", name, "decides", rule, margins) | {"margin": margin}
-        if name not in evidence.trained.statistics:
-            row["reason"] = "not measured"
         rows.append(row)
     verdict, reason = combined([(str(row["statistic"]), str(row["verdict"])) for row in rows])
     if evidence.trained.failed:
@@ -718,14 +723,15 @@ def evidence_of(
     Args:
         grid: noise levels that are averaged for diffusion models, in the lens and the contributions.
         effect_grid: the same in the skip effects, if they were measured at other levels.
-        ablation, ablation_grid: ABLATE_SEQ tables, and the levels of those, for K6; condition seq only.
+        ablation, ablation_grid: ABLATE_SEQ tables, and the levels of those, for K6 and the late flips beside K2, which
+            they tell where there are some (else the skip effects at all tokens); condition seq only.
         attribution, attribution_grid: the same with ATTR_SEQ tables.
     Raises:
         TableError: damaged or mixed tables, or a table that lacks the primary input.
     """
     found: dict[_Measured, dict[str, Statistic]] = {}
     failed: dict[_Measured, list[str]] = {}
-    subset = "prefix" if model.objective == "ar" else "other"
+    subset = PRIMARY_POSITIONS[model.objective]
     skipped = grid if effect_grid is None else effect_grid
 
     def wants_effect(key: Mapping[str, object]) -> bool:
@@ -919,11 +925,16 @@ def _output_statistics(sweeps: Sweeps, subset: str, bootstrap: Bootstrap) -> tup
             problems.append("the last block changes the output at other positions")
     flips = sweeps.get(key("tokens", "flip1"))
     if flips is not None:
-        half = max(1, flips.values["mean"].shape[0] // 2)
-        point, resampled = bootstrap.means(flips.values["mean"])
-        about = _about(~np.isnan(flips.values["mean"]), np.zeros(flips.values["mean"].shape), bootstrap)
-        found["late flips"] = Statistic(float(np.median(point[-half:])), np.median(resampled[-half:], axis=0), **about)
+        found["late flips"] = _late_flips(flips.values["mean"], bootstrap)
     return found, problems
+
+
+def _late_flips(flips: np.ndarray, bootstrap: Bootstrap) -> Statistic:
+    """Return the median over the late half of the share of predictions that change without a block, from (n, n_seq)."""
+    half = max(1, len(flips) // 2)
+    point, resampled = bootstrap.means(flips)
+    about = _about(~np.isnan(flips[-half:]), np.zeros(flips[-half:].shape), bootstrap)
+    return Statistic(float(np.median(point[-half:])), np.median(resampled[-half:], axis=0), **about)
 
 
 def _about(defined: np.ndarray, below: np.ndarray, bootstrap: Bootstrap) -> dict[str, object]:
@@ -935,7 +946,7 @@ def _about(defined: np.ndarray, below: np.ndarray, bootstrap: Bootstrap) -> dict
 
 
 def _ablation_statistics(profiles: Profiles) -> dict[str, Statistic]:
-    """Return what K6 needs of one network; what was not measured is not there."""
+    """Return what K6, and K2 of late blocks, needs of one network; what was not measured is not there."""
     bootstrap, found = profiles.bootstrap, {}
 
     def statistic(reduce: Callable[..., np.ndarray], *inputs: np.ndarray) -> Statistic:
@@ -946,6 +957,8 @@ def _ablation_statistics(profiles: Profiles) -> dict[str, Statistic]:
         return Statistic(float(value), resampled, **_about(~np.isnan(stacked), np.zeros(stacked.shape), bootstrap))
 
     loss, flips = profiles.singles("dnll"), profiles.singles("flip1")
+    if flips is not None:
+        found["late flips"] = _late_flips(flips, bootstrap)
     if loss is not None and flips is not None:
 
         def growth(x: np.ndarray) -> np.ndarray:
