@@ -21,9 +21,10 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow"))
 
+from plm_depth.activations.batches import MAX_PADDING
 from plm_depth.activations.cost import Cost, Size, forward_cost, hours, plain_cost, sweep_cost, total
 from plm_depth.activations.door import full_precision
-from plm_depth.activations.effects import Skips, layouts_of, measure
+from plm_depth.activations.effects import FLOOR_LENGTHS, FLOOR_SOURCES, Skips, layouts_of, measure
 from plm_depth.activations.interventions import position_sets
 from plm_depth.activations.nulls import Null
 from plm_depth.models import registry
@@ -153,18 +154,20 @@ def check() -> None:
             )  # fmt: skip
             seconds = time.process_time() - started
         costs = [effects_of(size, view, skips, n, budget)[0] for n in lengths]
-        n_floor = len([part for part in skips.parts if part != "geom"])
-        for n in (48, 152):
-            costs.append(
-                sweep_cost(
+        # The noise floor: two proteins in three batches, once beside a longer one; some of the sources, two sets.
+        n_lanes = 2 * len([part for part in skips.parts if part != "geom"])
+        share = min(1.0, FLOOR_SOURCES / size.n_blocks)
+        for n in FLOOR_LENGTHS:
+            for length in (n, n, n, round(n / (1 - 2 * MAX_PADDING))):
+                swept = sweep_cost(
                     size,
-                    n + 2,
-                    propagating=n_floor,
-                    attention=int("attn" in skips.parts),
-                    n_reads=n,
+                    length + 2,
+                    propagating=n_lanes,
+                    attention=2 * int("attn" in skips.parts),
+                    n_reads=length,
                     token_budget=budget,
                 )
-            )
+                costs.append(swept * share)
         return seconds, total(costs).flops
 
     seconds, flops = run(Skips(parts=("layer",), pos_sets=("other",), draws=1, local=False), [300])

@@ -426,20 +426,87 @@ class TestHalfPrecision:
             np.testing.assert_allclose(row["sum"], same["sum"], rtol=0.08, atol=0.02 * max(same["n"]))
 
 
+def in_dtype(family: str, dtype: str, n_blocks: int = 3):
+    """Return a small model whose updates are as large as its stream, its matrices in a dtype."""
+    adapter = build(family, {"n_blocks": n_blocks, "d_model": 64, "n_heads": 1 if family == "esmc" else 8}, seed=1)
+    with torch.no_grad():
+        for parameter in adapter.module.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4)
+    checkpoints.cast_parameters(adapter.module, dtype)
+    adapter.dtype = dtype
+    return adapter
+
+
+FLOOR_OPTIONS = {"seed": 0, "token_budget": 10**5, "max_padding": 0.0, "log": LOG}
+
+
 class TestNoiseFloor:
     def test_it_is_zero_or_a_last_bit_in_double_precision(self):
-        floor = noise_floor(toy(), MASKED, ("layer", "attn"), seed=0, token_budget=10**5, max_padding=0.0, log=LOG)
+        floor = noise_floor(toy(), MASKED, ("layer", "attn"), **FLOOR_OPTIONS)
         assert floor.target.max() <= 1e-13 and max(floor.output.values()) <= 1e-12
 
-    def test_half_precision_is_noisier_than_single(self):
-        adapter = build("esm2", {"n_blocks": 3, "d_model": 64, "n_heads": 4}, seed=1)
-        options = dict(seed=0, token_budget=10**5, max_padding=0.0, log=LOG)
-        single = noise_floor(adapter, MASKED, ("layer", "attn"), **options)
-        for linear in (m for m in adapter.module.modules() if isinstance(m, torch.nn.Linear)):
-            linear.to(torch.bfloat16)
-        adapter.dtype = "bfloat16"
-        half = noise_floor(adapter, MASKED, ("layer", "attn"), **options)
-        assert single.target.max() < 1e-5 and half.target.max() >= single.target.max()
+    @pytest.mark.parametrize("family", ["esm2", "esmc", "progen2"])
+    def test_half_precision_is_noisier_than_single_by_its_lost_digits(self, family):
+        view = FORWARD if family == "progen2" else MASKED
+        single, half = (
+            noise_floor(in_dtype(family, dtype), view, ("layer", "attn"), **FLOOR_OPTIONS)
+            for dtype in ("float32", "bfloat16")
+        )
+        # Nothing of a causal protein sees padding: its first block may be the same to the bit.
+        seen = slice(1 if family == "progen2" else 0, None)
+        assert (single.target[seen] > 0).all() and (half.target[seen] > 100 * single.target[seen]).all()
+        assert single.target.max() < 1e-5 and half.target.max() < 0.05
+        for v in ("aa20", "full"):
+            assert half.output[v, "l2"] > 100 * single.output[v, "l2"] > 0
+
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    @pytest.mark.parametrize("family", ["esm2", "esmc", "progen2"])
+    def test_what_the_batches_change_is_less(self, tmp_path, family, dtype):
+        """Alone, beside others with padding, lanes in groups: token budgets and neighbours of any run."""
+        adapter, view = in_dtype(family, dtype), FORWARD if family == "progen2" else MASKED
+        sequences = proteins(5, lengths=(61, 63, 58, 61, 30))
+        skips = {"pos_sets": ("all", "prefix" if family == "progen2" else "other"), "draws": 2}
+        tables, floor = {}, None
+        for name, budget, padding in (("a", 10**6, 0.0), ("b", 10**6, 0.2), ("c", 3000, 0.0), ("d", 700, 0.2)):
+            options = dict(token_budget=budget, max_padding=padding, views=(view,), skips=skips)
+            tables[name] = run(tmp_path, adapter, sequences, name=name, **options)
+            noise = json.loads(read_metadata(tmp_path / f"{name}.skip.parquet")["noise_floor"])["trained"]
+            floor = floor or noise
+        keys = ["sequence_id", "part", "pos_set", "local", "draw", "src"]
+        largest = 0.0
+        for name in "bcd":
+            for kind, more in ((0, []), (1, ["vocab", "quantity"])):
+                others = {tuple(row[k] for k in keys + more): row for row in tables[name][kind].to_pylist()}
+                for row in tables["a"][kind].to_pylist():
+                    other = others[tuple(row[k] for k in keys + more)]
+                    n = np.maximum(row["n"], 1)
+                    apart = np.abs(np.array(row["sum"]) - other["sum"]) / n
+                    if kind == 0:
+                        assert (apart <= floor["target"]).all(), (name, row)
+                    elif row["quantity"] == "flip1":
+                        assert apart * n <= 2, "a likeliest residue that is hardly so"
+                    else:
+                        assert apart <= floor["output"][f"{row['vocab']} {row['quantity']}"], (name, row)
+                    largest = max(largest, np.max(apart))
+        # Nothing of a causal protein sees padding.
+        assert family == "progen2" or largest > (1e-4 if dtype == "bfloat16" else 1e-8), "the batches do differ"
+
+    def test_its_cost_does_not_grow_with_the_depth_of_the_model(self):
+        lanes = {
+            n: len(effects._floor_work(toy(n_blocks=n), MASKED, ("layer", "mlp", "geom"), 20, 0)[0].lanes)
+            for n in (2, 4, 12)
+        }
+        assert lanes == {2: 2 * 2 * 2, 4: 2 * 2 * 4, 12: 2 * 2 * 4}
+
+    def test_a_short_limit_of_the_model_is_kept(self, monkeypatch):
+        adapter = toy(n_blocks=2)
+        adapter.max_residues = 40
+        seen = []
+        original = effects._floor_work
+        monkeypatch.setattr(effects, "_floor_work", lambda *given: seen.append(given[3]) or original(*given))
+        noise_floor(adapter, MASKED, ("layer",), **FLOOR_OPTIONS)
+        assert seen == [32, 40, 32, 40]
 
     def test_it_stands_in_the_metadata_of_both_tables(self, tmp_path):
         nulls = (TRAINED, Null("randinit", 3))

@@ -5,7 +5,7 @@
 VERSION = 1
 
 # The same for the tables that ``activations.effects`` writes.
-EFFECTS_VERSION = 1
+EFFECTS_VERSION = 2
 
 # The same for the tables that ``activations.embed`` writes.
 EMBED_VERSION = 1

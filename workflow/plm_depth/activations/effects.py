@@ -16,9 +16,12 @@ Every null model, view, protein, part, position set and draw is swept over all s
 (``plm_depth.activations.sweep``); only norms and read-outs leave the sweep. Rows come protein by protein, long ones
 first; readers go by the keys.
 
-The noise floor is measured per null model, on the model and dtype at hand: the same sweep with every update replaced by
-its own copy, over two random proteins that are the same in every shard. It says how far two equal runs of one batch are
-apart, and is kept in the tables' metadata (``noise_floor``, JSON); what is below three times it is flagged.
+The noise floor is measured per null model, on the model and dtype at hand: two random proteins, the same in every
+shard, are measured alone, beside a longer protein with padding, and with their lanes in other groups. It is the larger
+of two numbers, each a mean over residues: how far the updates (and the output) of the unaltered model are apart between
+these batches, and how far the effects are. Below it a value may be rounding, and by it results may differ with the
+batches they were measured in. It is kept in the tables' metadata (``noise_floor``, JSON); what is below three times it
+is flagged.
 """
 
 import argparse
@@ -36,7 +39,7 @@ import torch
 from torch import Tensor
 
 from plm_depth.activations import EFFECTS_VERSION, keys
-from plm_depth.activations.batches import padding_on, windows
+from plm_depth.activations.batches import MAX_PADDING, padding_on, windows
 from plm_depth.activations.door import (
     ExtractionError,
     add_model_options,
@@ -49,13 +52,12 @@ from plm_depth.activations.door import (
     views_for,
     with_structures,
 )
-from plm_depth.activations.extract import tokens_of
+from plm_depth.activations.extract import tokens_of, widened
 from plm_depth.activations.interventions import (
     PARTS,
     POSITION_SETS,
     Intervention,
     InterventionError,
-    Itself,
     Lane,
     Mean,
     PositionSet,
@@ -66,9 +68,19 @@ from plm_depth.activations.interventions import (
 )
 from plm_depth.activations.nulls import Null, applied, as_seen, parse_nulls
 from plm_depth.activations.settings import SettingsError, check_counts, check_names, check_switches, read_settings
-from plm_depth.activations.sweep import OUTPUTS, VOCABULARIES, Outcome, Work, sweep
+from plm_depth.activations.sweep import (
+    OUTPUTS,
+    VOCABULARIES,
+    Outcome,
+    Work,
+    output_changes,
+    place_of,
+    side_by_side,
+    sweep,
+)
 from plm_depth.models.base import Adapter, SequenceError, Structure, Tokens
 from plm_depth.models.branches import Branches
+from plm_depth.models.fast import steps
 from plm_depth.positions import PRIMARY_POSITIONS
 from plm_depth.progress import Progress
 from plm_depth.randomness import generator
@@ -82,6 +94,9 @@ SMALLEST = 1e-6  # of the largest update of the same block and protein: below it
 CLAMP = 1e-6  # parity: smallest denominator
 FLOORS = 3.0  # values below this many noise floors are flagged
 FLOOR_LENGTHS = (48, 152)  # residues of the proteins that the noise floor is measured on
+FLOOR_SOURCES = 4  # blocks that are silenced for it, spread over the depth: no more of them in a deeper model
+FLOOR_GROUPS = 3  # groups in which its lanes go in one of the batches
+FLOOR_ROWS = 8  # rows of the larger batches in which the unaltered model is compared
 LANES_AT_ONCE = 20_000  # lanes that are planned together
 DONORS = 16  # residues of each reference protein whose updates stand in under resample ablation
 
@@ -476,15 +491,20 @@ def _below(total: np.ndarray, n: np.ndarray, floor: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Floor:
-    """How far equal runs are apart.
+    """How far one and the same value is apart between batches; means over residues, as what is compared with it.
 
     Attributes:
-        target: (n_blocks,) largest |u - u*| / |u| of each block.
-        output: largest change of the output by (vocabulary, quantity).
+        target: (n_blocks,) of effects on each block, in shares of its clean update.
+        output: of the output change, by (vocabulary, quantity).
     """
 
     target: np.ndarray
     output: Mapping[tuple[str, str], float]
+
+    @classmethod
+    def nothing(cls, n_blocks: int) -> "Floor":
+        """Return the floor of exact arithmetic."""
+        return cls(np.zeros(n_blocks), {(v, q): 0.0 for v in VOCABULARIES for q in OUTPUTS})
 
     def numbers(self) -> dict[str, object]:
         """Return the floor as JSON values."""
@@ -495,42 +515,131 @@ class Floor:
         largest = max(self.output[v, "l2"] for v in VOCABULARIES)
         return f"noise floor: updates {self.target.max():.2g}, output (l2) {largest:.2g}"
 
+    def or_larger(self, target: np.ndarray, output: Mapping[str, np.ndarray]) -> "Floor":
+        """Return this floor, or what is larger: of updates (n_blocks,), by vocabulary of the quantities of ``OUTPUTS``.
+
+        What is undefined (NaN) says nothing.
+        """
+        found = {(v, q): value for v, values in output.items() for q, value in zip(OUTPUTS, values.tolist())}
+        return Floor(
+            np.fmax(self.target, target),
+            {key: float(np.fmax(value, found.get(key, 0.0))) for key, value in self.output.items()},
+        )
+
 
 def noise_floor(
     adapter: Adapter, view: View, parts: Sequence[str], *, seed: int, token_budget: int, max_padding: float, log
 ) -> Floor:
-    """Return how far apart two equal runs of one batch are: every update is replaced by its own copy.
+    """Return how far the same values are apart between batches that a run can come to; see the module.
 
     The proteins are random (keyed by their length alone), so that the floor does not depend on the shard.
+
+    Args:
+        max_padding: share of padding that the run allows. A protein's neighbour is longer by as much, or by
+            ``MAX_PADDING`` where the run allows less: the rounding that comes of it is as good as any.
     """
-    kept = [part for part in parts if part != "geom"] or ["layer"]
-    copies = []
+    shortest = max(
+        1 - 2 * max(max_padding, MAX_PADDING), 0.25
+    )  # of two proteins, of whose tokens this share is padding
+    floor = Floor.nothing(adapter.n_blocks)
     for length in FLOOR_LENGTHS:
-        length = min(length, adapter.max_residues)
-        letters = generator("noise floor", length).integers(len(AMINO_ACIDS), size=length)
-        sequence = "".join(AMINO_ACIDS[i] for i in letters)
-        masked = mask_of(view, length, seed, f"noise floor {length}")
-        tokens = adapter.encode(sequence, masked=masked if masked.any() else None, direction=view.direction)
-        (positions,) = position_sets(["all"], sequence, tokens, seed=seed, sequence_id="noise floor")
-        lanes = [
-            Lane((Intervention(part, block, positions.skip, Itself()),))
-            for part in kept
-            for block in range(1, adapter.n_blocks + 1)
-        ]
-        reads, true = reads_of(adapter, sequence, tokens, view)
-        copies.append(Work("noise floor", tokens, tuple(lanes), reads, true))
-    target = np.zeros(adapter.n_blocks)
-    output = {(v, q): 0.0 for v in VOCABULARIES for q in OUTPUTS}
-    for index, outcome in sweep(adapter, copies, token_budget=token_budget, max_padding=max_padding, log=log):
-        at = copies[index].tokens.residue_tokens
-        size = outcome.size[:, at]
-        ratio = np.divide(outcome.change[..., at], size, out=np.zeros_like(outcome.change[..., at]), where=size > 0)
-        target = np.maximum(target, ratio.max((0, 2)))
-        for vocabulary, values in outcome.output.items():
-            for q, quantity in enumerate(OUTPUTS):
-                largest = float(np.abs(values[:, q]).max(initial=0.0))
-                output[vocabulary, quantity] = max(output[vocabulary, quantity], largest)
-    return Floor(target, output)
+        length = min(length, round(shortest * adapter.max_residues))
+        work, sets = _floor_work(adapter, view, parts, length, seed)
+        beside, _ = _floor_work(adapter, view, parts, round(length / shortest), seed)
+        floor = _apart_when_clean(adapter, work, beside, floor)
+        group = -(-len(work.lanes) // FLOOR_GROUPS)
+        alone, *others = (
+            side_by_side(adapter, works, token_budget=budget, log=log)[0]
+            for works, budget in (
+                ([work], token_budget),
+                ([work, beside], token_budget),
+                ([work], min(token_budget, (1 + group) * work.n_tokens)),
+            )
+        )
+        for other in others:
+            floor = _apart_when_silenced(work, sets, alone, other, floor)
+    return floor
+
+
+def _floor_work(
+    adapter: Adapter, view: View, parts: Sequence[str], length: int, seed: int
+) -> tuple[Work, list[PositionSet]]:
+    """Return a random protein with its lanes, and where each of these is silenced and read."""
+    name = f"noise floor {length}"
+    letters = generator("noise floor", length).integers(len(AMINO_ACIDS), size=length)
+    sequence = "".join(AMINO_ACIDS[i] for i in letters)
+    masked = mask_of(view, length, seed, name)
+    tokens = adapter.encode(sequence, masked=masked if masked.any() else None, direction=view.direction)
+    names = ("all", PRIMARY_POSITIONS[adapter.objective])
+    sets = position_sets(names, sequence, tokens, seed=seed, sequence_id=name, draws=1)
+    blocks = np.unique(np.linspace(1, adapter.n_blocks, FLOOR_SOURCES).round().astype(int)).tolist()
+    lanes = [
+        (Lane((Intervention(part, block, positions.skip),)), positions)
+        for part in [part for part in parts if part != "geom"] or ["layer"]
+        for positions in sets
+        for block in blocks
+    ]
+    reads, true = reads_of(adapter, sequence, tokens, view)
+    return Work(name, tokens, tuple(lane for lane, _ in lanes), reads, true), [positions for _, positions in lanes]
+
+
+def _apart_when_silenced(work: Work, sets: Sequence[PositionSet], one: Outcome, other: Outcome, floor: Floor) -> Floor:
+    """Return the floor, or how far effects and output changes are apart between two outcomes, lane by lane."""
+    smallest = SMALLEST * one.size[:, work.tokens.residue_tokens].max(-1, keepdims=True, initial=0.0)
+    defined = (one.size > smallest) & (other.size > 0)
+    before, after = (
+        np.divide(o.change, o.size, out=np.zeros(o.change.shape), where=np.broadcast_to(defined, o.change.shape))
+        for o in (one, other)
+    )
+    apart = np.where(defined, np.abs(before - after), np.nan)
+    for lane, positions in enumerate(sets):
+        at = positions.read[work.reads]
+        output = {v: _mean_of_defined(np.abs(one.output[v][lane] - other.output[v][lane])[:, at]) for v in VOCABULARIES}
+        floor = floor.or_larger(_mean_of_defined(apart[lane][:, positions.read]), output)
+    return floor
+
+
+@torch.inference_mode()
+def _apart_when_clean(adapter: Adapter, work: Work, beside: Work, floor: Floor) -> Floor:
+    """Return the floor, or how far updates and output of the unaltered model are apart between batches."""
+    companies = ([work], [work] * FLOOR_ROWS, [work, beside] * (FLOOR_ROWS // 2))
+    evaluator = steps(adapter)
+    residues = torch.as_tensor(work.tokens.residue_tokens, device=adapter.device)
+    apart = np.full((len(companies) - 1, adapter.n_blocks), np.nan)
+    with adapter.precision():
+        runs = []
+        for company in companies:
+            stream, context = adapter.embed(adapter.collate([one.tokens for one in company], adapter.device))
+            runs.append((stream.to(torch.promote_types(stream.dtype, torch.float32)), context))
+        for block in range(1, adapter.n_blocks + 1):
+            totals = []
+            for k, (stream, context) in enumerate(runs):
+                updates = widened(evaluator.updates(block, stream, context), stream.dtype)
+                totals.append(updates.total[0, residues].double())
+                runs[k] = adapter.add(stream, updates), context
+            size = torch.linalg.vector_norm(totals[0], dim=-1)
+            defined = size > SMALLEST * size.max()
+            for k, total in enumerate(totals[1:]):
+                change = torch.linalg.vector_norm(total - totals[0], dim=-1)
+                apart[k, block - 1] = float((change[defined] / size[defined]).mean())
+        logits = [adapter.read_out(stream[0, torch.as_tensor(work.reads, device=stream.device)]) for stream, _ in runs]
+    for k, other in enumerate(logits[1:]):
+        output = {}
+        for v, columns in {"aa20": adapter.residue_ids, "full": np.array(sorted(adapter.vocabulary))}.items():
+            of = torch.as_tensor(columns, device=other.device)
+            true = torch.from_numpy(place_of(work.true, columns)).to(other.device)
+            p, q = (x[:, of].double().log_softmax(-1) for x in (logits[0], other))
+            output[v] = _mean_of_defined(output_changes(p, q, true).abs().cpu().numpy())
+        floor = floor.or_larger(apart[k], output)
+    return floor
+
+
+def _mean_of_defined(values: np.ndarray) -> np.ndarray:
+    """Return the mean over the last axis of what is not NaN, NaN where nothing is."""
+    defined = ~np.isnan(values)
+    n = defined.sum(-1)
+    total = np.where(defined, values, 0.0).sum(-1)
+    return np.divide(total, n, out=np.full(n.shape, np.nan), where=n > 0)
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -643,6 +752,7 @@ def measure(
     seed: int,
     reference: Sequence[tuple[str, str]] = (),
     token_budget: int = 4096,
+    max_padding: float | None = None,
     conditions: Sequence[str] = ("seq",),
     structures: Mapping[str, Structure] | None = None,
     log: logging.Logger,
@@ -652,7 +762,9 @@ def measure(
     Args:
         seed: of masks, position sets, donors.
         reference: proteins behind the means and donors of the ablations mean and resample.
-        token_budget: largest rows x tokens carried through a block at once; changes speed and memory only.
+        token_budget: largest rows x tokens carried through a block at once; changes speed and memory, and results by
+            less than the noise floor.
+        max_padding: share of padding when proteins go side by side, by default what pays on the device; the same.
         conditions, structures: as in ``extract.extract``; of the reference proteins too, where they are used.
     Returns:
         Rows written, by table.
@@ -671,7 +783,7 @@ def measure(
         structures = with_structures(adapter, list(proteins.items()), structures or {})
     else:
         structures = {}
-    max_padding = padding_on(adapter.device.type)
+    max_padding = padding_on(adapter.device.type) if max_padding is None else max_padding
     blocks = blocks_with(adapter, skips.parts, log)
     about = {"seed": str(seed), "version": str(EFFECTS_VERSION), "skips": json.dumps(skips.__dict__)}
     shown = list(itertools.product(conditions, views))

@@ -48,7 +48,7 @@ class Zero:
 
 @dataclass(frozen=True)
 class Itself:
-    """The update is replaced by its own copy: the null intervention, which measures the noise floor."""
+    """The update is replaced by its own copy: the null intervention, whose run is the clean one bit by bit."""
 
     name = "itself"
 

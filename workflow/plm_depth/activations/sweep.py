@@ -5,8 +5,8 @@ with a copy of the clean stream that is altered there, so that
 
 * nothing before the intervention is computed again (prefix reuse: the identity with a whole run is exact);
 * each block's weights are touched once for all lanes, ``n (n + 1) / 2`` block evaluations for all ``n`` sources;
-* clean and altered runs pass the same code in the same batch, so that their difference is no rounding beyond the noise
-  floor (``plm_depth.activations.effects`` measures it, by replacing every update with its own copy).
+* clean and altered runs pass the same code in the same batch, so that what differs between them is not the batch. How
+  far one and the same value is apart between batches is the noise floor (``plm_depth.activations.effects``).
 
 All rows of one protein are equally long: nothing is padded. Several proteins go side by side where the token budget
 allows. Norms are taken block by block; no stream but that of the current block is kept.
@@ -119,8 +119,22 @@ def sweep(
                 yield from zip(part, outcomes)
 
 
+def side_by_side(adapter: Adapter, works: Sequence[Work], *, token_budget: int, log: logging.Logger) -> list[Outcome]:
+    """Return the outcomes of works of one shape in one batch, whatever share of it is padding.
+
+    Their lanes go in groups that keep to the budget (rows x tokens), ever smaller ones where memory runs out.
+    """
+    return _run_groups(adapter, steps(adapter), works, token_budget, log, is_together=True)
+
+
 def _run_groups(
-    adapter: Adapter, evaluator: Steps, works: Sequence[Work], token_budget: int, log: logging.Logger
+    adapter: Adapter,
+    evaluator: Steps,
+    works: Sequence[Work],
+    token_budget: int,
+    log: logging.Logger,
+    *,
+    is_together: bool = False,
 ) -> list[Outcome]:
     """Run works of one shape side by side, their lanes in groups that keep to the budget."""
     n_lanes = len(works[0].lanes)
@@ -137,12 +151,12 @@ def _run_groups(
             adapter, chosen, evaluator=evaluator, start=kept.get(start), start_layer=start, keep=wanted, kept=kept
         )
 
-    # Of several proteins the caller halves these first.
+    # Of several proteins the caller halves these first, unless they are to stay together.
     for group, outcomes in batches.run_groups(
         order,
         max(1, token_budget // tokens - 1),
         run,
-        is_halved=len(works) == 1,
+        is_halved=len(works) == 1 or is_together,
         log=log,
         name=f"lanes of {works[0].name}",
     ):
@@ -409,7 +423,7 @@ def _read_out(adapter: Adapter, works: Sequence[Work], carried: _Lanes) -> dict[
     rows = torch.arange(n_works, device=device)[:, None]
     columns = {"aa20": adapter.residue_ids, "full": np.array(sorted(adapter.vocabulary))}
     of_column = {name: torch.as_tensor(ids, device=device) for name, ids in columns.items()}
-    targets = {name: torch.from_numpy(_place_of(true, ids)).to(device) for name, ids in columns.items()}
+    targets = {name: torch.from_numpy(place_of(true, ids)).to(device) for name, ids in columns.items()}
 
     def logits(part: slice) -> dict[str, Tensor]:
         found = adapter.read_out(carried.streams[part][rows, at])
@@ -428,7 +442,7 @@ def _read_out(adapter: Adapter, works: Sequence[Work], carried: _Lanes) -> dict[
     return result
 
 
-def _place_of(true: np.ndarray, columns: np.ndarray) -> np.ndarray:
+def place_of(true: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Return the column of each token id, -1 where it has none."""
     place = np.searchsorted(np.sort(columns), true)
     order = np.argsort(columns)
