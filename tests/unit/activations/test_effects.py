@@ -485,7 +485,7 @@ class TestNoiseFloor:
                     if kind == 0:
                         assert (apart <= floor["target"]).all(), (name, row)
                     elif row["quantity"] == "flip1":
-                        assert apart * n <= 2, "a likeliest residue that is hardly so"
+                        assert apart * n <= 4, "likeliest residues that are hardly so"
                     else:
                         assert apart <= floor["output"][f"{row['vocab']} {row['quantity']}"], (name, row)
                     largest = max(largest, np.max(apart))
