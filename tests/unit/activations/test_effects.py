@@ -95,7 +95,7 @@ class TestSettings:
             ('{"draws": true}', "draws is True"),
             ('{"local": 1}', "local is 1; expected true or false"),
             ('{"parity": true, "pos_sets": ["other"]}', "parity knows the pos_sets all and prefix"),
-            ('{"supporting": ["zero"]}', "expected some of mean, resample"),
+            ('{"supporting": ["zero"]}', "expected at least one of mean, resample"),
             ('{"supporting": "mean"}', "supporting is not a list"),
             ('{"supporting": ["mean"], "parts": ["attn"]}', "give layer among the parts"),
             ('{"supporting": ["mean"], "pos_sets": ["all"]}', "prefix or other among the pos_sets"),
