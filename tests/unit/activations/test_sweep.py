@@ -141,7 +141,7 @@ class TestAgainstOneFullForwardPassPerSource:
                     close(
                         outcome.output[vocabulary][lane],
                         expected_output(adapter, work, clean, logits, columns),
-                        1e-11,
+                        1e-12,
                     )
 
     def test_the_geometric_branch(self):

@@ -346,8 +346,8 @@ def with_halves(adapter: Toy, early: tuple[float, float], late: tuple[float, flo
 
 
 # Late blocks that read no other position and write much; and early blocks that do so.
-REFINING, BUILDING = ((1.0, 1.0), (0.1, 4.0)), ((0.1, 4.0), (3.0, 0.2))
-VARIANTS = {"mlm": {}, "ar": {"variant": "causal"}, "diffusion": {"objective": "diffusion", "variant": "parallel"}}
+REFINING, BUILDING = ((1.0, 0.2), (0.02, 12.0)), ((0.1, 4.0), (3.0, 0.2))
+VARIANTS = {"mlm": {}, "ar": {"variant": "causal"}, "diffusion": {"objective": "diffusion"}}
 
 
 def verdicts_by(rows, role="claim") -> dict:
@@ -356,14 +356,18 @@ def verdicts_by(rows, role="claim") -> dict:
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory) -> dict[tuple[str, str], Evidence]:
+    """Return, for each objective, a model for which K1 and K2 are true and one for which they are false.
+
+    Both have one architecture, and so the same untrained networks beside them.
+    """
     folder = tmp_path_factory.mktemp("planted")
     found = {}
     for objective, variant in VARIANTS.items():
+        untrained = evidence_for(folder / objective, toy(seed=50, **variant), objective, range(6)).untrained
         for name, halves in (("true", REFINING), ("false", BUILDING)):
             adapter = with_halves(toy(seed=50, **variant), *halves)
-            found[objective, name] = evidence_for(
-                folder / objective / name, adapter, f"{objective}_{name}", range(6), more_sets=("tokens",)
-            )
+            one = evidence_for(folder / objective / name, adapter, f"{objective}_{name}", (), more_sets=("tokens",))
+            found[objective, name] = replace(one, untrained=untrained)
     return found
 
 
@@ -375,34 +379,25 @@ class TestPlantedModels:
             assert found["K1", f"{objective}_{name}"] == expected
 
     @pytest.mark.parametrize("objective", VARIANTS)
-    def test_late_blocks_that_write_the_output_without_reading_others_pass_k2(self, planted, objective):
-        rows = claims_of_model(planted[objective, "true"], FEW)
-        assert verdicts_by(rows)["K2", f"{objective}_true"] in ("pass", "pass_descriptive")
-        statistics = {row["statistic"]: row for row in rows}
-        assert statistics["late/early locality"]["verdict"] == "pass"
-        assert statistics["late share of KL fall"]["value"] > 0.6
+    def test_late_blocks_that_write_the_output_without_reading_others_pass_k2_and_their_opposite_fails(
+        self, planted, objective
+    ):
+        for name, expected in (("true", "pass"), ("false", "fail")):
+            rows = claims_of_model(planted[objective, name], FEW)
+            shown = [(r["statistic"], r["value"], r["verdict"], r["reason"]) for r in rows if r["role"] == "decides"]
+            assert verdicts_by(rows)["K2", f"{objective}_{name}"] == expected, shown
 
-    def test_k2_passes_beyond_untrained_networks_somewhere_and_fails_where_it_is_false(self, planted):
-        true = [verdicts_by(claims_of_model(planted[o, "true"], FEW))["K2", f"{o}_true"] for o in VARIANTS]
-        assert "pass" in true
+    def test_k4_passes_over_three_objectives_that_pass_and_fails_with_one_that_fails(self, planted):
+        def claim(**names: str) -> dict:
+            chosen = [planted[objective, name] for objective, name in names.items()]
+            evidence = [replace(one, model=replace(one.model, family=one.model.objective)) for one in chosen]
+            return next(row for row in judged(evidence, FEW) if (row["claim"], row["scope"]) == ("K4", "all"))
+
+        passing = dict.fromkeys(VARIANTS, "true")
+        assert claim(**passing)["verdict"] == "pass"
         for objective in VARIANTS:
-            rows = claims_of_model(planted[objective, "false"], FEW)
-            assert verdicts_by(rows)["K2", f"{objective}_false"] in ("fail", "inconclusive")
-        false = [verdicts_by(claims_of_model(planted[o, "false"], FEW))["K2", f"{o}_false"] for o in VARIANTS]
-        assert "fail" in false
-
-    def test_k4_over_the_planted_objectives(self, planted):
-        for name, expected in (("true", {"pass", "pass_descriptive"}), ("false", {"fail"})):
-            evidence = [
-                Evidence(
-                    Model(one.model.model, one.model.objective, one.model.objective, one.model.n_blocks),
-                    one.trained,
-                    one.untrained,
-                )
-                for (_, which), one in planted.items()
-                if which == name
-            ]
-            assert verdicts_by(judged(evidence, FEW))["K4", "all"] in expected
+            found = claim(**passing | {objective: "false"})
+            assert found["verdict"] == "fail" and objective in found["reason"]
 
     def test_k3_of_a_planted_family_and_of_its_reverse(self, tmp_path):
         def family(strength: dict[int, float]) -> list[Evidence]:
