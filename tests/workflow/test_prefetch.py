@@ -1,7 +1,13 @@
 """`snakemake prefetch` fetches what a config names and nothing else; afterwards no rule needs a network."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import tarfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -113,3 +119,97 @@ def test_another_commit_in_the_config_fetches_that_checkpoint_again_and_nothing_
     config["models"][0]["revision"] = "f" * 40
     (repository / "moved.yaml").write_text(yaml.safe_dump(config))
     assert only_downloads(planned(repository, configfile="moved.yaml")) == DOWNLOADS[:1]
+
+
+# ------------------------------------------------------------------------------------------------- pins, kills, layouts
+
+
+def write_study(repository: Path, name: str, **entry: object) -> str:
+    """Write the config of a study of one fetched model, whose name is the study's, and return its file."""
+    config = yaml.safe_load((repository / "tiny.yaml").read_text())
+    config["study"], config["models"] = name, [{"model": name, "family": "esm2", "hub": "org/name", **entry}]
+    (repository / f"{name}.yaml").write_text(yaml.safe_dump(config))
+    return f"{name}.yaml"
+
+
+def test_a_pin_written_after_the_download_fetches_nothing_and_a_wrong_one_removes_nothing(repository, hub):
+    folder, card = repository / "resources/checkpoints/pinned", "results/pinned/cards/pinned.json"
+    targets = ["prefetch", card]
+    config = write_study(repository, "pinned")
+    result = snakemake(repository, "--cores", "1", *targets, configfile=config, variables=online(hub))
+    assert result.returncode == 0, result.stdout + result.stderr
+    first = manifest.check(folder)
+    assert first["revision"] == json.loads((repository / card).read_text())["revision"] == COMMIT
+    kept = (folder / "model.safetensors").stat()
+    digest = first["files"]["model.safetensors"]["sha256"]
+    hub.close()
+
+    # What was found: nothing runs, neither the download nor what comes after it.
+    for pin in ({"revision": COMMIT}, {"revision": COMMIT, "sha256": {"model.safetensors": digest}}):
+        config = write_study(repository, "pinned", **pin)
+        assert planned(repository, *targets, configfile=config) == ["prefetch"]
+        result = snakemake(repository, "--cores", "1", *targets, configfile=config)
+        assert result.returncode == 0, result.stdout + result.stderr
+
+    config = write_study(repository, "pinned", revision=COMMIT, sha256={"model.safetensors": "0" * 64})
+    result = snakemake(repository, "--cores", "1", *targets, configfile=config)
+    said = result.stdout + result.stderr
+    assert result.returncode == 1 and "Traceback" not in said
+    assert f"model.safetensors has SHA-256 {digest} at commit {COMMIT}, expected is {'0' * 64}" in said
+
+    # Another commit, which cannot be had: the stage runs and fails, and what was there stays; so does what came of it.
+    config = write_study(repository, "pinned", revision="f" * 40)
+    assert only_downloads(planned(repository, *targets, configfile=config)) == ["download_checkpoint model=pinned"]
+    with stand_in_hub.running(hub.files) as other:
+        result = snakemake(repository, "--cores", "1", *targets, configfile=config, variables=online(other))
+    assert result.returncode == 1 and "no such commit" in result.stdout + result.stderr
+    assert manifest.check(folder) == first
+    assert (folder / "model.safetensors").stat() == kept
+    config = write_study(repository, "pinned", revision=COMMIT)
+    assert planned(repository, *targets, configfile=config) == ["prefetch"]
+
+
+def test_a_run_that_is_killed_during_a_download_goes_on_where_it_was(repository, hub):
+    config, folder = write_study(repository, "killed", revision=COMMIT), repository / "resources" / "checkpoints"
+    content, release = hub.files["model.safetensors"], threading.Event()
+
+    def stop_after_half(handler) -> None:
+        handler.send_response(200)
+        handler.send_header("ETag", f'"{stand_in_hub.sha256(content)}"')
+        handler.send_header("Content-Length", str(len(content)))
+        handler.end_headers()
+        handler.wfile.write(content[: len(content) // 2])
+        handler.wfile.flush()
+        release.wait(60)
+        handler.close_connection = True
+
+    hub.plan["model.safetensors"] = [stop_after_half]
+    command = [sys.executable, "-m", "snakemake", "--configfile", config, "--replace-workflow-config", "--cores", "1"]
+    environment = {"PATH": "/usr/bin:/bin", "HOME": os.environ.get("HOME", "/"), **online(hub)}
+    environment |= {"XDG_CACHE_HOME": str(repository / ".cache")}
+    run = subprocess.Popen([*command, "prefetch"], cwd=repository, env=environment, start_new_session=True)
+    half = folder / "killed.part" / "model.safetensors.tmp.partial"
+    while run.poll() is None and not (half.is_file() and half.stat().st_size):
+        time.sleep(0.05)
+    assert run.returncode is None
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    release.set()
+    assert not (folder / "killed" / manifest.MANIFEST).exists()
+
+    hub.seen.clear()
+    snakemake(repository, "--unlock", configfile=config)
+    result = snakemake(repository, "--cores", "1", "prefetch", configfile=config, variables=online(hub))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert hub.asked("model.safetensors") == [f"bytes={len(content) // 2}-"] and manifest.check(folder / "killed")
+    assert not (folder / "killed.part").exists()
+
+
+def test_a_repository_of_a_pt_file_works_by_its_hub_id_alone(repository):
+    files = {p.name: p.read_bytes() for p in (FIXTURES / "esm2" / "fair_esm").iterdir()}
+    config, card = write_study(repository, "fair"), "results/fair/cards/fair.json"
+    with stand_in_hub.running({**files, "config.json": b"{}", "README.md": b"A card"}) as hub:
+        result = snakemake(repository, "--cores", "1", card, configfile=config, variables=online(hub))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert {file["name"] for file in json.loads((repository / card).read_text())["files"]} == set(files)
+    assert set(manifest.check(repository / "resources" / "checkpoints" / "fair")["files"]) == set(files)

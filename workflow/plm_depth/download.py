@@ -58,6 +58,7 @@ def download(
     *,
     sha256: str | None = None,
     headers: Mapping[str, str] | None = None,
+    room_for: int = 1,
     attempts: int = ATTEMPTS,
     timeout: float = TIMEOUT,
     pause: Callable[[int], float] = back_off,
@@ -71,6 +72,7 @@ def download(
         output: where the file goes.
         sha256: expected digest, 64 hexadecimal digits; None: not checked.
         headers: what else the server of this address is told (a login); a server that it redirects to is not.
+        room_for: how many times the size of the file must be free before it comes: more than once for what is unpacked.
         attempts: how often to try in a row without receiving anything new.
         timeout: seconds without a byte until a connection counts as stalled.
         pause: seconds to wait after n failures in a row, unless the server asks for more.
@@ -89,13 +91,13 @@ def download(
     scheme = urllib.parse.urlsplit(url).scheme.lower()
     if scheme in ("", "file"):
         with replacing(output) as temporary:
-            _copy(_path_of(url), temporary, log)
+            _copy(_path_of(url), temporary, log, room_for)
             return _checked(temporary, url, sha256, log)
     if scheme not in ("http", "https"):
         raise DownloadError(f"{url}: expected https://, http://, file:// or a path, not {scheme}://")
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    with _Partial(url, output, headers or {}, timeout, log) as partial:
+    with _Partial(url, output, headers or {}, timeout, log, room_for) as partial:
         failures, most = 0, partial.reached
         while True:
             try:
@@ -124,9 +126,10 @@ def _path_of(url: str) -> Path:
     return Path(urllib.request.url2pathname(parts.path))
 
 
-def _copy(source: Path, target: Path, log: logging.Logger) -> None:
+def _copy(source: Path, target: Path, log: logging.Logger, room_for: int) -> None:
     try:
         with open(source, "rb") as read, open(target, "wb") as write:
+            _check_room(target.parent, room_for * os.fstat(read.fileno()).st_size, str(source))
             progress = Megabytes(log, os.fstat(read.fileno()).st_size, "MB")
             while block := read.read(BLOCK):
                 write.write(block)
@@ -134,6 +137,12 @@ def _copy(source: Path, target: Path, log: logging.Logger) -> None:
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise DownloadError(f"{error.filename}: cannot be read as a file ({error.strerror})") from error
     progress.finish()
+
+
+def _check_room(folder: Path, needed: int, what: str) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise DownloadError(f"{folder}: {free} bytes free, {needed} more needed for {what}; make room")
 
 
 def _checked(path: Path, url: str, sha256: str | None, log: logging.Logger) -> str:
@@ -156,8 +165,17 @@ def _checked(path: Path, url: str, sha256: str | None, log: logging.Logger) -> s
 class _Partial:
     """A download under way: the bytes so far, in a file of its own, and which version of which file they belong to."""
 
-    def __init__(self, url: str, output: Path, headers: Mapping[str, str], timeout: float, log: logging.Logger):
+    def __init__(
+        self,
+        url: str,
+        output: Path,
+        headers: Mapping[str, str],
+        timeout: float,
+        log: logging.Logger,
+        room_for: int,
+    ):
         self.url, self.output, self.headers, self.timeout, self.log = url, output, headers, timeout, log
+        self.room_for = room_for
         self.path = output.with_name(output.name + ".tmp.partial")
         self.about = output.with_name(output.name + ".tmp.partial.json")
         self.size: int | None = None  # as the server states it
@@ -282,17 +300,9 @@ class _Partial:
                 self.log.info("the server does not state the size: a cut can only be seen by the SHA-256")
         else:
             raise DownloadError(f"{self.url}: the server says {response.status} {response.reason}, expected the file")
-        self._check_room()
+        _check_room(self.path.parent, self.room_for * (self.size or 0) - self.reached, self.url)
         write_text(json.dumps({"url": self.url, "size": self.size, "version": self.version}), self.about)
         return start
-
-    def _check_room(self) -> None:
-        needed = (self.size or 0) - self.reached
-        free = shutil.disk_usage(self.path.parent).free
-        if needed > free:
-            raise DownloadError(
-                f"{self.path.parent}: {free} bytes free, {needed} more needed for {self.url}; make room"
-            )
 
     def _read(self, response: http.client.HTTPResponse) -> bytes:
         try:

@@ -13,7 +13,7 @@ ABLATIONS = f"{RESULTS}/ablate/{{dataset}}/{{model}}/{{variant}}/{{shard}}.parqu
 rule ablate_depth:
     input:
         card=f"{RESULTS}/cards/{{model}}.json",
-        folder=checkpoint_folder,
+        weights=weights_of,
         proteins=f"{RESULTS}/datasets/{{dataset}}/ablation/proteins.parquet",
         clusters=f"{RESULTS}/datasets/{{dataset}}/ablation/clusters.parquet",
         structures=structures_of,

@@ -18,7 +18,7 @@ rule extract_activations:
     """
     input:
         card=f"{RESULTS}/cards/{{model}}.json",
-        folder=checkpoint_folder,
+        weights=weights_of,
         sequences=f"{RESULTS}/datasets/{{dataset}}/shards/{{shard}}.parquet",
         structures=structures_of,
     output:

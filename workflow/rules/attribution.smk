@@ -13,7 +13,7 @@ rule measure_attribution:
     """Gradients cost many passes, so the first ranks of the sample are measured; trained and null models in one job."""
     input:
         card=f"{RESULTS}/cards/{{model}}.json",
-        folder=checkpoint_folder,
+        weights=weights_of,
         # Shards are ranks of the reserve, and mean states come from its first, so that they do not depend on shards.
         candidates=f"{RESULTS}/datasets/{{dataset}}/candidates.parquet",
     output:

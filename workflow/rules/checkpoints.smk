@@ -39,8 +39,9 @@ rule train_checkpoint:
 
 
 rule download_checkpoint:
+    """The folder of the output belongs to the stage, which replaces it when something else is whole, and never before."""
     output:
-        folder=directory("resources/checkpoints/{model}"),
+        update(MANIFEST_OF),
     log:
         "logs/download_checkpoint/{model}.log",
     benchmark:
@@ -52,14 +53,15 @@ rule download_checkpoint:
         "../../envs/main.yaml"
     params:
         source=where_to_fetch,
+        folder=checkpoint_folder,
     shell:
-        "python -m plm_depth.models.download {params.source:q} --output {output.folder:q} > {log:q} 2>&1"
+        "python -m plm_depth.models.download {params.source:q} --output {params.folder:q} > {log:q} 2>&1"
 
 
 rule describe_checkpoint:
     """Load it once, check that stepping through its blocks gives its own logits, and write down what it is."""
     input:
-        checkpoint_folder,
+        weights_of,
     output:
         f"{RESULTS}/cards/{{model}}.json",
     log:
@@ -74,8 +76,9 @@ rule describe_checkpoint:
     params:
         family=lambda wc: study.models[wc.model]["family"],
         dtype=lambda wc: study.models[wc.model]["dtype"],
-        revision=lambda wc: study.models[wc.model].get("revision", "none"),
+        # Its commit, if it has one, stands in the manifest of the download.
+        folder=checkpoint_folder,
         version=EXTRACTION,
     shell:
-        "python -m plm_depth.models.describe --model {wildcards.model:q} --family {params.family:q} --folder {input:q}"
-        " --dtype {params.dtype} --revision {params.revision:q} --output {output:q} > {log:q} 2>&1"
+        "python -m plm_depth.models.describe --model {wildcards.model:q} --family {params.family:q}"
+        " --folder {params.folder:q} --dtype {params.dtype} --output {output:q} > {log:q} 2>&1"

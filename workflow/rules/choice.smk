@@ -63,7 +63,7 @@ rule cluster_user_proteins:
 rule embed_user_proteins:
     input:
         card=f"{RESULTS}/cards/{{model}}.json",
-        folder=checkpoint_folder,
+        weights=weights_of,
         sequences=f"{RESULTS}/choices/{{choice}}/sequences.parquet",
     output:
         f"{RESULTS}/choices/{{choice}}/streams/{{model}}.parquet",
@@ -149,7 +149,7 @@ rule cut_checkpoint:
     """The checkpoint that ends at the recommended layer (or at the depth that the config asks for), with a model card."""
     input:
         card=f"{RESULTS}/cards/{{model}}.json",
-        folder=checkpoint_folder,
+        weights=weights_of,
         choice=f"{RESULTS}/choices/{{choice}}/{{model}}.parquet",
     output:
         directory(f"{RESULTS}/choices/{{choice}}/truncated/{{model}}"),

@@ -23,6 +23,7 @@ from plm_depth.activations import (
 from plm_depth.activations import VERSION as EXTRACTION
 from plm_depth.code_digest import code_of
 from plm_depth.config import FROM_STRUCTURES, ConfigError, Study
+from plm_depth.models import pins
 from plm_depth.models.letters import policies
 from plm_depth.models.registry import FAMILIES
 from plm_depth.prices import prices, tables_of
@@ -125,6 +126,16 @@ TRAINED_HERE = [name for name, model in study.models.items() if "recipe" in mode
 FETCHED = [
     name for name, model in study.models.items() if "hub" in model or "archive" in model
 ]
+# What is written beside a fetched checkpoint stands for it: Snakemake would remove a folder before it is made again.
+MANIFEST_OF = f"resources/checkpoints/{{model}}/{pins.MANIFEST}"
+try:
+    # What to fetch, by model; what is there already and is what the config asks for is asked for as it was before.
+    REQUESTS = {
+        name: pins.settled(f"resources/checkpoints/{name}", study.models[name])
+        for name in FETCHED
+    }
+except pins.PinError as error:
+    raise WorkflowError(str(error)) from None
 
 # Only once: jobs on other machines and in processes of their own evaluate this file, too.
 if not (workflow.remote_exec or workflow.subprocess_exec):
@@ -209,24 +220,23 @@ def shards_of(dataset):
 
 
 def checkpoint_folder(wildcards):
+    """Return the folder of a checkpoint: trained here, the user's, or fetched."""
     model = study.models[wildcards.model]
     if "recipe" in model:
         return f"{RESULTS}/checkpoints/{wildcards.model}"
     return model.get("path", f"resources/checkpoints/{wildcards.model}")
 
 
+def weights_of(wildcards):
+    """Return the file or folder that stands for the weights of a model as the input of a rule."""
+    if wildcards.model in FETCHED:
+        return MANIFEST_OF.format(model=wildcards.model)
+    return checkpoint_folder(wildcards)
+
+
 def where_to_fetch(wildcards):
     """Return the options that tell the download where a checkpoint comes from."""
-    model = study.models[wildcards.model]
-    if "archive" in model:
-        digest = model.get("archive_sha256", "none")
-        return ["--archive", model["archive"], "--archive-sha256", digest]
-    return [
-        *("--repo", model["hub"]),
-        *("--revision", model.get("revision", "main")),
-        *("--files", model.get("files", "*.json,*.txt,*.safetensors,*.bin")),
-        *(("--sha256", model["sha256"]) if "sha256" in model else ()),
-    ]
+    return pins.options_of(REQUESTS[wildcards.model])
 
 
 def recipe_of(model):
@@ -779,7 +789,7 @@ def downloads_of_the_study():
         if "://" in source["url"]
     ]
     fetched += sorted({entry.path for entry in study.structures if entry.url})
-    return fetched + [f"resources/checkpoints/{name}" for name in FETCHED]
+    return fetched + [MANIFEST_OF.format(model=name) for name in FETCHED]
 
 
 def remember_the_command(jobs):

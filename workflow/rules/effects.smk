@@ -37,7 +37,7 @@ SWEEPS = f"{RESULTS}/effects/{{dataset}}/{{model}}/{{variant}}/{{shard}}/skip.pa
 rule measure_effects:
     input:
         card=f"{RESULTS}/cards/{{model}}.json",
-        folder=checkpoint_folder,
+        weights=weights_of,
         sequences=f"{RESULTS}/datasets/{{dataset}}/effect_shards/{{shard}}.parquet",
         # Means and donors come from the first of the reserve, so that they do not depend on shards.
         reference=f"{RESULTS}/datasets/{{dataset}}/candidates.parquet",

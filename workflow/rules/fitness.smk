@@ -60,7 +60,7 @@ rule score_variants:
     input:
         unpack(fitness_structures),
         card=f"{RESULTS}/cards/{{model}}.json",
-        folder=checkpoint_folder,
+        weights=weights_of,
         variants=f"{RESULTS}/fitness/shards/{{shard}}.parquet",
     output:
         scores=VARIANT_SCORES,

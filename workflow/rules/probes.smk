@@ -84,7 +84,7 @@ rule embed_annotated:
     """All residues of the chains (contacts need every one), the means of the members of families."""
     input:
         card=f"{RESULTS}/cards/{{model}}.json",
-        folder=checkpoint_folder,
+        weights=weights_of,
         chains=rules.annotate_proteins.output.chains,
         members=rules.annotate_proteins.output.members,
     output:

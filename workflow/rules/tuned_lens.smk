@@ -13,7 +13,7 @@ rule fit_tuned_lens:
     """Translators of the trained and the null models of a model in one job: each is fitted in a few passes."""
     input:
         card=f"{RESULTS}/cards/{{model}}.json",
-        folder=checkpoint_folder,
+        weights=weights_of,
         proteins=f"{RESULTS}/datasets/{{dataset}}/tuned_lens/proteins.parquet",
         clusters=f"{RESULTS}/datasets/{{dataset}}/tuned_lens/clusters.parquet",
     output:

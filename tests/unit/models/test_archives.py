@@ -90,22 +90,73 @@ def test_a_failure_leaves_the_old_folder_as_it_was(server, tmp_path):
     from_archive(url(server), tmp_path / "checkpoint")
     server.files["model.tar.gz"] = server.stated["model.tar.gz"] = packed(FILES | {"../evil": b""})
     with pytest.raises(DownloadError, match=r"model\.tar\.gz.*'\.\./evil' would lie outside"):
-        from_archive(url(server), tmp_path / "checkpoint")
+        from_archive(f"{url(server)}?another", tmp_path / "checkpoint")
     assert manifest.check(tmp_path / "checkpoint")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
 
 
-def test_an_archive_that_came_whole_is_not_fetched_again_after_a_full_disk(server, tmp_path, monkeypatch):
+@pytest.mark.parametrize("digest", [None, sha256(ARCHIVE)])
+def test_an_archive_that_came_whole_is_not_fetched_again_after_a_full_disk(server, tmp_path, monkeypatch, digest):
     usage = shutil.disk_usage
     full = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full if Path(path).suffix == ".part" else usage(path))
-    with pytest.raises(DownloadError, match=r"1000 bytes free, 200000 needed; make room"):
-        from_archive(url(server), tmp_path / "checkpoint", sha256=sha256(ARCHIVE))
-    assert names(tmp_path) == ["checkpoint.archive"]
+    with pytest.raises(DownloadError, match=r"1000 bytes free, 200000 needed; make room; .*archive is kept"):
+        from_archive(url(server), tmp_path / "checkpoint", sha256=digest)
+    assert names(tmp_path) == ["checkpoint.archive", "checkpoint.archive.json"]
     monkeypatch.undo()
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
     server.seen.clear()
-    from_archive(url(server), tmp_path / "checkpoint", sha256=sha256(ARCHIVE))
-    assert server.seen == []
+    noted = from_archive(url(server), tmp_path / "checkpoint", sha256=digest)
+    assert server.seen == [] and noted["sha256"] == sha256(ARCHIVE)
+    assert names(tmp_path) == [f"checkpoint/{n}" for n in ("config.json", manifest.MANIFEST, "pytorch_model.bin")]
+
+
+def left_after_a_full_disk(server: Hub, folder: Path, monkeypatch) -> None:
+    usage = shutil.disk_usage
+    full = type("Usage", (), {"free": 1000})
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: full if Path(path).suffix == ".part" else usage(path))
+        with pytest.raises(DownloadError, match="make room"):
+            from_archive(url(server), folder)
+    server.seen.clear()
+
+
+def test_a_kept_archive_that_changed_or_is_of_another_address_is_fetched_again(server, tmp_path, monkeypatch):
+    left_after_a_full_disk(server, tmp_path / "changed", monkeypatch)
+    (tmp_path / "changed.archive").write_bytes(ARCHIVE[:-1])
+    from_archive(url(server), tmp_path / "changed")
+    assert server.asked("model.tar.gz") == [None] and names(tmp_path / "changed") == sorted([*FILES, manifest.MANIFEST])
+    left_after_a_full_disk(server, tmp_path / "other", monkeypatch)
+    from_archive(f"{url(server)}?another", tmp_path / "other")
+    assert server.asked("model.tar.gz") == [None]
+
+
+@pytest.mark.parametrize("form", ["server", "file"])
+def test_too_little_room_for_an_archive_and_what_comes_out_of_it_is_said_before_it_is_fetched(
+    server, tmp_path, monkeypatch, form
+):
+    (tmp_path / "model.tar.gz").write_bytes(ARCHIVE)
+    where = url(server) if form == "server" else (tmp_path / "model.tar.gz").as_uri()
+    usage = type("Usage", (), {"free": 2 * len(ARCHIVE) - 1})
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(DownloadError, match=rf"{usage.free} bytes free, {2 * len(ARCHIVE)} more needed for .*model"):
+        from_archive(where, tmp_path / "checkpoint")
+    assert names(tmp_path) == ["model.tar.gz"]
+    usage.free += 1
+    from_archive(where, tmp_path / "checkpoint")
+    assert (tmp_path / "checkpoint" / "pytorch_model.bin").read_bytes() == WEIGHTS
+
+
+def test_an_archive_that_is_there_is_left_alone_whether_pinned_since_or_moved(server, tmp_path):
+    folder = tmp_path / "checkpoint"
+    first = from_archive(url(server), folder)
+    server.close()
+    assert from_archive(url(server), folder) == first
+    assert from_archive(url(server), folder, sha256=sha256(ARCHIVE)) == first
+    assert from_archive("https://elsewhere.invalid/a.tar", folder, sha256=sha256(ARCHIVE)) == first
+    with pytest.raises(DownloadError, match=rf"has SHA-256 {sha256(ARCHIVE)}, expected is {'0' * 64}.*Nothing was rem"):
+        from_archive(url(server), folder, sha256="0" * 64)
+    assert manifest.check(folder) == first
 
 
 @pytest.mark.parametrize("digest", [None, sha256(ARCHIVE)])

@@ -50,7 +50,9 @@ def waits() -> list[float]:
 def fetch(hub: Hub, folder: Path, waits: list[float] | None = None, patterns=PATTERNS, revision="main", **options):
     options = {"repo": "org/name", "timeout": 5.0, "attempts": 3, **options}
     sleep = ([] if waits is None else waits).append
-    return from_hub(revision=revision, patterns=patterns, output=folder, endpoint=hub.endpoint, sleep=sleep, **options)
+    alternatives = options.pop("alternatives", [patterns])
+    options |= {"endpoint": hub.endpoint, "sleep": sleep}
+    return from_hub(revision=revision, alternatives=alternatives, output=folder, **options)
 
 
 def names(folder: Path) -> list[str]:
@@ -66,6 +68,7 @@ def test_the_files_asked_for_come_at_the_commit_that_main_is_with_a_manifest(hub
         "revision": COMMIT,
         "licence": "mit",
         "gated": False,
+        "asked": {"repo": "org/name", "revision": "main", "files": [list(PATTERNS)], "sha256": {}},
         "files": {name: {"bytes": len(FILES[name]), "sha256": sha256(FILES[name])} for name in NAMES},
     }
     assert json.loads((tmp_path / "checkpoint" / manifest.MANIFEST).read_text()) == noted
@@ -187,7 +190,8 @@ def test_gated_weights_are_said_with_the_way_in(hub, tmp_path, waits, code):
     [
         ({"revision": "f" * 40}, "org/name at ffff.*no such commit; correct `revision`"),
         ({"repo": "org/other"}, "org/other at main: no such repository, or it needs a login"),
-        ({"patterns": ["*.gguf"]}, "none of its 6 files matches .*correct `files`"),
+        ({"patterns": ["*.json"]}, r"none of its 6 files is one of weights .*matches \*\.json; correct `files`"),
+        ({"alternatives": [["*.gguf"], ["*.pt"]]}, r"matches \*\.gguf or \*\.pt; correct `files`"),
         ({"attempts": 0}, "attempts 0; expected at least 1"),
     ],
 )
@@ -228,11 +232,69 @@ def test_a_folder_of_another_commit_or_of_other_files_is_replaced(hub, tmp_path)
         noted = fetch(hub, folder)
         (folder / manifest.MANIFEST).write_text(json.dumps({**noted, **change}))
         assert fetch(hub, folder) == noted == manifest.check(folder)
-    fetch(hub, folder, patterns=["*.txt"])
-    assert names(folder) == [manifest.MANIFEST, "vocab.txt"]
+    fetch(hub, folder, patterns=["*.bin"])
+    assert names(folder) == [manifest.MANIFEST, "pytorch_model.bin"]
 
 
-def test_a_damaged_folder_is_found_by_its_manifest_and_fetched_anew(hub, tmp_path):
+def test_a_pin_that_is_what_was_fetched_asks_nobody_and_changes_nothing(hub, tmp_path):
+    first = fetch(hub, tmp_path / "checkpoint", revision=None)
+    assert first["asked"]["revision"] is None and first["revision"] == COMMIT
+    hub.close()
+    for pin in ({}, {"revision": COMMIT}, {"revision": COMMIT, "digests": {"model.safetensors": sha256(WEIGHTS)}}):
+        assert (
+            fetch(hub, tmp_path / "checkpoint", **{"revision": None, **pin})
+            == first
+            == manifest.check(tmp_path / "checkpoint")
+        )
+
+
+def test_a_wrong_digest_pinned_afterwards_names_file_and_both_and_leaves_the_weights(hub, tmp_path):
+    first = fetch(hub, tmp_path / "checkpoint", revision=None)
+    hub.seen.clear()
+    wrong = {"digests": {"model.safetensors": "0" * 64}}
+    said = rf"model.safetensors has SHA-256 {sha256(WEIGHTS)} at commit {COMMIT}, expected is {'0' * 64}"
+    with pytest.raises(DownloadError, match=said):
+        fetch(hub, tmp_path / "checkpoint", revision=COMMIT, **wrong)
+    assert hub.seen == []
+    with pytest.raises(DownloadError, match=f"{sha256(WEIGHTS)}, the sheet of models expects {'0' * 64}"):
+        fetch(hub, tmp_path / "checkpoint", revision=None, **wrong)  # main may have moved since: the hub is asked
+    assert hub.asked("model.safetensors") == [] and manifest.check(tmp_path / "checkpoint") == first
+
+
+def test_a_manifest_of_before_requests_were_kept_is_completed_without_fetching(hub, tmp_path):
+    noted = fetch(hub, tmp_path / "checkpoint", revision=COMMIT)
+    old = {key: value for key, value in noted.items() if key != "asked"}
+    (tmp_path / "checkpoint" / manifest.MANIFEST).write_text(json.dumps(old))
+    hub.seen.clear()
+    assert fetch(hub, tmp_path / "checkpoint", revision=COMMIT) == noted == manifest.check(tmp_path / "checkpoint")
+    assert hub.asked("model.safetensors") == []
+
+
+def test_another_commit_fetches_what_changed_and_a_failure_leaves_the_old_folder(hub, tmp_path):
+    folder = tmp_path / "checkpoint"
+    noted = fetch(hub, folder)
+    (folder / manifest.MANIFEST).write_text(json.dumps({**noted, "revision": "f" * 40}))
+    hub.files["vocab.txt"] = hub.stated["vocab.txt"] = b"<new>\n"
+    hub.plan["vocab.txt"] = [refuse(403)]
+    with pytest.raises(DownloadError):
+        fetch(hub, folder, revision=COMMIT)
+    assert (folder / "vocab.txt").read_bytes() == FILES["vocab.txt"] and manifest.check(folder)["revision"] == "f" * 40
+    hub.seen.clear()
+    assert fetch(hub, folder, revision=COMMIT)["revision"] == COMMIT
+    assert hub.asked("vocab.txt") == [None] and hub.asked("model.safetensors") == []
+    assert (folder / "vocab.txt").read_bytes() == b"<new>\n" and manifest.check(folder)
+    assert names(tmp_path) == sorted(f"checkpoint/{name}" for name in [*NAMES, manifest.MANIFEST])
+
+
+def test_a_folder_whose_manifest_is_gone_is_compared_with_the_hub_and_not_fetched_again(hub, tmp_path):
+    noted = fetch(hub, tmp_path / "checkpoint")
+    (tmp_path / "checkpoint" / manifest.MANIFEST).unlink()
+    hub.seen.clear()
+    assert fetch(hub, tmp_path / "checkpoint") == noted == manifest.check(tmp_path / "checkpoint")
+    assert [hub.asked(name) for name in NAMES] == [[], [], []]
+
+
+def test_a_damaged_folder_is_found_by_its_manifest_and_what_is_damaged_is_fetched_anew(hub, tmp_path):
     folder = tmp_path / "checkpoint"
     fetch(hub, folder)
     (folder / "model.safetensors").write_bytes(WEIGHTS[:-1] + b"?")
@@ -260,10 +322,10 @@ def test_weights_that_come_twice_are_fetched_once_as_safetensors_unless_the_shee
     log = logging.getLogger("test")
     files = [File(name, 1, None, None) for name in ("model.safetensors", "pytorch_model.bin", "config.json")]
     with caplog.at_level("INFO"):
-        assert [f.name for f in choose(files, ["*"], {}, log)] == ["model.safetensors", "config.json"]
+        assert [f.name for f in choose(files, [["*"]], {}, log)] == ["model.safetensors", "config.json"]
     assert "left out, the weights come as safetensors too: pytorch_model.bin" in caplog.text
-    assert [f.name for f in choose(files, ["*.bin"], {}, log)] == ["pytorch_model.bin"]
-    assert len(choose(files, ["*"], {"pytorch_model.bin": "0" * 64}, log)) == 3
+    assert [f.name for f in choose(files, [["*.bin"]], {}, log)] == ["pytorch_model.bin"]
+    assert len(choose(files, [["*"]], {"pytorch_model.bin": "0" * 64}, log)) == 3
 
 
 @pytest.mark.parametrize("name", ["../evil.bin", "/evil.bin", "a/../../evil.bin", "a\\b.bin", manifest.MANIFEST])
@@ -278,12 +340,12 @@ def test_the_stage_fetches_and_checks_and_a_failure_ends_in_one_line(hub, tmp_pa
     folder = tmp_path / "checkpoint"
     # A process of its own: the address of the hub and being offline are read when its client is imported.
     environment = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(WORKFLOW)}
-    command = f"-m plm_depth.models.download --repo org/name --revision {COMMIT} --files *.json,vocab.txt"
+    command = f"-m plm_depth.models.download --repo org/name --revision {COMMIT} --files *.pt|*.json,*.bin"
     command = [sys.executable, *command.split(), "--sha256", f"config.json={sha256(b'{}')}", "--output", str(folder)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert result.returncode == 0, result.stderr
     assert f"org/name at {COMMIT} is in {folder} (licence mit)" in result.stderr
-    assert names(folder) == ["config.json", manifest.MANIFEST, "vocab.txt"]
+    assert names(folder) == ["config.json", manifest.MANIFEST, "pytorch_model.bin"]
 
     main(["--check", str(folder)])
     (folder / "config.json").write_text("{ }")

@@ -82,6 +82,45 @@ def test_a_checkpoint_of_other_weights_is_status_1(numbers, tmp_path):
     assert main(["verify", "dplm", str(folder), str(numbers)]) == 1
 
 
+def esm3(folder: Path) -> int:
+    return main(["verify", "esm3", str(folder), str(FIXTURES / "esm3")])
+
+
+def test_the_structure_encoder_beside_esm3_is_compared_too(capsys, tmp_path):
+    assert esm3(FIXTURES / "esm3/pth") == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    compared = {" ".join(line[1:-2]): line[-2:] for line in lines if line[0] == "structure_encoder"}
+    assert compared["pre_quantisation"][1] == "0.00032" and compared["residues of other codes"] == ["0", "0"]
+    assert float(compared["pre_quantisation"][0]) <= 0.00032
+
+    folder = Path(shutil.copytree(FIXTURES / "esm3/pth", tmp_path / "other"))
+    path = folder / "data/weights/esm3_structure_encoder_v0.pth"
+    tensors = torch.load(path, weights_only=True)
+    tensors["pre_vq_proj.bias"] += 0.01
+    torch.save(tensors, path)
+    assert esm3(folder) == 1
+    beyond = [line for line in capsys.readouterr().out.splitlines() if "BEYOND" in line]
+    assert {line.split()[0] for line in beyond} == {"structure_encoder"}
+
+
+def test_a_case_that_cannot_be_compared_is_named_and_counted(capsys, tmp_path):
+    folder = Path(shutil.copytree(FIXTURES / "esm3/pth", tmp_path / "trunk"))
+    (folder / "data/weights/esm3_structure_encoder_v0.pth").unlink()
+    assert esm3(folder) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "structure_encoder  NOT COMPARED: of a structure encoder, and the checkpoint brings none" in lines
+    assert lines[-1].endswith(" 0 beyond tolerance, 1 of 5 cases not compared")
+
+
+def test_numbers_of_which_nothing_can_be_compared_are_status_2(numbers, capsys):
+    about = json.loads((numbers / "expected.json").read_text())
+    for case in about["cases"].values():
+        case["tolerance"] = {"x": 1.0}
+    (numbers / "expected.json").write_text(json.dumps(about))
+    assert verify(numbers) == 2
+    assert "nothing of it can be compared with this checkpoint" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("break_it", "said"),
     [

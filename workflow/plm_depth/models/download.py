@@ -5,11 +5,15 @@ python -m plm_depth.models.download --archive URL --archive-sha256 S --output FO
 python -m plm_depth.models.download --check FOLDER
 
 The folder appears whole, with a manifest of every file's size and SHA-256, or not at all. Until then its files wait
-beside it in ``FOLDER.part``, where a cut or stalled download goes on, also in a later run.
+beside it in ``FOLDER.part``, where a cut or stalled download goes on, also in a later run. A folder that is there and
+holds what is asked for is compared with its manifest and left alone; no server is asked for it. One that holds
+something else stays until what replaces it is whole.
 """
 
 import argparse
+import contextlib
 import hashlib
+import json
 import logging
 import os
 import re
@@ -23,12 +27,14 @@ from typing import NamedTuple, TypeVar
 
 from plm_depth import download as shared
 from plm_depth.download import ATTEMPTS, TIMEOUT, TRY_AGAIN, DownloadError, back_off
-from plm_depth.models import archives, manifest
+from plm_depth.models import archives, manifest, pins
 from plm_depth.models.manifest import digest_of
 from plm_depth.progress import start_log
+from plm_depth.tables import write_text
 
 LONGEST_NAME = 200  # characters of a file's name in a repository, folders included
 MARGIN = 500_000_000  # bytes that a download leaves free for others
+WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 T = TypeVar("T")
 
 
@@ -56,8 +62,8 @@ class Listing(NamedTuple):
 
 def from_hub(
     repo: str,
-    revision: str,
-    patterns: Sequence[str],
+    revision: str | None,
+    alternatives: Sequence[Sequence[str]],
     output: str | Path,
     *,
     digests: Mapping[str, str] | None = None,
@@ -68,7 +74,7 @@ def from_hub(
     sleep: Callable[[float], None] = time.sleep,
     log: logging.Logger | None = None,
 ) -> dict[str, object]:
-    """Fetch the files of ``repo`` that match ``patterns`` into the folder ``output``; return its manifest.
+    """Fetch the files of ``repo`` that match patterns into the folder ``output``; return its manifest.
 
     A name such as "main" is first resolved to its commit of 40 hexadecimal digits, which the manifest holds; give it in
     the sheet of models to pin it. Every file is compared with what the hub states of it at that commit. Of weights
@@ -76,8 +82,8 @@ def from_hub(
     fetched. A folder that is there already, by its manifest the same and undamaged, is left alone.
 
     Args:
-        revision: a commit of 40 hexadecimal digits, a branch or a tag.
-        patterns: of file names, with ``*``.
+        revision: a commit of 40 hexadecimal digits, a branch or a tag; None: what is there already, else "main".
+        alternatives: patterns of file names, with ``*``; the first list that matches weights is taken.
         digests: SHA-256 by file name, from the sheet of models; compared before anything is fetched where the hub
             states one, else before the folder appears.
         endpoint: address of the hub; None: HF_ENDPOINT, or the public one.
@@ -85,27 +91,36 @@ def from_hub(
         log: where progress goes.
     Raises:
         DownloadError: no network, no such repository or commit, gated weights, a wrong digest, too little room, or
-            nothing matched; with the mend.
+            nothing matched; with the mend. What was there before stays.
     """
     log = log or logging.getLogger(__name__)
-    output, digests, where = Path(output), digests or {}, f"{repo} at {revision}"
+    output, digests = Path(output), digests or {}
+    request = {"repo": repo, "revision": revision, "files": [list(patterns) for patterns in alternatives]}
+    request["sha256"] = dict(sorted(digests.items()))
+    if kept := _kept(output, request, log):
+        return kept
+    revision = revision or "main"
+    where = f"{repo} at {revision}"
     hub = _hub()
     retry = {"attempts": attempts, "pause": pause, "sleep": sleep}
     listing = _ask(lambda: _listing(hub, repo, revision, endpoint, timeout), where, log, **retry)
     where = f"{repo} at {listing.commit}"
-    wanted = choose(listing.files, patterns, digests, log)
+    wanted = choose(listing.files, alternatives, digests, log)
     if not wanted:
+        tried = " or ".join(", ".join(patterns) for patterns in alternatives)
         raise DownloadError(
-            f"{where}: none of its {len(listing.files)} files matches {', '.join(patterns)}; correct `files` in the "
-            "sheet of models"
+            f"{where}: none of its {len(listing.files)} files is one of weights ({', '.join(WEIGHTS)}) and matches "
+            f"{tried}; correct `files` in the sheet of models, or in the entry of the config"
         )
     _compare_with_sheet(wanted, digests, where)
     source = {"repo": listing.repo, "revision": listing.commit, "licence": listing.licence, "gated": listing.gated}
+    source["asked"] = request
     if present := _present(output, source, wanted, log):
         return present
 
     partial = output.with_name(f"{output.name}.part")
     partial.mkdir(parents=True, exist_ok=True)
+    _take_over(output, partial, wanted)
     _check_room(partial, wanted, where)
     login = _login(hub)
     found: dict[str, str] = {}
@@ -138,16 +153,23 @@ def from_hub(
 
 
 def choose(
-    files: Sequence[File], patterns: Sequence[str], digests: Mapping[str, str], log: logging.Logger
+    files: Sequence[File], alternatives: Sequence[Sequence[str]], digests: Mapping[str, str], log: logging.Logger
 ) -> list[File]:
     """Return the files to fetch: those that match a pattern, without pickles of weights that come as safetensors too.
+
+    The first list of patterns counts that matches a file of weights; nothing if none does.
 
     Raises:
         DownloadError: a file name that would leave the folder.
     """
     from huggingface_hub.utils import filter_repo_objects
 
-    chosen = list(filter_repo_objects(files, allow_patterns=list(patterns), key=lambda file: file.name))
+    def matching(patterns: Sequence[str]) -> list[File]:
+        return list(filter_repo_objects(files, allow_patterns=list(patterns), key=lambda file: file.name))
+
+    found = (matching(patterns) for patterns in alternatives)
+    with_weights = (some for some in found if any(fnmatch(file.name, kind) for file in some for kind in WEIGHTS))
+    chosen = next(with_weights, [])
     if any(fnmatch(file.name, "model*.safetensors") for file in chosen):
         twice = [f.name for f in chosen if fnmatch(f.name, "pytorch_model*.bin*") and f.name not in digests]
         if twice:
@@ -254,23 +276,60 @@ def _not_the_sheets(where: str, name: str, found: str, expected: str) -> str:
     )
 
 
+def _kept(output: Path, request: pins.Request, log: logging.Logger) -> dict[str, object] | None:
+    """Return the manifest of ``output`` if it is of what is asked for, by what it says itself, and undamaged.
+
+    Raises:
+        DownloadError: it holds the very files that are asked for, but their digests are not those of the sheet.
+    """
+    try:
+        noted = manifest.read(output)
+    except DownloadError:
+        return None  # `_present` says so
+    if noted is None:
+        return None
+    try:
+        pins.refuse_contradictions(output, noted, request)
+    except pins.PinError as error:
+        raise DownloadError(str(error)) from None
+    if not pins.fulfils(noted, request):
+        return None
+    try:
+        manifest.check(output)
+    except DownloadError as error:
+        log.info("%s", error)
+        return None
+    log.info("%s holds what is asked for already, all as it was fetched; nobody was asked", output)
+    return noted
+
+
 def _present(
     output: Path, source: Mapping[str, object], wanted: Sequence[File], log: logging.Logger
 ) -> dict[str, object] | None:
     """Return the manifest of ``output`` if it holds these files of this commit, undamaged; say why if it does not."""
-    if not output.exists():
+    if not output.exists() or not any(output.iterdir()):
         return None
     try:
         noted = manifest.check(output)
     except DownloadError as error:
-        log.info("%s; fetching it anew", error)
+        log.info("%s; what is damaged is fetched anew", error)
         return None
     same = (noted.get("repo"), noted.get("revision")) == (source["repo"], source["revision"])
     if same and set(noted["files"]) == {file.name for file in wanted}:
         log.info("%s holds these files already, all as they were fetched", output)
-        return noted
+        return manifest.write(output, source, {name: about["sha256"] for name, about in noted["files"].items()})
     log.info("%s holds other files; it is replaced when the new ones are whole", output)
     return None
+
+
+def _take_over(output: Path, partial: Path, wanted: Sequence[File]) -> None:
+    """Link files of an older folder that may be wanted again into the new one; they are compared like all others."""
+    for file in wanted:
+        old, new = output / file.name, partial / file.name
+        if old.is_file() and old.stat().st_size == file.n_bytes and not new.exists():
+            new.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(OSError):  # a file system without links: they are fetched
+                os.link(old, new)
 
 
 def _check_room(partial: Path, wanted: Sequence[File], where: str) -> None:
@@ -329,6 +388,9 @@ def from_archive(
 ) -> dict[str, object]:
     """Fetch a tar archive and unpack it into the folder ``output``; return its manifest.
 
+    An archive that came whole and could not be unpacked for want of room waits beside the folder for the next run. A
+    folder that is there already, of this archive and undamaged, is left alone.
+
     Args:
         url: https://, http://, file:// or a plain path.
         sha256: of the archive; None: not checked, and the one found stands in the manifest.
@@ -336,28 +398,49 @@ def from_archive(
         log: where progress goes.
         options: attempts, timeout, pause, sleep; see ``plm_depth.download.download``.
     Raises:
-        DownloadError: the archive cannot be had, has another digest, or is refused; see ``archives.unpack``.
+        DownloadError: the archive cannot be had, has another digest, is refused (see ``archives.unpack``), or there is
+            too little room for it and as many bytes unpacked, which is said before it is fetched.
     """
     log = log or logging.getLogger(__name__)
     output = Path(output)
+    request = {"archive": url, "sha256": sha256}
+    if kept := _kept(output, request, log):
+        return kept
     archive, partial = output.with_name(f"{output.name}.archive"), output.with_name(f"{output.name}.part")
-    if sha256 and archive.is_file() and digest_of(archive) == sha256:
-        digest = sha256
+    about = output.with_name(f"{output.name}.archive.json")
+    digest = _digest_of_archive(archive, about, request)
+    if digest is not None:
         log.info("%s: here already, from an earlier run", archive)
     else:
-        digest = shared.download(url, archive, sha256=sha256, log=log, **options)
+        digest = shared.download(url, archive, sha256=sha256, log=log, room_for=2, **options)
+        write_text(json.dumps({"archive": url, "sha256": digest}) + "\n", about)
     try:
         archives.unpack(archive, partial, most_bytes=most_bytes)
     except DownloadError as error:
-        if not isinstance(error, archives.NoRoomError):
-            archive.unlink()
+        if isinstance(error, archives.NoRoomError):
+            raise DownloadError(f"{url}: {error}; {archive} is kept, the next run goes on with it") from error
+        archive.unlink()
+        about.unlink(missing_ok=True)
         raise DownloadError(f"{url}: {error}") from error
     names = sorted(path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file())
     found = {name: digest_of(partial / name) for name in names}
-    noted = manifest.write(partial, {"archive": url, "sha256": digest}, found)
+    noted = manifest.write(partial, {"archive": url, "sha256": digest, "asked": request}, found)
     _replace(output, partial)
     archive.unlink()
+    about.unlink(missing_ok=True)
     return noted
+
+
+def _digest_of_archive(archive: Path, about: Path, request: pins.Request) -> str | None:
+    """Return the SHA-256 of an archive that an earlier run left, None if it is not the one asked for, or damaged."""
+    if not archive.is_file():
+        return None
+    try:
+        noted = json.loads(about.read_text(encoding="utf-8"))
+        expected = request["sha256"] or (noted["sha256"] if noted["archive"] == request["archive"] else None)
+    except (OSError, ValueError, KeyError, TypeError):
+        expected = request["sha256"]
+    return expected if expected is not None and digest_of(archive) == expected else None
 
 
 # ------------------------------------------------------------------------------------------------------------- door
@@ -377,8 +460,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     source.add_argument("--repo", help="organisation/name on the hub")
     source.add_argument("--archive", help="address of a tar archive: https://, file:// or a path")
     source.add_argument("--check", type=Path, metavar="FOLDER", help="compare a fetched folder with its manifest")
-    parser.add_argument("--revision", default="main", help="commit of 40 hexadecimal digits (default: %(default)s)")
-    parser.add_argument("--files", default="*", help="patterns to fetch, separated by commas (default: all)")
+    parser.add_argument("--revision", help="commit of 40 hexadecimal digits (default: what is there, else main)")
+    parser.add_argument(
+        "--files", default="*", help="patterns to fetch, separated by commas; | between alternatives (default: all)"
+    )
     parser.add_argument("--sha256", default="", help="file=digest, several separated by commas")
     parser.add_argument("--archive-sha256", default="none", help="of the archive; none: not checked")
     parser.add_argument("--output", type=Path, help="folder to make")
@@ -399,9 +484,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             log.info(f"{options.archive} is in {options.output}")
         else:
             digests = _digests_of(options.sha256)
-            patterns = options.files.split(",")
-            noted = from_hub(options.repo, options.revision, patterns, options.output, digests=digests, **retry)
-            said = f"licence {noted['licence'] or 'not stated'}{', gated' if noted['gated'] else ''}"
+            alternatives = [patterns.split(",") for patterns in options.files.split("|")]
+            noted = from_hub(options.repo, options.revision, alternatives, options.output, digests=digests, **retry)
+            said = f"licence {noted.get('licence') or 'not stated'}{', gated' if noted.get('gated') else ''}"
             log.info(f"{noted['repo']} at {noted['revision']} is in {options.output} ({said})")
     except (DownloadError, OSError) as error:
         raise SystemExit(f"download_checkpoint: {error}") from None

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from plm_depth.download import DownloadError
+from plm_depth.models.pins import MANIFEST
 from plm_depth.tables import write_text
 
-MANIFEST = "plm_depth_download.json"
+__all__ = ["MANIFEST", "check", "digest_of", "read", "write"]
 
 
 def digest_of(path: Path) -> str:
@@ -21,7 +22,8 @@ def write(folder: Path, source: Mapping[str, object], digests: Mapping[str, str]
     """Write the manifest of a folder and return it: ``source`` and "files", {name: {"bytes", "sha256"}}.
 
     Args:
-        source: where the files came from: repository and commit, or archive and its digest.
+        source: where the files came from: repository and commit, or archive and its digest; and what was "asked" for
+            (see ``plm_depth.models.pins``).
         digests: SHA-256 of every file by its name below the folder, with "/" between parts.
     """
     files = {name: {"bytes": (folder / name).stat().st_size, "sha256": digests[name]} for name in sorted(digests)}

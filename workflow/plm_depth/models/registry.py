@@ -10,10 +10,20 @@ import importlib
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from plm_depth.models.base import Adapter
+
+
+# Files of a repository that a family reads, in patterns of names ("*" goes across folders): of the layout of the hub's
+# libraries, and of fair-esm's.
+HUB = (
+    *("config.json", "vocab.*", "merges.txt", "tokenizer*.json", "special_tokens_map.json"),
+    *("model*.safetensors*", "pytorch_model*.bin*"),
+)
+FAIR_ESM = ("*.pt",)
 
 
 class Entry(NamedTuple):
@@ -23,6 +33,7 @@ class Entry(NamedTuple):
     ``can_branch``, ``tokens_are_residues``: as the class has them.
     ``as_x``, ``refused``: of the letters beside the 20 amino acids (``letters.ODD``), those that it reads as an unknown
     residue and those that it does not read; each other one has a token of its own.
+    ``files``: by layout, what to fetch of a repository, in the order of preference; () for one that is an archive.
     """
 
     where: str
@@ -33,19 +44,31 @@ class Entry(NamedTuple):
     tokens_are_residues: bool = True
     as_x: str = ""
     refused: str = "J"
+    files: Mapping[str, tuple[str, ...]] = MappingProxyType({"hub": HUB})
 
 
 FAMILIES = {  # every value is an Entry
-    "esm2": Entry("plm_depth.models.esm:Esm2", "mlm", "ESM-2"),
+    "esm2": Entry("plm_depth.models.esm:Esm2", "mlm", "ESM-2", files={"hub": HUB, "fair_esm": FAIR_ESM}),
     "dplm": Entry("plm_depth.models.esm:Dplm", "diffusion", "DPLM"),
-    "esm1b": Entry("plm_depth.models.esm:Esm1b", "mlm", "ESM-1b"),
-    "esm1v": Entry("plm_depth.models.esm:Esm1v", "mlm", "ESM-1v"),
-    "saprot": Entry("plm_depth.models.saprot:SaProt", "mlm", "SaProt", ("three_di",), as_x="BOUZ"),
+    "esm1b": Entry("plm_depth.models.esm:Esm1b", "mlm", "ESM-1b", files={"hub": HUB, "fair_esm": FAIR_ESM}),
+    "esm1v": Entry("plm_depth.models.esm:Esm1v", "mlm", "ESM-1v", files={"hub": HUB, "fair_esm": FAIR_ESM}),
+    "saprot": Entry(
+        *("plm_depth.models.saprot:SaProt", "mlm", "SaProt", ("three_di",)),
+        as_x="BOUZ",
+        files={"hub": HUB, "fair_esm": FAIR_ESM},
+    ),
     "dplm2": Entry("plm_depth.models.dplm2:Dplm2", "diffusion", "DPLM-2", ("codes",)),
-    "esmc": Entry("plm_depth.models.esmc:EsmC", "mlm", "ESM C"),
-    "esm3": Entry("plm_depth.models.esm3:Esm3", "mlm", "ESM3", ("codes", "coordinates")),
+    "esmc": Entry("plm_depth.models.esmc:EsmC", "mlm", "ESM C", files={"native": HUB, "pth": ("*.pth",)}),
+    "esm3": Entry(
+        *("plm_depth.models.esm3:Esm3", "mlm", "ESM3", ("codes", "coordinates")),
+        files={"pth": ("*esm3_sm_open_v1.pth", "*esm3_structure_encoder_v0.pth")},
+    ),
     "protbert": Entry("plm_depth.models.protbert:ProtBert", "mlm", "ProtBERT", as_x="BOUZ"),
-    "progen2": Entry("plm_depth.models.gptj:ProGen2", "ar", "ProGen2", can_branch=True),
+    "progen2": Entry(
+        *("plm_depth.models.gptj:ProGen2", "ar", "ProGen2"),
+        can_branch=True,
+        files={"community": HUB, "authors": ()},
+    ),
     "protgpt2": Entry("plm_depth.models.protgpt2:ProtGpt2", "ar", "ProtGPT2", tokens_are_residues=False, refused=""),
     "progen3": Entry("plm_depth.models.progen3:ProGen3", "ar", "ProGen3", refused=""),
 }

@@ -1,7 +1,8 @@
 """Compare a checkpoint, as its adapter loads and walks it, with numbers that the family's own code computed.
 
 A folder of expected numbers holds ``expected.json`` (family, and per case its inputs and the tolerance of every tensor)
-and ``expected.safetensors`` (tensors named ``<case>/<tensor>``). Tolerances are absolute, on float32.
+and ``expected.safetensors`` (tensors named ``<case>/<tensor>``). Tolerances are absolute, on float32. A case without
+logits is of a network beside the model: ESM3's structure encoder, which is compared where the checkpoint brings it.
 """
 
 import inspect
@@ -17,7 +18,9 @@ from torch import Tensor
 
 from plm_depth.models import checkpoints, registry
 from plm_depth.models.base import Adapter, Batch, CheckpointError, SequenceError, Tokens
+from plm_depth.models.esm3_structure import StructureEncoder
 
+STRUCTURE_ENCODER = {"pre_quantisation"}  # the tensors of a case of ESM3's structure encoder
 # Tensors of a case that are compared and have block (and batch) as leading axes.
 PER_LAYER = ("x", "attn", "mlp", "geom")
 
@@ -104,14 +107,20 @@ def walk(adapter: Adapter, batch: Batch) -> dict[str, Tensor]:
 def compare(adapter: Adapter, about: Mapping, tensors: Mapping[str, Tensor]) -> Iterator[Difference]:
     """Yield the difference of every tensor of every case, of tokens, and of stepping from the library's logits.
 
+    Cases that ``unchecked`` names are left out.
+
     Raises:
         ExpectedError: a tensor that this comparison does not know, or of another shape than the model gives.
     """
     tokens = dict(tokens_of_cases(adapter, about))
+    left_out = unchecked(adapter, about)
     for name, case in about["cases"].items():
+        if name in left_out:
+            continue
         given = {key.split("/", 1)[1]: value for key, value in tensors.items() if key.startswith(f"{name}/")}
         if "logits" not in case["tolerance"]:
-            continue  # not a case of this network (the structure encoder of ESM3)
+            yield from _compare_encoder(encoder_of(adapter), name, case, given)
+            continue
         try:
             keep = given["valid"].bool()
             batch = adapter.batch_of({key: value.to(adapter.device) for key, value in given.items()})
@@ -139,6 +148,53 @@ def compare(adapter: Adapter, about: Mapping, tensors: Mapping[str, Tensor]) -> 
             elif value.shape[:2] == keep.shape:
                 value, expected = value[keep], expected[keep]
             yield Difference(name, tensor, float((value - expected).abs().max()), tolerance)
+
+
+def unchecked(adapter: Adapter, about: Mapping) -> dict[str, str]:
+    """Return the cases that cannot be compared with this checkpoint, and why, by name."""
+    reasons = {}
+    for name, case in about["cases"].items():
+        compared = set(case["tolerance"])
+        if "logits" in compared:
+            continue
+        if compared != STRUCTURE_ENCODER:
+            reasons[name] = f"neither logits nor a structure encoder's tensors: {', '.join(sorted(compared))}"
+        elif encoder_of(adapter) is None:
+            reasons[name] = "of a structure encoder, and the checkpoint brings none"
+    return reasons
+
+
+def encoder_of(adapter: Adapter) -> StructureEncoder | None:
+    """Return the structure encoder that came with a checkpoint, None if none did.
+
+    Raises:
+        CheckpointError: it is there and cannot be read.
+    """
+    encoder = getattr(adapter, "structure_encoder", None)
+    return StructureEncoder.load(encoder) if isinstance(encoder, Path) else encoder
+
+
+def _compare_encoder(
+    encoder: StructureEncoder, name: str, case: Mapping, given: Mapping[str, Tensor]
+) -> Iterator[Difference]:
+    """Yield the difference of the descriptions of residues before they are rounded, and of the codes they become."""
+    try:
+        keep = given["valid"].bool()
+        pairs = list(zip(given["coordinates"], given["residue_index"], strict=True))
+        found = torch.stack([encoder.describe(*pair) for pair in pairs])
+        codes = torch.stack([encoder.codes(*pair) for pair in pairs])
+        expected = given["codes"]
+    except KeyError as error:
+        raise ExpectedError(f"case {name!r}: no tensor {error}, which a structure encoder takes as input") from error
+    wrong = int((codes != expected.long())[keep].sum())
+    yield Difference(name, "residues of other codes", float(wrong), 0.0)
+    for tensor, tolerance in case["tolerance"].items():
+        if found.shape != given[tensor].shape:
+            raise ExpectedError(
+                f"case {name!r}: {tensor} has shape {tuple(given[tensor].shape)}, the encoder gives "
+                f"{tuple(found.shape)}"
+            )
+        yield Difference(name, tensor, float((found - given[tensor])[keep].abs().max()), tolerance)
 
 
 def _chosen(tensor: str, found: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Tensor:
@@ -185,7 +241,10 @@ def load(family: str, checkpoint: Path, about: Mapping, *, layout: str | None, d
 
 
 def run(family: str, checkpoint: Path, expected: Path, *, layout: str | None = None, device: str = "cpu") -> int:
-    """Print every difference beside its tolerance; return 0, 1 (something beyond tolerance) or 2 (unusable input)."""
+    """Print every difference beside its tolerance, and what was not compared; return the exit status.
+
+    0: all within tolerance; 1: something beyond it; 2: unusable input, or nothing in it that could be compared.
+    """
     try:
         about, tensors = read_expected(expected)
         if about.get("family") != family:
@@ -200,9 +259,15 @@ def run(family: str, checkpoint: Path, expected: Path, *, layout: str | None = N
                 f"{difference.case:<18} {difference.tensor:<22} {difference.largest:>10.2g} "
                 f"{difference.tolerance:>10.2g}{verdict}"
             )
+        left_out = unchecked(adapter, about)
+        if not differences:
+            raise ExpectedError(f"{expected}: nothing of it can be compared with this checkpoint: {left_out}")
     except (ValueError, CheckpointError, SequenceError, OSError, json.JSONDecodeError) as error:
         print(f"verify: {error}", file=sys.stderr)
         return 2
     beyond = sum(not difference.within for difference in differences)
-    print(f"{len(differences)} comparisons, {beyond} beyond tolerance")
+    for name, why in left_out.items():
+        print(f"{name:<18} NOT COMPARED: {why}")
+    not_all = f", {len(left_out)} of {len(about['cases'])} cases not compared" if left_out else ""
+    print(f"{len(differences)} comparisons, {beyond} beyond tolerance{not_all}")
     return 1 if beyond else 0
