@@ -27,6 +27,7 @@ def test_no_command_of_the_readme_is_unknown_here():
     here = {
         ".venv/bin/snakemake --cores all",
         ".venv/bin/snakemake --cores all -n",
+        ".venv/bin/snakemake --cores all --configfile config/config.yaml config/structure.yaml",
         ".venv/bin/snakemake --cores 1 prefetch",
         ".venv/bin/snakemake choices --cores all --configfile config/my_model.yaml",
         ".venv/bin/snakemake --cores 1 preflight",
@@ -53,6 +54,26 @@ def test_the_paper_study_resolves_with_every_variant(tmp_path):
     for model in models:
         assert f"resources/checkpoints/{model}" in text
     assert "uniref50.fasta.gz" in text
+
+
+@pytest.mark.workflow
+def test_the_study_with_structures_is_laid_over_the_paper_study_and_gives_the_claims_of_both_inputs(tmp_path):
+    folder = copy_repository(tmp_path)
+    result = snakemake(folder, "config/structure.yaml", "--cores", "all", "-n", configfile="config/config.yaml")
+    text = result.stdout + result.stderr
+    assert result.returncode == 0, text
+    models = yaml.safe_load((ROOT / "config" / "structure.yaml").read_text())["models"]
+    assert models and all(f"resources/checkpoints/{model}" in text for model in models)
+    assert "results/structure/verdicts/folds.parquet" in text and "alphafold" in text
+
+
+def test_the_readme_counts_the_variants_that_the_paper_config_and_the_sheet_have():
+    sheet = read_models(ROOT / "config" / "models.tsv")
+    inferred = {name for name, row in sheet.items() if row["in_study"] == "inferred"}
+    models = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())["models"]
+    assert f"names {len(models)} of the {len(inferred)} variants that the paper most likely used" in README
+    assert f"`config/models.tsv` has {len(sheet)} published variants" in README
+    assert inferred - set(models) == {"esm3_open"} and "the last one, ESM3, is gated" in README
 
 
 @pytest.mark.workflow

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from plm_depth import __version__, choose, digest
+from plm_depth.models import sheet
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,6 +27,15 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("expected", metavar="EXPECTED", type=Path, help="folder of the expected numbers")
     verify.add_argument("--layout", help="on-disk layout of the checkpoint, if the folder holds several")
     verify.add_argument("--device", default="cpu", help="where to run (default: %(default)s)")
+
+    sheet.add_options(
+        commands.add_parser(
+            "models",
+            help="print the sheet of published models",
+            description="Print one line a published model: objective, what it reads, layout, sizes, memory, licence, "
+            "and what pins its weights.",
+        )
+    )
 
     digest_parser = commands.add_parser(
         "digest",
@@ -60,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     if options.command == "choose":
         return choose.run(options)
+    if options.command == "models":
+        return sheet.run(options.sheet)
     if options.command == "digest":
         return digest.run(options.paths, keys=options.keys)
     from plm_depth.models.verify import run

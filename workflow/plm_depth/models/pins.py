@@ -31,7 +31,7 @@ def request_of(entry: Mapping[str, object]) -> dict[str, object]:
         return {"archive": entry["archive"], "sha256": entry.get("archive_sha256")}
     files, digests = entry.get("files"), entry.get("sha256", {})
     if files is None:
-        alternatives = [list(patterns) for patterns in FAMILIES[str(entry["family"])].files]
+        alternatives = [list(some) for some in FAMILIES[str(entry["family"])].files.values() if some]
     else:
         alternatives = [files.split(",") if isinstance(files, str) else list(files)]
     if isinstance(digests, str):
