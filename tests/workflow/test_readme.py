@@ -59,7 +59,8 @@ def test_the_paper_study_resolves_with_every_variant(tmp_path):
 @pytest.mark.workflow
 def test_the_study_with_structures_is_laid_over_the_paper_study_and_gives_the_claims_of_both_inputs(tmp_path):
     folder = copy_repository(tmp_path)
-    result = snakemake(folder, "config/structure.yaml", "--cores", "all", "-n", configfile="config/config.yaml")
+    configs = ["config/config.yaml", "config/structure.yaml"]
+    result = snakemake(folder, "--cores", "all", "-n", "--configfile", *configs)  # the last option counts
     text = result.stdout + result.stderr
     assert result.returncode == 0, text
     models = yaml.safe_load((ROOT / "config" / "structure.yaml").read_text())["models"]
