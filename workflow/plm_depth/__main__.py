@@ -5,8 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from plm_depth import __version__, choose, digest
-from plm_depth.models import sheet
+from plm_depth import __version__, choose, digest, published
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("--layout", help="on-disk layout of the checkpoint, if the folder holds several")
     verify.add_argument("--device", default="cpu", help="where to run (default: %(default)s)")
 
-    sheet.add_options(
+    published.add_options(
         commands.add_parser(
             "models",
             help="print the sheet of published models",
@@ -71,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.command == "choose":
         return choose.run(options)
     if options.command == "models":
-        return sheet.run(options.sheet)
+        return published.run(options.sheet)
     if options.command == "digest":
         return digest.run(options.paths, keys=options.keys)
     from plm_depth.models.verify import run

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from plm_depth import published
 from plm_depth.__main__ import main
 from plm_depth.config import read_models
-from plm_depth.models import registry, sheet
+from plm_depth.models import registry
 from plm_depth.prices import itemsize
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 MODELS = read_models(ROOT / "config" / "models.tsv")
 ISSUE = ("display_name", "dtype", "n_parameters", "licence", "gated", "needs_acceptance")
 
@@ -19,7 +20,7 @@ ISSUE = ("display_name", "dtype", "n_parameters", "licence", "gated", "needs_acc
 @pytest.mark.parametrize("name", MODELS)
 def test_every_row_has_what_follows_from_its_family_and_sizes(name):
     row = MODELS[name]
-    assert {key: row.get(key) for key in sheet.derived(row)} == sheet.derived(row)
+    assert {key: row.get(key) for key in published.derived(row)} == published.derived(row)
     assert all(key in row for key in ISSUE) and ("hub" in row or "archive" in row)
     assert row["objective"] == registry.FAMILIES[row["family"]].objective
     assert row["memory_gb"] == pytest.approx(itemsize(row) * row["n_parameters"] / 1e9, rel=5e-3)
@@ -34,11 +35,11 @@ def test_the_format_of_a_row_is_a_layout_that_its_family_reads(name):
 
 def test_formats_are_told_by_the_files_that_are_fetched():
     own = {"family": "esmc", "hub": "org/name"}
-    assert sheet.format_of(own) == "native"
-    assert sheet.format_of({**own, "files": "data/weights/esmc_300m_2024_12_v0.pth"}) == "pth"
-    assert sheet.format_of({**own, "family": "esm2", "files": "*.pt"}) == "fair_esm"
-    assert sheet.format_of({**own, "family": "esm2", "files": "config.json,*.bin"}) == "hub"
-    assert sheet.format_of({**own, "family": "progen2"}) == "community"
+    assert published.format_of(own) == "native"
+    assert published.format_of({**own, "files": "data/weights/esmc_300m_2024_12_v0.pth"}) == "pth"
+    assert published.format_of({**own, "family": "esm2", "files": "*.pt"}) == "fair_esm"
+    assert published.format_of({**own, "family": "esm2", "files": "config.json,*.bin"}) == "hub"
+    assert published.format_of({**own, "family": "progen2"}) == "community"
 
 
 def test_what_a_model_reads_are_the_parts_that_its_family_reads():
@@ -69,7 +70,8 @@ def test_a_sheet_that_cannot_be_read_is_status_2_with_one_message(tmp_path, caps
 
 def test_the_command_loads_no_library_of_models():
     program = (
-        "import sys; from plm_depth.__main__ import main; main(['models']); "
+        "import sys; from plm_depth import published
+from plm_depth.__main__ import main; main(['models']); "
         "sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     )
     environment = {"PYTHONPATH": str(ROOT / "workflow"), "PATH": "/usr/bin:/bin"}
