@@ -70,8 +70,7 @@ def test_a_sheet_that_cannot_be_read_is_status_2_with_one_message(tmp_path, caps
 
 def test_the_command_loads_no_library_of_models():
     program = (
-        "import sys; from plm_depth import published
-from plm_depth.__main__ import main; main(['models']); "
+        "import sys; from plm_depth.__main__ import main; main(['models']); "
         "sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     )
     environment = {"PYTHONPATH": str(ROOT / "workflow"), "PATH": "/usr/bin:/bin"}
