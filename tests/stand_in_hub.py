@@ -68,7 +68,7 @@ class Hub:
             commit, _, name = path.removeprefix("/org/name/resolve/").partition("/")
             if self.gate:
                 refuse(*self.gate)(handler)
-            elif commit != COMMIT:
+            elif commit not in (COMMIT, "main"):
                 refuse(404, "RevisionNotFound")(handler)
             elif name not in self.files:
                 refuse(404, "EntryNotFound")(handler)

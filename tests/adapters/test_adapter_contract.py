@@ -371,6 +371,8 @@ FAMILIES = {
 EVERY_FAMILY = pytest.mark.parametrize("family", FAMILIES)
 CHECKPOINTS = [(family, layout) for family, row in FAMILIES.items() for layout in row.checkpoints]
 EVERY_CHECKPOINT = pytest.mark.parametrize(("family", "layout"), CHECKPOINTS)
+FAR = 1000  # times the tolerance that the largest difference of a mistake is, at least (measured: 12,000 and more)
+SLIGHT, FAR_OF_SLIGHT = {"inv_freq recomputed", "exact GELU"}, 10  # a last digit of another function (measured: 14)
 NO_DROPOUT = {("saprot", "fair_esm")}  # a layout without a dropout rate: training mode changes nothing
 MISTAKES = [
     (family, layout, mistake)
@@ -489,8 +491,8 @@ def test_a_known_mistake_is_far_outside_the_tolerance(family, layout, mistake, m
     wrong = FAMILIES[family].mistakes[mistake](
         load(family, layout), monkeypatch, functools.partial(load, family, layout)
     )
-    beyond = [d for d in verify.compare(wrong, about, tensors) if d.tensor != "stepping vs library" and not d.within]
-    assert beyond
+    compared = [d for d in verify.compare(wrong, about, tensors) if d.tensor != "stepping vs library" and d.tolerance]
+    assert max(d.largest / d.tolerance for d in compared) >= (FAR_OF_SLIGHT if mistake in SLIGHT else FAR)
 
 
 def test_every_mistake_that_was_measured_for_a_family_is_tried_here():
