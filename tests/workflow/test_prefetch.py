@@ -148,7 +148,7 @@ def test_a_pin_written_after_the_download_fetches_nothing_and_a_wrong_one_remove
     # What was found: nothing runs, neither the download nor what comes after it.
     for pin in ({"revision": COMMIT}, {"revision": COMMIT, "sha256": {"model.safetensors": digest}}):
         config = write_study(repository, "pinned", **pin)
-        assert planned(repository, *targets, configfile=config) == ["prefetch"]
+        assert planned(repository, *targets, configfile=config) == []
         result = snakemake(repository, "--cores", "1", *targets, configfile=config)
         assert result.returncode == 0, result.stdout + result.stderr
 
@@ -167,7 +167,7 @@ def test_a_pin_written_after_the_download_fetches_nothing_and_a_wrong_one_remove
     assert manifest.check(folder) == first
     assert (folder / "model.safetensors").stat() == kept
     config = write_study(repository, "pinned", revision=COMMIT)
-    assert planned(repository, *targets, configfile=config) == ["prefetch"]
+    assert planned(repository, *targets, configfile=config) == []
 
 
 def test_a_run_that_is_killed_during_a_download_goes_on_where_it_was(repository, hub):
