@@ -158,16 +158,21 @@ def test_a_pin_written_after_the_download_fetches_nothing_and_a_wrong_one_remove
     assert result.returncode == 1 and "Traceback" not in said
     assert f"model.safetensors has SHA-256 {digest} at commit {COMMIT}, expected is {'0' * 64}" in said
 
-    # Another commit, which cannot be had: the stage runs and fails, and what was there stays; so does what came of it.
+    # Another commit, which cannot be had: the stage runs and fails, now and the next time, and what was there stays.
     config = write_study(repository, "pinned", revision="f" * 40)
     assert only_downloads(planned(repository, *targets, configfile=config)) == ["download_checkpoint model=pinned"]
     with stand_in_hub.running(hub.files) as other:
         result = snakemake(repository, "--cores", "1", *targets, configfile=config, variables=online(other))
     assert result.returncode == 1 and "no such commit" in result.stdout + result.stderr
+    assert only_downloads(planned(repository, *targets, configfile=config)) == ["download_checkpoint model=pinned"]
     assert manifest.check(folder) == first
-    assert (folder / "model.safetensors").stat() == kept
+
     config = write_study(repository, "pinned", revision=COMMIT)
-    assert planned(repository, *targets, configfile=config) == []
+    result = snakemake(repository, "--cores", "1", "prefetch", configfile=config)  # nobody is there to be asked
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert manifest.check(folder) == first and planned(repository, "prefetch", configfile=config) == []
+    after = (folder / "model.safetensors").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (kept.st_ino, kept.st_mtime_ns)
 
 
 def test_a_run_that_is_killed_during_a_download_goes_on_where_it_was(repository, hub):

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from plm_depth.activations.cost import Cost, Size, detour_cost, detours_of, forward_cost, sweep_cost, total
 from plm_depth.config import ConfigError, Study, read_models
 from plm_depth.models.branches import Branches
-from plm_depth.models.pins import MANIFEST
+from plm_depth.models.pins import receipt_of
 from plm_depth.models.registry import FAMILIES
 from plm_depth.positions import PRIMARY_POSITIONS
 from plm_depth.views import View, views_of
@@ -290,7 +290,7 @@ def downloads(study: Study) -> Iterator[Price]:
         stored = STORED_BYTES * sizes.n_parameters if sizes else 0
         yield Price(
             "download_checkpoint",
-            f"resources/checkpoints/{name}/{MANIFEST}",
+            receipt_of(f"resources/checkpoints/{name}"),
             name,
             fetched_bytes=stored,
             disk_bytes=stored * (2 if "archive" in entry else 1),  # an archive lies beside what comes out of it

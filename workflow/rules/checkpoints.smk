@@ -41,7 +41,7 @@ rule train_checkpoint:
 rule download_checkpoint:
     """The folder of the output belongs to the stage, which replaces it when something else is whole, and never before."""
     output:
-        update(MANIFEST_OF),
+        RECEIPT,
     log:
         "logs/download_checkpoint/{model}.log",
     benchmark:
@@ -55,7 +55,8 @@ rule download_checkpoint:
         source=where_to_fetch,
         folder=checkpoint_folder,
     shell:
-        "python -m plm_depth.models.download {params.source:q} --output {params.folder:q} > {log:q} 2>&1"
+        "python -m plm_depth.models.download {params.source:q} --output {params.folder:q}"
+        " --receipt {output:q} > {log:q} 2>&1"
 
 
 rule describe_checkpoint:

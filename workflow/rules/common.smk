@@ -126,8 +126,8 @@ TRAINED_HERE = [name for name, model in study.models.items() if "recipe" in mode
 FETCHED = [
     name for name, model in study.models.items() if "hub" in model or "archive" in model
 ]
-# What is written beside a fetched checkpoint stands for it: Snakemake would remove a folder before it is made again.
-MANIFEST_OF = f"resources/checkpoints/{{model}}/{pins.MANIFEST}"
+# A receipt beside a fetched checkpoint stands for it: Snakemake would remove the folder before it is made again.
+RECEIPT = pins.receipt_of("resources/checkpoints/{model}")
 try:
     # What to fetch, by model; what is there already and is what the config asks for is asked for as it was before.
     REQUESTS = {
@@ -230,7 +230,7 @@ def checkpoint_folder(wildcards):
 def weights_of(wildcards):
     """Return the file or folder that stands for the weights of a model as the input of a rule."""
     if wildcards.model in FETCHED:
-        return MANIFEST_OF.format(model=wildcards.model)
+        return RECEIPT.format(model=wildcards.model)
     return checkpoint_folder(wildcards)
 
 
@@ -789,7 +789,7 @@ def downloads_of_the_study():
         if "://" in source["url"]
     ]
     fetched += sorted({entry.path for entry in study.structures if entry.url})
-    return fetched + [MANIFEST_OF.format(model=name) for name in FETCHED]
+    return fetched + [RECEIPT.format(model=name) for name in FETCHED]
 
 
 def remember_the_command(jobs):

@@ -467,6 +467,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sha256", default="", help="file=digest, several separated by commas")
     parser.add_argument("--archive-sha256", default="none", help="of the archive; none: not checked")
     parser.add_argument("--output", type=Path, help="folder to make")
+    parser.add_argument("--receipt", type=Path, help="where a copy of the manifest goes when the folder is whole")
     parser.add_argument("--attempts", type=int, default=ATTEMPTS, help="tries in a row that bring nothing new")
     parser.add_argument("--timeout", type=float, default=TIMEOUT, help="seconds without a byte that count as a stall")
     options = parser.parse_args(argv)
@@ -480,7 +481,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             log.info(f"{options.check}: all {len(noted['files'])} files as they were fetched")
         elif options.archive is not None:
             digest = None if options.archive_sha256 == "none" else options.archive_sha256
-            from_archive(options.archive, options.output, sha256=digest, **retry)
+            noted = from_archive(options.archive, options.output, sha256=digest, **retry)
             log.info(f"{options.archive} is in {options.output}")
         else:
             digests = _digests_of(options.sha256)
@@ -488,6 +489,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             noted = from_hub(options.repo, options.revision, alternatives, options.output, digests=digests, **retry)
             said = f"licence {noted.get('licence') or 'not stated'}{', gated' if noted.get('gated') else ''}"
             log.info(f"{noted['repo']} at {noted['revision']} is in {options.output} ({said})")
+        if options.receipt is not None:
+            write_text(json.dumps(noted, indent=1) + "\n", options.receipt)
     except (DownloadError, OSError) as error:
         raise SystemExit(f"download_checkpoint: {error}") from None
 

@@ -16,6 +16,11 @@ MANIFEST = "plm_depth_download.json"
 Request = Mapping[str, object]
 
 
+def receipt_of(folder: Path | str) -> str:
+    """Return the path of the copy of a folder's manifest that stands beside it once the folder is whole."""
+    return f"{folder}.receipt.json"
+
+
 class PinError(ValueError):
     """A pin that what was fetched contradicts."""
 
