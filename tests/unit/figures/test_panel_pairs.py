@@ -21,7 +21,7 @@ def test_every_model_has_two_panels_within_the_sheet_and_none_overlap(models):
     assert pairs.width <= WIDTH + 1e-9
     wide = 2 * pairs.panel + BETWEEN
     for _, x, y in places:
-        assert MARGIN <= x and x + wide <= pairs.width - MARGIN
+        assert x >= MARGIN and x + wide <= pairs.width - MARGIN
         assert sheet.top < y and y + pairs.panel + FOOT <= sheet.top + pairs.body + 1e-9
     for n, (_, x, y) in enumerate(places):
         for _, other_x, other_y in places[n + 1 :]:
