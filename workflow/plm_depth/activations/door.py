@@ -63,7 +63,7 @@ def running(stage: str, *errors: type[Exception]) -> Iterator[logging.Logger]:
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add the card of the model and what it runs on: options that can change no number; ``loaded`` reads them."""
+    """Add the card of the model, and what it runs on, which changes no number; ``loaded`` reads these options."""
     parser.add_argument("--card", type=Path, required=True, help="card of the checkpoint (models.describe)")
     parser.add_argument("--token-budget", type=int, default=4096, help="largest rows x padded length of a batch")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")

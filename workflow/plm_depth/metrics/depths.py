@@ -40,7 +40,7 @@ import pyarrow as pa
 from scipy.stats import kendalltau
 
 from plm_depth.metrics.profile import sorted_rows
-from plm_depth.progress import start_log
+from plm_depth.progress import stage_log
 from plm_depth.tables import (
     ATTRIBUTION,
     COMMON,
@@ -333,8 +333,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--depths", type=Path, required=True, help="the DEPTHS table")
     parser.add_argument("--tau", type=Path, required=True, help="the DEPTH_TAU table")
     options = parser.parse_args(argv)
-    start_log(LOG.name)
-    try:
+    with stage_log(LOG.name, TableError):
         write(
             options.summaries,
             options.depths,
@@ -343,8 +342,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             attributions=options.attributions,
             probes=options.probes,
         )
-    except TableError as error:
-        raise SystemExit(f"metrics.depths: {error}") from None
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ Verdicts are about these checkpoints, not about a population of models.
 import argparse
 import functools
 import json
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -59,7 +60,7 @@ from plm_depth.metrics.attribution import attribution_values, over_draws_and_noi
 from plm_depth.metrics.attribution import read as read_attributions
 from plm_depth.metrics.bootstrap import LEVEL, Bootstrap, interval
 from plm_depth.metrics.corpus import DIFFUSION_GRID, over_noise, parts_of, read_clusters
-from plm_depth.metrics.profile import numbers_option
+from plm_depth.metrics.options import add_resampling_options, numbers_option, resampling_of
 from plm_depth.metrics.skip import (
     READ,
     SWEPT,
@@ -78,7 +79,7 @@ from plm_depth.metrics.skip import (
 )
 from plm_depth.metrics.summary import depth_score, kl_depth
 from plm_depth.positions import PRIMARY_POSITIONS
-from plm_depth.progress import Progress, start_log
+from plm_depth.progress import Progress, stage_log
 from plm_depth.tables import (
     ABLATE_SEQ,
     ATTR_SEQ,
@@ -94,6 +95,7 @@ from plm_depth.tables import (
 )
 from plm_depth.views import MEAN_OVER_NOISE
 
+LOG = logging.getLogger("metrics.verdicts")
 VERDICTS = ("pass", "pass_descriptive", "fail", "inconclusive")
 PRIMARY_NOISE = 0.15
 UNTRAINED = "randinit"
@@ -1146,7 +1148,6 @@ def verdicts(
     Raises:
         TableError: damaged tables, a model without tables, tables of a model that is not listed.
     """
-    log = start_log("metrics.verdicts")
     margins = margins or Margins()
     bootstrap = Bootstrap.of(read_clusters(clusters), n_boot=n_boot, seed=seed)
     tables = {
@@ -1170,8 +1171,8 @@ def verdicts(
             raise TableError(
                 f"--{option} holds tables of {', '.join(sorted(found))}, but --models lists {', '.join(sorted(names))}"
             )
-    log.info(f"{len(models)} models, {bootstrap.n_clusters} clusters; margins {margins}")
-    progress = Progress(log, len(models), "models")
+    LOG.info(f"{len(models)} models, {bootstrap.n_clusters} clusters; margins {margins}")
+    progress = Progress(LOG, len(models), "models")
     evidence = []
     for model in models:
         paths = [found[model.model] for found in tables.values()]
@@ -1183,7 +1184,7 @@ def verdicts(
     rows = judged(evidence, margins)
     for row in rows:
         if row["role"] == "claim":
-            log.info(f"{row['claim']} {row['scope']}: {row['verdict']} ({row['reason']})")
+            LOG.info(f"{row['claim']} {row['scope']}: {row['verdict']} ({row['reason']})")
     columns = {name: [row[name] for row in rows] for name in VERDICT.names}
     return write_table(columns, VERDICT, output, seed=str(seed), resamples=str(n_boot))
 
@@ -1217,18 +1218,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--contributions", nargs="+", required=True, help="CONTRIB_SEQ tables of the same")
     parser.add_argument("--ablation", nargs="*", default=[], help="ABLATE_SEQ tables of the models that were ablated")
     parser.add_argument("--attribution", nargs="*", default=[], help="ATTR_SEQ tables of the models that have some")
-    parser.add_argument("--clusters", required=True, help="CLUSTERS table of the data set")
+    add_resampling_options(parser)
     parser.add_argument("--margins", type=_json_option, default={}, help="JSON object or file; see Margins")
     parser.add_argument("--models", type=_json_option, required=True, help="JSON list or file of the models")
-    parser.add_argument("--grid", type=numbers_option, default=list(DIFFUSION_GRID), help="noise levels to average")
     parser.add_argument("--effect-grid", type=numbers_option, help="the same of the skip effects, if others")
     parser.add_argument("--ablation-grid", type=numbers_option, help="the same of the ablations, if others")
     parser.add_argument("--attribution-grid", type=numbers_option, help="the same of the attributions, if others")
-    parser.add_argument("--resamples", type=int, default=2000, help="bootstrap resamples of the clusters")
-    parser.add_argument("--seed", type=int, default=1, help="of the resamples; the same as for every model")
     parser.add_argument("--output", required=True, help="the VERDICT table")
     options = parser.parse_args(argv)
-    try:
+    with stage_log(LOG.name, TableError, ValueError):
         verdicts(
             options.skip_seq,
             options.out_seq,
@@ -1238,17 +1236,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             options.output,
             models=models_of(options.models),
             margins=Margins.of(options.margins),
-            grid=options.grid,
             effect_grid=options.effect_grid,
             ablation=options.ablation,
             ablation_grid=options.ablation_grid,
             attribution=options.attribution,
             attribution_grid=options.attribution_grid,
-            n_boot=options.resamples,
-            seed=options.seed,
+            **resampling_of(options),
         )
-    except (TableError, ValueError) as error:
-        raise SystemExit(f"metrics.verdicts: {error}") from None
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from plm_depth.progress import start_log
+from plm_depth.progress import stage_log
 from plm_depth.sequences import SourceError
 from plm_depth.tables import CODES, STRUCTURES, TableError, read_table, write_table
 
@@ -98,11 +98,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--structures", required=True, help="STRUCTURES table")
     parser.add_argument("--output", required=True, help="CODES table")
     options = parser.parse_args(argv)
-    log = start_log("sequences.codes")
-    try:
+    with stage_log("sequences.codes", SourceError, TableError) as log:
         collect(dict(options.codes), options.structures, options.output, log)
-    except (SourceError, TableError) as error:
-        raise SystemExit(f"sequences.codes: {error}") from error
 
 
 if __name__ == "__main__":
