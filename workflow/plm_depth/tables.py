@@ -339,7 +339,11 @@ DEPTH_TAU = _schema(
     definition=(_cat, "one definition"),
     other=(_cat, "the other definition"),
     tau=(_f64, "Kendall's tau-b over models, -1 to 1; NaN with fewer than 3 models or where a definition is constant"),
-    p_value=(_f64, "of no association, two-sided; NaN where tau is"),
+    p_value=(
+        _f64,
+        "of no association, two-sided, adjusted by Holm over all pairs of two definitions; takes models for "
+        "independent, which those of one family are not; NaN where tau is",
+    ),
     n_models=(_i32, "models with a value of both"),
 )
 VERDICT = _schema(

@@ -39,6 +39,7 @@ import polars as pl
 import pyarrow as pa
 from scipy.stats import kendalltau
 
+from plm_depth.metrics.bootstrap import holm
 from plm_depth.metrics.profile import sorted_rows
 from plm_depth.progress import stage_log
 from plm_depth.tables import (
@@ -275,6 +276,10 @@ def agreement(found: pl.DataFrame) -> dict[str, list]:
             tau, p_value = tau_of(*([by_definition[name][model] for model in both] for name in (one, other)))
             for name, item in zip(DEPTH_TAU.names, (one, other, tau, p_value, len(both))):
                 columns[name].append(item)
+    pairs = zip(columns["definition"], columns["other"], columns["p_value"])
+    tested = [i for i, (one, other, p) in enumerate(pairs) if one != other and not math.isnan(p)]
+    for i, p_value in zip(tested, holm([columns["p_value"][i] for i in tested])):
+        columns["p_value"][i] = p_value
     return columns
 
 

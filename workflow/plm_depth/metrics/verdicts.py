@@ -58,7 +58,7 @@ from plm_depth import json_text
 from plm_depth.metrics.ablation import Profiles, ablations_of, removable_fraction, with_changes
 from plm_depth.metrics.attribution import attribution_values, over_draws_and_noise
 from plm_depth.metrics.attribution import read as read_attributions
-from plm_depth.metrics.bootstrap import LEVEL, Bootstrap, interval
+from plm_depth.metrics.bootstrap import LEVEL, Bootstrap, holm, interval
 from plm_depth.metrics.corpus import DIFFUSION_GRID, over_noise, parts_of, read_clusters
 from plm_depth.metrics.options import add_resampling_options, numbers_option, resampling_of
 from plm_depth.metrics.skip import (
@@ -649,16 +649,6 @@ def judge_shift(shift: Statistic, untrained: Sequence[Statistic], margins: Margi
         verdict = "inconclusive"
         reason = f"{direction or 'no direction'}; the interval is neither inside nor outside +-{margins.shift:g}"
     return Judgement(verdict, reason, **shown)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values adjusted by Holm's step-down method."""
-    order = np.argsort(p_values, kind="stable")
-    adjusted, largest = [1.0] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted
 
 
 def claim_of_all(models: Sequence[Model], verdicts: Mapping[tuple[str, str], str]) -> list[Row]:
