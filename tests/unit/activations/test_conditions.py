@@ -292,7 +292,7 @@ def test_the_stage_measures_every_condition_with_the_structures_of_the_table(sta
     files = call(options, tmp_path)
     frame, vectors = rows_of(files.moments, MOMENT_KEYS)
     assert set(frame["condition"]) == set(CONDITIONS)
-    assert VectorTable(files.moments, MOMENT_KEYS).constants["struct_at_mask"] == "keep"
+    assert VectorTable(files.moments, MOMENT_KEYS).constants["showing"]["struct_at_mask"] == "keep"
     adapter = registry.load("saprot", folder / "model")
     items = [
         item_of(adapter, *pair, MASKED, seed=0, condition="seq_struct", structure=STRUCTURES[pair[0]])
