@@ -852,6 +852,7 @@ class Study:
         """Return whether this study's tables hold a part of a structure that a family reads."""
         has_codes = family in self.config.get("structures", {}).get("codes", {})
         at_hand = {*BACKBONE_TELLS, "codes"} if has_codes else {*BACKBONE_TELLS}
+        at_hand &= set(self.config["inputs"].get("structure_parts", at_hand))
         return bool(set(self._reads.get(family, ())) & at_hand)
 
     def conditions_of(self, dataset: str, model: str) -> list[str]:
