@@ -213,6 +213,23 @@ def initialise(module: Transformer, seed: int) -> None:
         parameter.copy_(noise)
 
 
+class Counting(Toy):
+    """A toy that counts calls and rows of blocks and may run out of memory above some tokens."""
+
+    def __init__(self, adapter: Toy, memory: int = 10**9):
+        super().__init__(adapter.module, adapter.objective)
+        self.calls = self.rows = self.largest = self.failures = 0
+        self.memory = memory
+
+    def updates(self, block, stream, context):
+        tokens = stream.shape[0] * stream.shape[1]
+        if tokens > self.memory:
+            self.failures += 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate everything")
+        self.calls, self.rows, self.largest = self.calls + 1, self.rows + len(stream), max(self.largest, tokens)
+        return super().updates(block, stream, context)
+
+
 def toy(
     *,
     seed: int = 0,
@@ -477,6 +494,26 @@ def walk(adapter: Adapter, tokens: Tokens) -> Walk:
         streams.append(stream[0])
     stacked = torch.stack(streams)
     return Walk(tokens, stacked.double().numpy(), updates, adapter.read_out(stacked).double().numpy())
+
+
+@torch.no_grad()
+def along(adapter: Adapter, work, course: Sequence) -> np.ndarray:
+    """Return the log-probabilities (n_reads, 20) of one pass over a course, a plain loop over the adapter's blocks.
+
+    Args:
+        work: tokens and reads of a protein (``activations.sweep.Work``).
+        course: block numbers, groups of blocks that read one stream, and vectors that are added.
+    """
+    stream, context = adapter.embed(adapter.collate([work.tokens]))
+    for step in course:
+        if isinstance(step, Tensor):
+            stream = stream + step.to(stream)
+        elif isinstance(step, tuple | list):
+            stream = stream + sum(adapter.updates(block, stream, context).total for block in step)
+        else:
+            stream = adapter.add(stream, adapter.updates(step, stream, context))
+    logits = adapter.read_out(stream[0, torch.from_numpy(work.reads)])
+    return logits[:, torch.from_numpy(adapter.residue_ids)].double().log_softmax(-1).numpy()
 
 
 def moments_of(walked: Walk) -> np.ndarray:

@@ -7,31 +7,13 @@ import pytest
 import torch
 
 from adapters.test_skip_effects import SEQUENCE, lively
+from planted import along
 from plm_depth.activations.ablation import OPS, Ablations, Chosen, plan
 from plm_depth.activations.detours import Plus, travel
 from plm_depth.activations.effects import geometric_blocks
 from plm_depth.activations.sweep import Work
 from plm_depth.models import registry
-from plm_depth.models.base import Adapter
 from plm_depth.tables import AMINO_ACIDS
-
-
-@torch.inference_mode()
-def walk(adapter: Adapter, work: Work, course) -> np.ndarray:
-    """Return the log-probabilities of the 20 residues at the reads after a course of blocks, one after the other.
-
-    ``course`` holds blocks, lists of blocks that read one stream, and vectors that are added.
-    """
-    stream, context = adapter.embed(adapter.collate([work.tokens]))
-    for step in course:
-        if isinstance(step, torch.Tensor):
-            stream = stream + step.to(stream)
-        elif isinstance(step, list):
-            stream = stream + sum(adapter.updates(block, stream, context).total for block in step)
-        else:
-            stream = adapter.add(stream, adapter.updates(step, stream, context))
-    logits = adapter.read_out(stream[0, torch.from_numpy(work.reads)])
-    return logits[:, torch.from_numpy(adapter.residue_ids)].double().log_softmax(-1).numpy()
 
 
 @pytest.mark.parametrize("family", registry.FAMILIES)
@@ -48,14 +30,14 @@ def test_every_change_to_every_family_is_that_of_a_plain_walk(family):
     ((_, values),) = travel(
         adapter, [work], planned.detours, token_budget=10**6, max_padding=0.0, log=logging.getLogger("test")
     )
-    full, rows = walk(adapter, work, range(1, n + 1)), np.arange(len(reads))
+    full, rows = along(adapter, work, range(1, n + 1)), np.arange(len(reads))
     at = [AMINO_ACIDS.index(SEQUENCE[p]) for p in positions]
     np.testing.assert_allclose(values[0, 0], -full[rows, at], atol=2e-4)
     for detour, found in zip(planned.detours, values[1:], strict=True):
         course: list = list(range(1, detour.start + 1))
         for step in detour.steps:
             course.append(step.value if isinstance(step, Plus) else list(step.blocks))
-        altered = walk(adapter, work, [*course, *range(detour.end + 1, n + 1)])
+        altered = along(adapter, work, [*course, *range(detour.end + 1, n + 1)])
         np.testing.assert_allclose(found[0], -altered[rows, at], rtol=1e-3, atol=1e-3)
         np.testing.assert_allclose(found[2], (np.exp(full) * (full - altered)).sum(-1), rtol=1e-3, atol=1e-3)
     assert any(trial.moves_geometric for trial in planned.trials) == (family == "esm3")

@@ -149,6 +149,15 @@ def paper(**changes: object) -> dict:
     return {**yaml.safe_load((ROOT / "config" / "config.yaml").read_text()), **changes}
 
 
+def test_without_data_sets_there_must_be_a_question(good):
+    good = {key: good[key] for key in ("study", "seed", "clusters", "compute")}
+    good["models"] = [{"model": "mine", "family": "esm2", "path": "tests/fixtures/esm2/hub"}]
+    assert "datasets: there is none, and no section choices: nothing to measure" in complaint(good)
+    table = "resources/mini/families/families.tsv"
+    alone = study({**good, "choices": [{"name": "families", "table": table, "label": "family_id"}]})
+    assert alone.datasets == {} and list(alone.choices) == ["families"]
+
+
 def test_the_shipped_paper_config_is_accepted_and_resolved():
     resolved = Study(paper(), OBJECTIVES, FIGURES, ROOT)
     assert all("hub" in m or "archive" in m for m in resolved.models.values())

@@ -458,6 +458,8 @@ class Study:
         self.config.setdefault("figures", figures)
         self.config["inputs"] = {**INPUT_DEFAULTS, **config.get("inputs", {})}
         self.config.setdefault("nulls", [dict(null) for null in NULL_DEFAULTS])
+        for key in ("sources", "datasets"):  # a study that asks for choices alone needs neither
+            self.config.setdefault(key, [])
         self.sources, self.datasets = {}, {}
         self.choices: dict[str, dict[str, object]] = {}
         self.training = {**TRAINING_DEFAULTS, **config["training"]} if "training" in config else None
@@ -533,6 +535,8 @@ class Study:
                         f"datasets.{name}.part: 'held_out' is a part of training.source "
                         f"({self.training['source']}), not of {dataset['source']!r}"
                     )
+        if not self.datasets and not self.config.get("choices"):
+            lines.append("datasets: there is none, and no section choices: nothing to measure; name a data set")
         for where, item in drawn:
             if item.get("min_length", 1) > item.get("max_length", math.inf):
                 lines.append(f"{where}: min_length {item['min_length']} is above max_length {item['max_length']}")
@@ -697,7 +701,7 @@ class Study:
                 close = difflib.get_close_matches(model, self.models, n=1)
                 hint = f"did you mean {close[0]!r}?" if close else f"its models: {_list(self.models)}"
                 lines.append(f"{section}.models: no model {model!r} in this study; {hint}")
-        largest = max(dataset["size"] for dataset in self.datasets.values())
+        largest = max((dataset["size"] for dataset in self.datasets.values()), default=0)
         if has_size and own.get("size", 0) > largest:
             lines.append(
                 f"{section}.size: {own['size']} proteins, but the largest data set has {largest}; expected at most as "
@@ -848,6 +852,7 @@ class Study:
         """Return whether this study's tables hold a part of a structure that a family reads."""
         has_codes = family in self.config.get("structures", {}).get("codes", {})
         at_hand = {*BACKBONE_TELLS, "codes"} if has_codes else {*BACKBONE_TELLS}
+        at_hand &= set(self.config["inputs"].get("structure_parts", at_hand))
         return bool(set(self._reads.get(family, ())) & at_hand)
 
     def conditions_of(self, dataset: str, model: str) -> list[str]:

@@ -115,11 +115,41 @@ PER_SEQUENCE = {
     "sequence_id": (_cat, "accession"),
     "n_residues": (_i32, "residues of the protein"),
 }
+VIEW_KEYS = PER_SEQUENCE | {
+    name: COMMON[name] for name in ("null_model", "null_seed", "condition", "direction", "noise_t", "mask_draw")
+}
 _SUMS = {
     "n": (_i32, "values behind the sums"),
     "n_nan": (_i32, "values left out because they are undefined"),
     "sum": (_f64, "sum of the values"),
     "sumsq": (_f64, "sum of their squares"),
+}
+_VOCAB = (_cat, "aa20: renormalised over the canonical residues; full: all real tokens")
+
+
+def _interval(resampling: str) -> dict[str, tuple[pa.DataType, str]]:
+    """Return the two ends of a 95 % interval."""
+    return {
+        "ci_lo": (_f64, f"2.5th percentile of the {resampling}"),
+        "ci_hi": (_f64, f"97.5th percentile of the {resampling}"),
+    }
+
+
+# Ends of tables of corpus values.
+_RESAMPLED = {"n_cluster": (_i32, "similarity clusters among them"), "n_boot": (_i32, "bootstrap resamples")}
+_CORPUS_VALUE = {
+    "value": (_f64, "corpus value"),
+    **_interval("bootstrap; NaN for max"),
+    "n_seq": (_i32, "proteins with at least one defined value"),
+    **_RESAMPLED,
+    "n_nan": (_i64, "undefined values left out"),
+}
+_STATISTIC = {
+    "value": (_f64, "the statistic"),
+    **_interval("cluster bootstrap"),
+    "n_seq": (_i32, "proteins"),
+    "n_cluster": (_i32, "similarity clusters"),
+    "n_boot": (_i32, "resamples in which the statistic was defined"),
 }
 
 CONTRIB_SEQ = _schema(
@@ -140,7 +170,7 @@ LENS_SEQ = _schema(
     **PER_SEQUENCE,
     layer=(_i16, "0..n_blocks; -1 in settling rows, whose values are layers, and in rows of kl_bg"),
     lens=(_cat, "logit: read at masked or next residues; tuned: through translators; copy: at visible residues"),
-    vocab=(_cat, "aa20: renormalised over the canonical residues; full: all real tokens"),
+    vocab=_VOCAB,
     quantity=(_cat, "see plm_depth.metrics.lens"),
     **_SUMS,
     max=(_f64, "largest value over positions"),
@@ -155,13 +185,7 @@ PROFILE = _schema(
     vocab=(_cat, "aa20, full, or none"),
     layer=(_i16, "as in that table"),
     aggregate=(_cat, "mean (macro), micro, p95, max"),
-    value=(_f64, "corpus value"),
-    ci_lo=(_f64, "2.5th percentile of the bootstrap; NaN for max"),
-    ci_hi=(_f64, "97.5th percentile of the bootstrap; NaN for max"),
-    n_seq=(_i32, "proteins with at least one defined value"),
-    n_cluster=(_i32, "similarity clusters among them"),
-    n_boot=(_i32, "bootstrap resamples"),
-    n_nan=(_i64, "undefined values left out"),
+    **_CORPUS_VALUE,
 )
 SUMMARY = _schema(
     "one summary statistic of one model (metrics I)",
@@ -173,12 +197,7 @@ SUMMARY = _schema(
     ),
     profile=(_cat, "the profile it was computed from"),
     param=(_f64, "threshold or other parameter of the statistic, NaN if it has none"),
-    value=(_f64, "the statistic"),
-    ci_lo=(_f64, "2.5th percentile of the cluster bootstrap"),
-    ci_hi=(_f64, "97.5th percentile of the cluster bootstrap"),
-    n_seq=(_i32, "proteins"),
-    n_cluster=(_i32, "similarity clusters"),
-    n_boot=(_i32, "resamples in which the statistic was defined"),
+    **_STATISTIC,
 )
 
 # Skip effects (metrics B). Which run a row belongs to, and what is kept of the positions at which it is read.
@@ -246,13 +265,7 @@ SKIP = _schema(
     src=(_i16, "source block, 1..n_blocks; -1 in reductions over sources"),
     tgt=(_i16, "target block, 1..n_blocks; -1 for output changes and in reductions over targets"),
     agg=(_cat, "mean (macro), ratio (of sums), p95, max"),
-    value=(_f64, "corpus value"),
-    ci_lo=(_f64, "2.5th percentile of the bootstrap; NaN for max"),
-    ci_hi=(_f64, "97.5th percentile of the bootstrap; NaN for max"),
-    n_seq=(_i32, "proteins with at least one defined value"),
-    n_cluster=(_i32, "similarity clusters among them"),
-    n_boot=(_i32, "bootstrap resamples"),
-    n_nan=(_i64, "undefined values left out"),
+    **_CORPUS_VALUE,
     below_floor=(_f64, "share of proteins whose mean is below three times the noise floor"),
 )
 GEOM = _schema(
@@ -309,11 +322,9 @@ ABLATION = _schema(
         "nll (nats), acc1, kl_to_full (nats), flip1; dnll, dacc1: less the full model's; perplexity: exp of nll",
     ),
     value=(_f64, "corpus value (mean over proteins)"),
-    ci_lo=(_f64, "2.5th percentile of the bootstrap"),
-    ci_hi=(_f64, "97.5th percentile of the bootstrap"),
+    **_interval("bootstrap"),
     n_seq=(_i32, "proteins"),
-    n_cluster=(_i32, "similarity clusters among them"),
-    n_boot=(_i32, "bootstrap resamples"),
+    **_RESAMPLED,
 )
 DEPTHS = _schema(
     "effective depth of one model by one definition (metrics I), at its primary input",
@@ -321,19 +332,18 @@ DEPTHS = _schema(
     definition=(_cat, "what it is, its profile and its parameter; see plm_depth.metrics.depths"),
     index=(_cat, "number of the definition, I1 to I10, or E3"),
     kind=(_cat, "where: a relative depth, 0 the embedding, 1 the last layer; amount: the share of the depth in use"),
-    value=(_f64, "0 to 1"),
-    ci_lo=(_f64, "2.5th percentile of the cluster bootstrap"),
-    ci_hi=(_f64, "97.5th percentile of the cluster bootstrap"),
-    n_seq=(_i32, "proteins"),
-    n_cluster=(_i32, "similarity clusters"),
-    n_boot=(_i32, "resamples in which the statistic was defined"),
+    **_STATISTIC | {"value": (_f64, "0 to 1")},
 )
 DEPTH_TAU = _schema(
     "how far two definitions of effective depth order the trained models of a data set alike",
     definition=(_cat, "one definition"),
     other=(_cat, "the other definition"),
     tau=(_f64, "Kendall's tau-b over models, -1 to 1; NaN with fewer than 3 models or where a definition is constant"),
-    p_value=(_f64, "of no association, two-sided; NaN where tau is"),
+    p_value=(
+        _f64,
+        "of no association, two-sided, adjusted by Holm over all pairs of two definitions; takes models for "
+        "independent, which those of one family are not; NaN where tau is",
+    ),
     n_models=(_i32, "models with a value of both"),
 )
 VERDICT = _schema(
@@ -343,8 +353,7 @@ VERDICT = _schema(
     statistic=(_text, "what was computed; the claim itself in its summary row"),
     role=(_cat, "decides: the verdict rests on it; supports: shown beside it; claim: the summary row"),
     value=(_f64, "the statistic"),
-    ci_lo=(_f64, "2.5th percentile of the paired cluster bootstrap"),
-    ci_hi=(_f64, "97.5th percentile of the paired cluster bootstrap"),
+    **_interval("paired cluster bootstrap"),
     null_value=(_f64, "mean of the untrained networks of the same architecture, NaN if there is none"),
     null_lo=(_f64, "lower end of what another untrained network would give (95 %), NaN if fewer than two"),
     null_hi=(_f64, "upper end of the same"),
@@ -399,8 +408,7 @@ PROBES = _schema(
     param=(_f64, "retention_depth: share of the gain; shallowest: tolerance; else NaN"),
     floor=(_cat, "retention_depth: chance or layer_0, from which the gain is counted; else none"),
     value=(_f64, "corpus value"),
-    ci_lo=(_f64, "2.5th percentile of the cluster bootstrap"),
-    ci_hi=(_f64, "97.5th percentile of the cluster bootstrap"),
+    **_interval("cluster bootstrap"),
     chance=(_f64, "score of a guess that reads nothing"),
     in_plateau=(_bool, "score rows: whether the validation score is within the tolerance of the best"),
     n_rows=(_i32, "residues, pairs or proteins scored"),
@@ -473,8 +481,7 @@ FITNESS = _schema(
     category=(_cat, "function class, or - for all"),
     layer=(_i16, "0..n_blocks; -1 for blosum62"),
     value=(_f64, "Spearman correlation with the measured score, or the mean of such; NaN where it is undefined"),
-    ci_lo=(_f64, "2.5th percentile of the bootstrap"),
-    ci_hi=(_f64, "97.5th percentile of the bootstrap"),
+    **_interval("bootstrap"),
     resampled=(_cat, "variants: within assays, these proteins only; proteins: UniProt ids; none: no interval"),
     n_var=(_i64, "variants behind the value"),
     n_assay=(_i32, "assays with a defined correlation"),
@@ -496,7 +503,7 @@ ATTR_SEQ = _schema(
         "gate, gate_attn, gate_mlp, gate_geom; layer (state), attn, mlp; see plm_depth.activations.attribution",
     ),
     target=(_cat, "what F sums: logp (nats) or prob of the true residue"),
-    vocab=(_cat, "aa20: renormalised over the canonical residues; full: all real tokens"),
+    vocab=_VOCAB,
     value=(_f64, "attribution, summed over all tokens; of a gate also its block's share of f_end - f_base"),
     special=(_f64, "of it, at tokens that are no canonical residues"),
     l1=(_f64, "sum of the absolute attributions of all tokens"),
@@ -513,7 +520,7 @@ ERASE_SEQ = _schema(
     **PER_SEQUENCE,
     layer=(_i16, "0..n_blocks, whose state is replaced by its mean"),
     pos=(_i32, "0-based position of the erased residue, -1: all visible residues before a point"),
-    vocab=(_cat, "aa20: renormalised over the canonical residues; full: all real tokens"),
+    vocab=_VOCAB,
     quantity=(_cat, "l2 of the probabilities, or kl_fo: KL(clean || erased), nats"),
     n=(_i32, "reads at other positions"),
     sum=(_f64, "sum over these reads"),
@@ -529,11 +536,9 @@ ATTRIBUTION = _schema(
     quantity=(_cat, "see plm_depth.metrics.attribution"),
     layer=(_i16, "as in the sequence tables; -1 in statistics over layers"),
     value=(_f64, "corpus value"),
-    ci_lo=(_f64, "2.5th percentile of the bootstrap; NaN for largest"),
-    ci_hi=(_f64, "97.5th percentile of the bootstrap; NaN for largest"),
+    **_interval("bootstrap; NaN for largest"),
     n_seq=(_i32, "proteins with a defined value"),
-    n_cluster=(_i32, "similarity clusters among them"),
-    n_boot=(_i32, "bootstrap resamples"),
+    **_RESAMPLED,
     n_rejected=(_i32, "rows of the sequence table left out for their completeness error; 0 for erasures"),
 )
 ATTRIBUTION_MAP = _schema(
@@ -610,18 +615,14 @@ LABELS = _schema(
 CHOICE = _schema(
     "score of a probe on one layer of one model, on a user's labels",
     choice=(_cat, "name of the question: a table and a label"),
-    model_id=(_cat, "model"),
-    family=(_cat, "family of the model"),
-    objective=(_cat, "ar, mlm or diffusion"),
-    n_blocks=(_i16, "blocks of the model"),
+    **{name: COMMON[name] for name in ("model_id", "family", "objective", "n_blocks")},
     kind=(_cat, "regression, classification or multi-label, for residues with residue- before it"),
     probe=(_cat, "linear: L2-penalised; knn: mean of the nearest training rows"),
     metric=(_cat, "spearman, pearson, r2; mcc, accuracy, macro_f1; macro_auprc"),
     side=(_cat, "valid: rows by which the layer is chosen; test: rows that score it; both are unseen by the probe"),
     layer=(_i16, "0..n_blocks: blocks passed"),
     value=(_f64, "the score; NaN where undefined"),
-    ci_lo=(_f64, "2.5th percentile of the cluster bootstrap"),
-    ci_hi=(_f64, "97.5th percentile of the cluster bootstrap"),
+    **_interval("cluster bootstrap"),
     below_best=(_f64, "score of the best layer minus this one's"),
     below_lo=(_f64, "2.5th percentile of the same, paired resample by resample"),
     below_hi=(_f64, "97.5th percentile of the same"),
@@ -653,16 +654,6 @@ SAVINGS = _schema(
 
 # Key columns of the vector tables. A row is one token (moments), one read position (lens logits) or one anchor (stream)
 # of one view of one protein under one null model. What is constant over a file (model, dtype, ...) is in its metadata.
-VIEW_KEYS = {
-    "sequence_id": (_cat, "accession"),
-    "n_residues": (_i32, "residues of the protein"),
-    "null_model": (_cat, "trained, randinit, shuffle_w or shuffle_seq"),
-    "null_seed": (_i16, "seed of the null model, -1 for trained"),
-    "condition": (_cat, "seq, seq_struct or struct"),
-    "direction": (_cat, "n2c or c2n for autoregressive models, else none"),
-    "noise_t": (_f32, "share of residues masked; 0 clean; NaN for autoregressive models"),
-    "mask_draw": (_i16, "which draw of the mask, -1 where nothing is masked"),
-}
 MOMENT_KEYS = _schema(
     "inner products of stream and updates at one token",
     **VIEW_KEYS,

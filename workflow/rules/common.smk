@@ -277,7 +277,22 @@ def options_of_conditions(wildcards):
         return []
     conditions = study.conditions_of(wildcards.dataset, wildcards.model)
     tables = structure_tables(study.models[wildcards.model]["family"])
-    return ["--conditions", as_json(conditions), *options_of_paths(tables)]
+    return [
+        "--conditions",
+        as_json(conditions),
+        *options_of_paths(tables),
+        *how_structures_are_shown(),
+    ]
+
+
+def how_structures_are_shown():
+    """Return the options of how structures are shown, as far as the config says."""
+    inputs, words = study.config["inputs"], []
+    if "struct_at_mask" in inputs:
+        words += ["--struct-at-mask", inputs["struct_at_mask"]]
+    if "structure_parts" in inputs:
+        words += ["--structure-parts", *inputs["structure_parts"]]
+    return words
 
 
 def options_of_paths(paths):

@@ -182,7 +182,7 @@ def test_rows_of_the_sequence_alone_do_not_depend_on_the_other_conditions(adapte
     every = every.filter(condition="seq", null_model="trained")
     assert frame.drop("row").equals(every.drop("row"))
     np.testing.assert_array_equal(vectors, every_vectors[every["row"].to_numpy()])
-    assert "struct_at_mask" not in VectorTable(files.moments, MOMENT_KEYS).constants
+    assert "showing" not in VectorTable(files.moments, MOMENT_KEYS).constants
 
 
 def test_a_protein_without_structure_is_named_and_nothing_is_written(adapter, tmp_path):
@@ -292,7 +292,7 @@ def test_the_stage_measures_every_condition_with_the_structures_of_the_table(sta
     files = call(options, tmp_path)
     frame, vectors = rows_of(files.moments, MOMENT_KEYS)
     assert set(frame["condition"]) == set(CONDITIONS)
-    assert VectorTable(files.moments, MOMENT_KEYS).constants["struct_at_mask"] == "keep"
+    assert VectorTable(files.moments, MOMENT_KEYS).constants["showing"]["struct_at_mask"] == "keep"
     adapter = registry.load("saprot", folder / "model")
     items = [
         item_of(adapter, *pair, MASKED, seed=0, condition="seq_struct", structure=STRUCTURES[pair[0]])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from planted import Toy, toy, walk, with_dependency, with_twin_blocks, with_zero_block
+from planted import Counting, along, toy, walk, with_dependency, with_twin_blocks, with_zero_block
 from plm_depth.activations.detours import (
     QUANTITIES,
     Detour,
@@ -63,24 +63,6 @@ def run(adapter: Adapter, detours, sequence: str = SEQUENCE, budget: int = 10**6
     return values
 
 
-def plainly(adapter: Adapter, course, work: Work) -> np.ndarray:
-    """Return the log-probabilities (n_reads, 20) of one pass over a course, a plain loop over the adapter's blocks.
-
-    ``course`` holds block numbers, tuples of blocks that read one stream, and vectors that are added.
-    """
-    with torch.no_grad():
-        stream, context = adapter.embed(adapter.collate([work.tokens]))
-        for step in course:
-            if isinstance(step, torch.Tensor):
-                stream = stream + step.to(stream)
-            elif isinstance(step, tuple):
-                stream = stream + sum(adapter.updates(block, stream, context).total for block in step)
-            else:
-                stream = adapter.add(stream, adapter.updates(step, stream, context))
-        logits = adapter.read_out(stream[0, torch.from_numpy(work.reads)])
-        return logits[:, torch.from_numpy(adapter.residue_ids)].double().log_softmax(-1).numpy()
-
-
 def expected(adapter: Adapter, work: Work, full: np.ndarray, altered: np.ndarray) -> np.ndarray:
     """Return (4, n_reads), written as the definitions stand."""
     true = np.array([list(adapter.residue_ids).index(t) for t in work.true])
@@ -125,29 +107,29 @@ class TestAgainstAPlainLoop:
     def test_every_kind_of_detour(self, variant):
         adapter = toy(n_blocks=N, **VARIANTS[variant])
         work, courses = work_of(adapter), all_detours(adapter)
-        full = plainly(adapter, range(1, N + 1), work)
+        full = along(adapter, work, range(1, N + 1))
         values = run(adapter, [detour for detour, _ in courses])
         assert values.shape == (1 + len(courses), len(QUANTITIES), len(work.reads))
         close(values[0], expected(adapter, work, full, full))
         for found, (_, course) in zip(values[1:], courses, strict=True):
-            close(found, expected(adapter, work, full, plainly(adapter, course, work)))
+            close(found, expected(adapter, work, full, along(adapter, work, course)))
 
     @pytest.mark.parametrize("family", ["esm2", "progen2", "esmc"])
     def test_a_module_of_the_library_in_double_precision(self, family):
         adapter = build(family, {"n_blocks": N, "d_model": 32, "n_heads": 8}, seed=1)
         adapter.module.double()
         work, courses = work_of(adapter), all_detours(adapter)[::5]
-        full = plainly(adapter, range(1, N + 1), work)
+        full = along(adapter, work, range(1, N + 1))
         for found, (_, course) in zip(run(adapter, [detour for detour, _ in courses])[1:], courses, strict=True):
-            close(found, expected(adapter, work, full, plainly(adapter, course, work)), 1e-11)
+            close(found, expected(adapter, work, full, along(adapter, work, course)), 1e-11)
 
     @pytest.mark.parametrize("family", ["esm2", "progen2"])
     def test_fast_steps_in_single_precision(self, family):
         adapter = build(family, {"n_blocks": N, "d_model": 32, "n_heads": 8}, seed=1)
         work, courses = work_of(adapter), all_detours(adapter)[::5]
-        full = plainly(adapter, range(1, N + 1), work)
+        full = along(adapter, work, range(1, N + 1))
         for found, (_, course) in zip(run(adapter, [detour for detour, _ in courses])[1:], courses, strict=True):
-            wanted = expected(adapter, work, full, plainly(adapter, course, work))
+            wanted = expected(adapter, work, full, along(adapter, work, course))
             np.testing.assert_allclose(found[[0, 2]], wanted[[0, 2]], atol=2e-5)
 
 
@@ -217,23 +199,6 @@ class TestIdentities:
         zero = in_its_place(3, torch.zeros(adapter.d_model))
         values = run(adapter, [zero, removal(2, 1)])
         assert np.array_equal(values[1], values[2])
-
-
-class Counting(Toy):
-    """A toy that counts calls and rows of blocks and may run out of memory above some tokens."""
-
-    def __init__(self, adapter: Toy, memory: int = 10**9):
-        super().__init__(adapter.module, adapter.objective)
-        self.calls = self.rows = self.largest = self.failures = 0
-        self.memory = memory
-
-    def updates(self, block, stream, context):
-        tokens = stream.shape[0] * stream.shape[1]
-        if tokens > self.memory:
-            self.failures += 1
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate everything")
-        self.calls, self.rows, self.largest = self.calls + 1, self.rows + len(stream), max(self.largest, tokens)
-        return super().updates(block, stream, context)
 
 
 class TestBatches:

@@ -8,7 +8,7 @@ import torch
 
 import plain_hooks
 from planted import (
-    Toy,
+    Counting,
     rescaled,
     rotated,
     toy,
@@ -416,23 +416,6 @@ class TestBatches:
         run(adapter, lanes_of(adapter, positions, "layer"))
         assert adapter.calls == adapter.n_blocks
         assert adapter.rows == adapter.n_blocks * (adapter.n_blocks + 1) // 2
-
-
-class Counting(Toy):
-    """A toy that counts block evaluations and may run out of memory above some tokens."""
-
-    def __init__(self, adapter: Toy, memory: int = 10**9):
-        super().__init__(adapter.module, adapter.objective)
-        self.calls = self.rows = self.largest = self.failures = 0
-        self.memory = memory
-
-    def updates(self, block, stream, context):
-        tokens = stream.shape[0] * stream.shape[1]
-        if tokens > self.memory:
-            self.failures += 1
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate everything")
-        self.calls, self.rows, self.largest = self.calls + 1, self.rows + len(stream), max(self.largest, tokens)
-        return super().updates(block, stream, context)
 
 
 class TestOutOfMemory:

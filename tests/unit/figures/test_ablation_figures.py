@@ -3,16 +3,15 @@
 import csv
 import math
 
-import matplotlib
 import numpy as np
 import polars as pl
 import pytest
 
 from plm_depth.figures import ablation_matrices, block_removal, door, early_exit, removed_share, select
 from plm_depth.figures.select import FigureError, replace
-from plm_depth.figures.style import RC
 from plm_depth.tables import ABLATION, read_table
 from unit.figures import invented
+from unit.figures.pictures import picture
 from unit.figures.test_figures import words_of
 
 MODELS = (invented.MINI[0], invented.MINI[3], invented.MINI[4])  # masked with 4 blocks, autoregressive 8, diffusion 4
@@ -48,12 +47,6 @@ def folder(tmp_path_factory):
 def study(folder) -> select.Study:
     """The ablations of three models of five, as the door reads them."""
     return door.read_study(folder / "models.json", {"ablations": sorted(folder.glob("*.ablation.parquet"))})
-
-
-def picture(stage, study):
-    numbers = stage.numbers(study)
-    with matplotlib.rc_context(RC):
-        return numbers, stage.draw(numbers, study.models)
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)

@@ -1,6 +1,5 @@
 """Figures of attribution and erasure: the numbers are the tables', the pictures are the numbers."""
 
-import matplotlib
 import numpy as np
 import polars as pl
 import pytest
@@ -8,10 +7,10 @@ from matplotlib.patches import Rectangle
 
 from plm_depth.figures import attribution_map, door, erasure, gate_attribution, select, tuned_lens
 from plm_depth.figures.select import FigureError, replace
-from plm_depth.figures.style import RC
 from plm_depth.randomness import generator
 from plm_depth.tables import ATTRIBUTION, ATTRIBUTION_MAP, PROFILE, write_table
 from unit.figures import invented
+from unit.figures.pictures import picture
 from unit.figures.test_figures import words_of
 
 MODELS = (invented.MINI[0], invented.MINI[3], invented.MINI[4])  # masked with 4 blocks, autoregressive 8, diffusion 4
@@ -91,12 +90,6 @@ def study(folder):
         "tuned_lenses": sorted(folder.glob("*.tuned.parquet")),
     }
     return door.read_study(folder / "models.json", tables)
-
-
-def picture(stage, study):
-    numbers = stage.numbers(study)
-    with matplotlib.rc_context(RC):
-        return numbers, stage.draw(numbers, study.models)
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)

@@ -3,7 +3,6 @@
 import math
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import polars as pl
 import pytest
@@ -11,11 +10,11 @@ import pytest
 from plm_depth.figures import depth_agreement, depth_definitions, door, select
 from plm_depth.figures.depth_definitions import shown_of, words_of
 from plm_depth.figures.select import FigureError, replace
-from plm_depth.figures.style import RC
 from plm_depth.metrics import depths
 from plm_depth.randomness import generator
 from plm_depth.tables import DEPTHS, write_table
 from unit.figures import invented
+from unit.figures.pictures import picture
 from unit.figures.test_figures import check_texts
 from unit.figures.test_figures import words_of as text_of
 
@@ -51,12 +50,6 @@ def read(models, folder: Path) -> select.Study:
 @pytest.fixture(scope="module")
 def study(tmp_path_factory) -> select.Study:
     return read(invented.MINI, tmp_path_factory.mktemp("depths"))
-
-
-def picture(stage, study):
-    numbers = stage.numbers(study)
-    with matplotlib.rc_context(RC):
-        return numbers, stage.draw(numbers, study.models)
 
 
 def test_every_definition_of_the_summary_is_drawn_or_a_variant_of_one_that_is(study):

@@ -5,7 +5,6 @@ import json
 import math
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import polars as pl
 import pytest
@@ -15,9 +14,10 @@ from matplotlib.text import Text
 
 from plm_depth.figures import block_influence, door, draw, output_change, select, skip_matrices, verdicts
 from plm_depth.figures.select import Effect, FigureError, replace
-from plm_depth.figures.style import LIGHT_GREY, RC, effect_norm
+from plm_depth.figures.style import LIGHT_GREY, effect_norm
 from plm_depth.tables import SKIP, VERDICT, read_table
 from unit.figures import invented
+from unit.figures.pictures import picture
 from unit.figures.test_figures import check_texts, words_of
 
 MODELS = (invented.MINI[0], invented.MINI[3], invented.MINI[4])  # masked with 4 blocks, autoregressive 8, diffusion 4
@@ -47,12 +47,6 @@ def study(folder) -> select.Study:
 def judged(folder) -> select.Study:
     """The verdicts on the mini study, as the door reads them."""
     return door.read_study(folder / "mini.json", {"verdicts": [folder / "study.verdict.parquet"]})
-
-
-def picture(stage, study):
-    numbers = stage.numbers(study)
-    with matplotlib.rc_context(RC):
-        return numbers, stage.draw(numbers, study.models)
 
 
 def without(study: select.Study, condition: pl.Expr) -> select.Study:

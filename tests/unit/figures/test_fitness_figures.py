@@ -4,17 +4,16 @@ import csv
 import math
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import polars as pl
 import pytest
 
 from plm_depth.figures import door, fitness, fitness_assays, fitness_depth, select
 from plm_depth.figures.select import FigureError, replace
-from plm_depth.figures.style import RC
 from plm_depth.tables import FITNESS, SUMMARY, read_table
 from unit.figures import invented
 from unit.figures.invented_fitness import write_fitness, write_fitness_summary
+from unit.figures.pictures import picture
 from unit.figures.test_figures import check_texts, words_of
 
 MODELS = (invented.MINI[0], invented.MINI[3], invented.MINI[4])  # masked with 4 blocks, autoregressive 8, diffusion 4
@@ -34,12 +33,6 @@ def folder(tmp_path_factory) -> Path:
 def study(folder) -> select.Study:
     """The correlations of three models, as the door reads them."""
     return read(MODELS, folder)
-
-
-def picture(stage, study):
-    numbers = stage.numbers(study)
-    with matplotlib.rc_context(RC):
-        return numbers, stage.draw(numbers, study.models)
 
 
 def test_the_csv_is_exactly_the_rows_of_the_tables(study, folder, tmp_path):

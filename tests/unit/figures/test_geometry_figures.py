@@ -4,17 +4,16 @@ import csv
 import math
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import polars as pl
 import pytest
 
 from plm_depth.figures import door, layer_maps, layer_similarity, select, stream_geometry
 from plm_depth.figures.select import FigureError, Geometry, geometry_name, geometry_numbers
-from plm_depth.figures.style import RC
 from plm_depth.tables import GEOM, read_table
 from unit.figures import invented
 from unit.figures.invented_geometry import write_geometry, write_pair
+from unit.figures.pictures import picture
 from unit.figures.test_figures import check_texts, words_of
 
 MODELS = (invented.MINI[0], invented.MINI[3], invented.MINI[4])  # masked with 4 blocks, autoregressive 8, diffusion 4
@@ -35,12 +34,6 @@ def folder(tmp_path_factory) -> Path:
 def study(folder) -> select.Study:
     """The geometry of three models, as the door reads it."""
     return read(MODELS, folder)
-
-
-def picture(stage, study):
-    numbers = stage.numbers(study)
-    with matplotlib.rc_context(RC):
-        return numbers, stage.draw(numbers, study.models)
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)

@@ -4,7 +4,6 @@ import csv
 import math
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import polars as pl
 import pytest
@@ -12,10 +11,10 @@ import pytest
 from plm_depth.figures import contacts, door, probes, select
 from plm_depth.figures.probed import CONTROL, probe_rows
 from plm_depth.figures.select import FigureError, replace
-from plm_depth.figures.style import RC
 from plm_depth.randomness import generator
 from plm_depth.tables import PROBES, read_table, write_table
 from unit.figures import invented
+from unit.figures.pictures import picture
 from unit.figures.test_figures import check_texts, words_of
 
 MODELS = (invented.MINI[0], invented.MINI[3], invented.MINI[4])  # masked with 4 blocks, autoregressive 8, diffusion 4
@@ -101,12 +100,6 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def study(folder) -> select.Study:
     return read(MODELS, folder)
-
-
-def picture(stage, study):
-    numbers = stage.numbers(study)
-    with matplotlib.rc_context(RC):
-        return numbers, stage.draw(numbers, study.models)
 
 
 @pytest.mark.parametrize(("stage", "n_rows"), [(probes.STAGE, 3), (contacts.STAGE, 4)], ids=["probes", "contacts"])

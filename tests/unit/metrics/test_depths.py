@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 from scipy.stats import kendalltau
 
+from plm_depth.metrics.bootstrap import holm
 from plm_depth.metrics.depths import DEFINITIONS, NO_DEPTH, agreement, main, primary, tau_of
 from plm_depth.metrics.summary import statistics_of
 from plm_depth.tables import ATTRIBUTION, DEPTH_TAU, DEPTHS, PROBES, SKIP, SUMMARY, read_table, write_table
@@ -127,9 +128,18 @@ def test_tau_is_kendalls_over_trained_models_that_have_both(folder, tmp_path):
     }
     n = len(values)
     assert tau.height == n * (n + 1) // 2 and set(tau["n_models"]) == {6}
+    plain = {
+        (one, other): kendalltau([values[one][m.model] for m in MODELS], [values[other][m.model] for m in MODELS])
+        for one, other in tau.select("definition", "other").iter_rows()
+    }
+    different = [pair for pair in plain if pair[0] != pair[1]]
+    adjusted = dict(zip(different, holm([plain[pair].pvalue for pair in different])))
+    assert any(adjusted[pair] > plain[pair].pvalue for pair in different)
     for one, other, value, p_value in tau.select("definition", "other", "tau", "p_value").iter_rows():
-        plain = kendalltau([values[one][m.model] for m in MODELS], [values[other][m.model] for m in MODELS])
-        assert (value, p_value) == pytest.approx((plain.statistic, plain.pvalue))
+        found_plain = plain[one, other]
+        assert (value, p_value) == pytest.approx(
+            (found_plain.statistic, adjusted.get((one, other), found_plain.pvalue))
+        )
         assert one != other or value == pytest.approx(1)
 
 

@@ -13,7 +13,7 @@ from plm_depth.metrics.bootstrap import Bootstrap, interval
 from plm_depth.metrics.contributions import contributions
 from plm_depth.metrics.corpus import measurements, over_noise, parts_of, read_clusters
 from plm_depth.metrics.lens import lens
-from plm_depth.metrics.profile import main, numbers_option, profile
+from plm_depth.metrics.profile import main, profile
 from plm_depth.tables import (
     CONTRIB_SEQ,
     LENS_SEQ,
@@ -326,13 +326,6 @@ def test_measurements_off_the_grid_are_left_alone():
     found = measurements(as_table(columns_of(rows), CONTRIB_SEQ), table="contributions", bootstrap=bootstrap)
     assert len(found) == 2 and over_noise(found, (0.1, 0.3)) is None
     assert found.mean[:, 0].tolist() == [1, 1] and np.isnan(found.mean[:, 1:]).all()
-
-
-@pytest.mark.parametrize("text", ["", "[]", "0.1", '["a"]', "[0]", "[1.5]", "[true]", "[NaN]"])
-def test_a_grid_is_a_list_of_levels(text):
-    with pytest.raises(Exception, match=r"expected"):
-        numbers_option(text)
-    assert numbers_option("[0.1, 1]") == [0.1, 1.0]
 
 
 def test_the_stage_runs_from_its_command_line(measure, write_clusters, tmp_path, capsys):

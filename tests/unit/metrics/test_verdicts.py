@@ -21,7 +21,7 @@ from plm_depth.activations.extract import Files, extract
 from plm_depth.activations.nulls import Null
 from plm_depth.metrics import verdicts as stage
 from plm_depth.metrics.ablation import Profiles, ablations_of, with_changes
-from plm_depth.metrics.bootstrap import Bootstrap
+from plm_depth.metrics.bootstrap import Bootstrap, holm
 from plm_depth.metrics.contributions import contributions
 from plm_depth.metrics.lens import lens
 from plm_depth.metrics.skip import half_contrast, n80, participation, views_in
@@ -40,7 +40,6 @@ from plm_depth.metrics.verdicts import (
     claims_of_model,
     combined,
     evidence_of,
-    holm,
     judge,
     judge_shift,
     judged,

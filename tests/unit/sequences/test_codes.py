@@ -29,7 +29,7 @@ def structures(path):
 
 
 def test_codes_are_kept_by_family_and_structure(tmp_path):
-    given = table(tmp_path / "a.tsv", "2xyz_B\tx\t8191 -1", "1abc_A\t\t0 1 2")
+    given = table(tmp_path / "a.tsv", "2xyz_B\tx\t8191,-1", "1abc_A\t\t0 1 2", "9zzz_A\t\t7")
     output = tmp_path / "codes.parquet"
     codes.main(["--codes", f"dplm2={given}", "--structures", str(structures(tmp_path / "s")), "--output", str(output)])
     assert {name: list(values) for name, values in codes_of(output, "dplm2").items()} == {
@@ -39,11 +39,20 @@ def test_codes_are_kept_by_family_and_structure(tmp_path):
     assert codes_of(output, "esm3") == {}, "codes of one tokenizer are never shown to another family"
 
 
-def test_a_structure_without_codes_is_said(tmp_path, caplog):
+def test_rows_of_other_structures_are_counted_and_left_out(tmp_path, capsys):
+    given = table(tmp_path / "a.tsv", "2xyz_B\tx\t8 9", "9zzz_A\t\t7", "1abc_A\t\t0 1 2")
+    assert codes.read_codes(given, N_RESIDUES) == ({"2xyz_B": [8, 9], "1abc_A": [0, 1, 2]}, 1)
+    where = ["--structures", str(structures(tmp_path / "s")), "--output", str(tmp_path / "codes.parquet")]
+    codes.main(["--codes", f"dplm2={given}", *where])
+    assert "codes of dplm2 for 2 structures; 1 rows of other structures left out" in "".join(capsys.readouterr())
+
+
+def test_a_structure_without_codes_ends_it_before_a_model_is_asked_to_read_them(tmp_path):
     given = table(tmp_path / "a.tsv", "1abc_A\t\t0 1 2")
-    output = tmp_path / "codes.parquet"
-    codes.main(["--codes", f"dplm2={given}", "--structures", str(structures(tmp_path / "s")), "--output", str(output)])
-    assert list(codes_of(output, "dplm2")) == ["1abc_A"]
+    where = ["--structures", str(structures(tmp_path / "s")), "--output", str(tmp_path / "codes.parquet")]
+    with pytest.raises(SystemExit, match=r"a\.tsv: no codes of 1 of 2 structures: 2xyz_B; expected a row of each"):
+        codes.main(["--codes", f"dplm2={given}", *where])
+    assert not (tmp_path / "codes.parquet").exists()
 
 
 @pytest.mark.parametrize(
@@ -52,7 +61,6 @@ def test_a_structure_without_codes_is_said(tmp_path, caplog):
         ("1abc_A\t\t0 1", "line 2: '1abc_A': 2 codes, the smallest 0; expected one of at least -1 for each of its 3"),
         ("1abc_A\t\t0 1 -2", "the smallest -2"),
         ("1abc_A\t\t0 1 p", "a code is no whole number"),
-        ("9zzz_A\t\t0 1 2", "'9zzz_A' is no structure of this study; it has 1abc_A, 2xyz_B"),
         ("1abc_A\t\t0 1 2\n1abc_A\t\t0 1 2", "line 3: '1abc_A' stands twice"),
     ],
 )
@@ -78,6 +86,7 @@ def test_the_mini_codes_are_the_states_of_the_mini_structures():
     folder = Path(__file__).parents[3] / "resources/mini/structures"
     with open(folder / "structures.tsv") as file:
         states = {f"{r['pdb_id']}_{r['chain']}": r["three_di"] for r in csv.DictReader(file, delimiter="\t")}
-    found = codes.read_codes(folder / "codes.tsv", {name: len(text) for name, text in states.items()})
+    found, n_others = codes.read_codes(folder / "codes.tsv", {name: len(text) for name, text in states.items()})
+    assert n_others == 0
     letters = "ACDEFGHIKLMNPQRSTVWY"
     assert {name: "".join(letters[code] for code in values) for name, values in found.items()} == states

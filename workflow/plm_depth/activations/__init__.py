@@ -2,19 +2,19 @@
 
 # Of the tables that ``activations.extract`` writes. Raise it by hand when a change can alter a number: it is a setting
 # of the GPU stages, so that a reworded comment costs no forward pass. Readable without importing torch.
-VERSION = 1
+VERSION = 2
 
 # The same for the tables that ``activations.effects`` writes.
 EFFECTS_VERSION = 2
 
 # The same for the tables that ``activations.embed`` writes.
-EMBED_VERSION = 1
+EMBED_VERSION = 2
 
 # The same for the table that ``activations.ablation`` writes.
-ABLATION_VERSION = 1
+ABLATION_VERSION = 2
 
 # The same for the tables that ``activations.variants`` writes.
-FITNESS_VERSION = 1
+FITNESS_VERSION = 2
 
 # The same for the tables that ``activations.attribution`` writes.
 ATTRIBUTION_VERSION = 1

@@ -439,6 +439,8 @@ def measure(
         raise ExtractionError(f"no protein of ranks {ranks.start} to {ranks.stop - 1} in the sample")
     structures = {} if set(conditions) <= {"seq"} else with_structures(adapter, pairs, structures or {})
     about = {"seed": str(seed), "version": str(ABLATION_VERSION), "ablations": json.dumps(ablations.__dict__)}
+    if structures:
+        about["showing"] = json.dumps(adapter.showing.as_dict())
     if not adapter.tokens_are_residues:
         log.warning(f"{model_id}: its tokens are not residues, so that nothing is read residue by residue; no rows")
         with TableWriter(output, ABLATE_SEQ, **about) as table:

@@ -21,7 +21,7 @@ from plm_depth.activations.interventions import InterventionError
 from plm_depth.activations.nulls import NullError
 from plm_depth.activations.settings import SettingsError
 from plm_depth.conditions import BACKBONE_TELLS, CONDITIONS
-from plm_depth.models.base import Adapter, CheckpointError, SequenceError, Structure
+from plm_depth.models.base import Adapter, CheckpointError, SequenceError, Showing, Structure
 from plm_depth.models.structures import read_codes, read_structures
 from plm_depth.progress import stage_log
 from plm_depth.sequences import SourceError
@@ -63,7 +63,7 @@ def running(stage: str, *errors: type[Exception]) -> Iterator[logging.Logger]:
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add the card of the model and what it runs on: options that can change no number; ``loaded`` reads them."""
+    """Add the card of the model, and what it runs on, which changes no number; ``loaded`` reads these options."""
     parser.add_argument("--card", type=Path, required=True, help="card of the checkpoint (models.describe)")
     parser.add_argument("--token-budget", type=int, default=4096, help="largest rows x padded length of a batch")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -235,12 +235,19 @@ def add_structure_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--conditions", default='["seq"]', help="JSON list: seq, seq_struct, struct")
     parser.add_argument("--backbone", type=Path, help="BACKBONE table, for the conditions with structure")
     parser.add_argument("--codes", type=Path, help="CODES table: precomputed structure codes")
+    shown = Showing()
+    parser.add_argument("--struct-at-mask", choices=("keep", "hide"), default=shown.struct_at_mask, help=(
+        "whether the structure of a hidden residue is shown"))  # fmt: skip
+    parser.add_argument("--structure-parts", nargs="+", choices=shown.parts, default=shown.parts, help=(
+        "what of a structure is shown, where the family reads it and it is known"))  # fmt: skip
 
 
 def shown_by(
     options: argparse.Namespace, adapter: Adapter, sequences: Sequence[tuple[str, str]], log: logging.Logger
 ) -> tuple[list[str], dict[str, Structure]]:
     """Return the conditions that the options of ``add_structure_options`` ask for, and the structures they need.
+
+    The model is told how structures are shown (``Adapter.showing``).
 
     Raises:
         ExtractionError, TableError: see ``conditions_for`` and ``read_structures``.
@@ -249,16 +256,18 @@ def shown_by(
     codes = read_codes(options.codes, adapter.family, log=log) if options.codes else {}
     if codes:
         tells += ("codes",)
+    tells = tuple(part for part in tells if part in options.structure_parts)
     conditions = conditions_for(adapter, options.conditions, tells=tells, log=log)
     if not set(conditions) - {"seq"}:
         return conditions, {}
+    adapter.showing = Showing(options.struct_at_mask, tuple(options.structure_parts), is_compared="seq" in conditions)
     return conditions, read_structures(options.backbone, sequences, codes=codes, log=log)
 
 
 def with_structures(
     adapter: Adapter, sequences: Sequence[tuple[str, str]], structures: Mapping[str, Structure]
 ) -> dict[str, Structure]:
-    """Return the structures of all proteins, with the codes of the model's own tokenizer where it has one.
+    """Return what the model is shown of all structures, with the codes of its own tokenizer where it has one.
 
     Raises:
         ExtractionError: proteins without a structure; names them.
@@ -270,4 +279,5 @@ def with_structures(
             f"{len(missing)} of {len(sequences)} proteins have no structure: {named}; conditions with structure "
             "need one of every protein: draw the data set from the structures, or measure condition seq only"
         )
-    return {sequence_id: adapter.with_codes(structures[sequence_id]) for sequence_id, _ in sequences}
+    parts = adapter.showing.parts
+    return {sequence_id: adapter.with_codes(structures[sequence_id]).only(parts) for sequence_id, _ in sequences}

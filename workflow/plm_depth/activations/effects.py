@@ -786,6 +786,8 @@ def measure(
     max_padding = padding_on(adapter.device.type) if max_padding is None else max_padding
     blocks = blocks_with(adapter, skips.parts, log)
     about = {"seed": str(seed), "version": str(EFFECTS_VERSION), "skips": json.dumps(skips.__dict__)}
+    if structures:
+        about["showing"] = json.dumps(adapter.showing.as_dict())
     shown = list(itertools.product(conditions, views))
     progress = Progress(log, total=len(nulls) * len(shown) * len(sequences), unit="proteins")
     started, missing = time.monotonic(), 0

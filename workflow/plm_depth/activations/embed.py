@@ -50,7 +50,6 @@ from plm_depth.activations.door import (
 )
 from plm_depth.activations.extract import (
     MEAN_POSITION,
-    STRUCT_AT_MASK,
     Item,
     constants_of,
     item_of,
@@ -207,7 +206,7 @@ def embed(
     if norm != "none":
         about["norm"] = norm
     if structures:
-        about["struct_at_mask"] = STRUCT_AT_MASK
+        about["showing"] = adapter.showing.as_dict()
     if every < 1:
         raise ExtractionError(f"--every {every}: expected at least 1")
     layers = sorted({*range(0, adapter.n_blocks + 1, every), adapter.n_blocks})

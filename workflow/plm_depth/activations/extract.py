@@ -68,7 +68,6 @@ from plm_depth.tables import (
 )
 from plm_depth.views import View, mask_of
 
-STRUCT_AT_MASK = "keep"  # what becomes of the structure of a hidden residue
 STREAM_NULLS = ("trained", "randinit")
 MEAN_POSITION = -1
 _INDEX_OF = {letter: index for index, letter in enumerate(AMINO_ACIDS)}
@@ -163,7 +162,7 @@ def tokens_of(
     masked = mask_of(view, len(sequence), seed, sequence_id)
     shown: dict[str, object] = {}
     if condition != "seq":
-        shown = {"condition": condition, "structure": structure, "struct_at_mask": STRUCT_AT_MASK}
+        shown = {"condition": condition, "structure": structure}
     try:
         tokens = adapter.encode(sequence, masked=masked if masked.any() else None, direction=view.direction, **shown)
     except SequenceError as error:
@@ -440,7 +439,7 @@ def extract(
     layers = range(adapter.n_blocks + 1)
     about = constants_of(adapter, model_id=model_id, seed=seed)
     if structures:
-        about["struct_at_mask"] = STRUCT_AT_MASK
+        about["showing"] = adapter.showing.as_dict()
     columns = list(adapter.vocabulary.values())
     progress = Progress(log, total=len(nulls) * len(conditions) * len(views) * len(sequences), unit="proteins")
     started = time.monotonic()

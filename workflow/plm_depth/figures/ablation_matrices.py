@@ -13,7 +13,7 @@ from plm_depth.figures.ablated import among, not_ablated
 from plm_depth.figures.door import FigureStage, run
 from plm_depth.figures.draw import columns_of, plain
 from plm_depth.figures.select import Model, Study, ablation_numbers
-from plm_depth.figures.sheet import LINE, MARGIN, Sheet, count_notes, lines_of, toy_warning
+from plm_depth.figures.sheet import LINE, MARGIN, UNIT, Sheet, count_notes, lines_of, toy_warning
 from plm_depth.figures.style import (
     GREY,
     WIDTH,
@@ -138,13 +138,9 @@ def _draw_scale(sheet: Sheet, norm: PowerNorm) -> None:
     """Draw what the colours mean, in a line above the panels."""
     y = sheet.top + 0.08
     sheet.text(MARGIN, y + 0.07, SCALE_LABEL, va="center_baseline", color=GREY)
-    axes = sheet.axes(MARGIN + text_width(SCALE_LABEL) + 0.3, y, SCALE, 0.14)
-    steps = np.linspace(0, 1, 256)
-    axes.imshow(
-        norm.inverse(steps)[None], cmap=COLOURS, norm=norm, extent=(0, 1, 0, 1), aspect="auto", interpolation="none"
-    )
-    axes.set_yticks([])
-    axes.set_xticks([0, 0.5, 1], ["0 or less", *(plain(float(f"{norm.inverse(s):.2g}")) for s in (0.5, 1.0))])
+    ticks = {0.0: "0 or less"} | {s: plain(float(f"{norm.inverse(s):.2g}")) for s in (0.5, 1.0)}
+    x = MARGIN + text_width(SCALE_LABEL) + 0.3
+    sheet.colour_scale(x, SCALE, ticks, values=norm.inverse(UNIT), cmap=COLOURS, norm=norm)
 
 
 def _notes(cells: pl.DataFrame) -> list[str]:

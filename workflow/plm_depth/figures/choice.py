@@ -26,7 +26,7 @@ from plm_depth.figures.number_table import as_csv, as_html
 from plm_depth.figures.select import FigureError, Model, models_of, with_depths
 from plm_depth.figures.sheet import TOY_NOTE, Key, span
 from plm_depth.figures.style import GREY, lighter, name_of
-from plm_depth.progress import start_log
+from plm_depth.progress import stage_log
 from plm_depth.tables import CHOICE, SAVINGS, TableError, read_metadata, read_table, replacing
 
 METRICS = {
@@ -480,8 +480,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--page", type=Path, required=True, metavar="P", help="the recommendation, HTML")
     parser.add_argument("--markdown", type=Path, required=True, metavar="P", help="the recommendation, Markdown")
     options = parser.parse_args(argv)
-    log = start_log("figures.choice")
-    try:
+    with stage_log("figures.choice", FigureError, TableError, OSError) as log:
         try:
             listed = models_of(json.loads(options.models.read_text(encoding="utf-8")))
         except ValueError as error:
@@ -497,9 +496,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             page_path=options.page,
             markdown=options.markdown,
         )
-    except (FigureError, TableError, OSError) as error:
-        raise SystemExit(f"figures.choice: {error}") from error
-    log.info("wrote %s and %s", options.svg, options.page)
+        log.info("wrote %s and %s", options.svg, options.page)
 
 
 if __name__ == "__main__":

@@ -74,10 +74,8 @@ def draw(numbers: pl.DataFrame, models: Sequence[Model]) -> Figure:
     y = sheet.top + 0.08
     label = "Kendall's tau"
     sheet.text(MARGIN, y + 0.07, label, va="center_baseline", color=GREY)
-    axes = sheet.axes(MARGIN + text_width(label) + 0.2, y, SCALE, 0.14)
-    axes.imshow(np.linspace(0, 1, 256)[None], cmap=COLOURS, extent=(-1, 1, 0, 1), aspect="auto", interpolation="none")
-    axes.set_yticks([])
-    axes.set_xticks([-1, 0, 1], ["\N{MINUS SIGN}1", "0", "1"])
+    ticks = {-1.0: "\N{MINUS SIGN}1", 0.0: "0", 1.0: "1"}
+    sheet.colour_scale(MARGIN + text_width(label) + 0.2, SCALE, ticks, ends=(-1.0, 1.0), cmap=COLOURS)
     y = sheet.top + HEAD + NUMBERS
     axes = sheet.axes(left, y, side, side)
     matrix = matrix_of(numbers, names)

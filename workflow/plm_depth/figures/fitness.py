@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from plm_depth.figures.door import FigureStage, run
 from plm_depth.figures.draw import DASHED, Level, Row, columns_of, profile_figure
-from plm_depth.figures.select import TRAINED, UNTRAINED, FigureError, Model, Study
+from plm_depth.figures.select import TRAINED, UNTRAINED, FigureError, Model, Study, named
 from plm_depth.figures.sheet import Sheet, span, toy_warning
 from plm_depth.figures.style import WIDTH, name_of
 
@@ -115,17 +115,11 @@ def networks(rows: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
     return pl.concat([trained, untrained.select(trained.columns)], how="vertical_relaxed")
 
 
-def named(rows: pl.DataFrame, models: Sequence[Model]) -> pl.DataFrame:
+def with_depth(rows: pl.DataFrame, models: Sequence[Model]) -> pl.DataFrame:
     """Return rows with what figures say of a model, its place in the study, and the relative depth of the layer."""
-    names = pl.DataFrame(
-        [(m.model, m.display_name, m.family, m.objective, m.n_blocks, place) for place, m in enumerate(models)],
-        schema=["model", "display_name", "family", "objective", "n_blocks", "place"],
-        orient="row",
-    )
     layer = pl.when(pl.col("layer") >= 0).then(pl.col("layer").cast(pl.Int64))
     return (
-        rows.rename({"model_id": "model"})
-        .join(names, on="model", how="left")
+        named(rows, models)
         .with_columns(layer=layer)
         .with_columns(relative_depth=(pl.col("layer") / pl.col("n_blocks")).fill_null(math.nan))
     )
@@ -137,7 +131,7 @@ def numbers(study: Study) -> pl.DataFrame:
     keys = ["model_id", "direction", "noise_t", "quantity", "scorer", "folds", "layer"]
     order = {"quantity": [*QUANTITIES, BASELINE], "network": ["trained", "untrained", "none"]}
     return (
-        named(networks(rows, keys), study.models)
+        with_depth(networks(rows, keys), study.models)
         .with_columns(aggregate=pl.lit("mean"))
         .sort(
             "place",

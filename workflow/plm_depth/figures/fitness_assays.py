@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from plm_depth.figures.door import FigureStage, run
 from plm_depth.figures.draw import columns_of
-from plm_depth.figures.fitness import BASELINE, NOTHING, READ_OUT, heading_of, named, networks, shown_rows
+from plm_depth.figures.fitness import BASELINE, NOTHING, READ_OUT, heading_of, networks, shown_rows, with_depth
 from plm_depth.figures.fitness import NUMBERS as MEANS
 from plm_depth.figures.select import Model, Study
 from plm_depth.figures.sheet import LINE, MARGIN, Sheet, lines_of, span, toy_warning
@@ -40,7 +40,7 @@ def numbers(study: Study) -> pl.DataFrame:
     keys = ["model_id", "direction", "noise_t", "quantity", "scorer", "folds", "layer", "assay_id", "uniprot_id",
             "category"]  # fmt: skip
     return (
-        named(networks(rows, keys), study.models)
+        with_depth(networks(rows, keys), study.models)
         .sort("place", "category", "assay_id", "network", "layer", descending=[False] * 3 + [True, False])
         .select(pl.col(column).cast(kind) for column, kind in NUMBERS.items())
     )

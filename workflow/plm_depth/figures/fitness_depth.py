@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from plm_depth.figures.door import FigureStage, run
 from plm_depth.figures.draw import Statistic, dot_figure
-from plm_depth.figures.fitness import NOTHING, READ_OUT, at_shown_inputs, named
+from plm_depth.figures.fitness import NOTHING, READ_OUT, at_shown_inputs, with_depth
 from plm_depth.figures.select import NUMBERS, FigureError, Model, Study, networks
 from plm_depth.figures.sheet import Sheet, span, toy_warning
 from plm_depth.figures.style import WIDTH, name_of
@@ -33,7 +33,7 @@ def numbers(study: Study) -> pl.DataFrame:
     )
     keys = ["model_id", "direction", "noise_t", "quantity", "parameter", "aggregate", "layer"]
     return (
-        named(networks(rows, keys), study.models)
+        with_depth(networks(rows, keys), study.models)
         .sort("place", "quantity", "parameter", "network", descending=[False, True, False, False], maintain_order=True)
         .select(pl.col(column).cast(kind) for column, kind in NUMBERS.items())
     )

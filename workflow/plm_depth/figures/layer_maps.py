@@ -130,10 +130,7 @@ def _draw_scale(sheet: Sheet) -> None:
     y = sheet.top + 0.08
     sheet.text(MARGIN, y + 0.07, SCALE_LABEL, va="center_baseline", color=GREY)
     x = MARGIN + text_width(SCALE_LABEL) + 0.2
-    axes = sheet.axes(x, y, SCALE, 0.14)
-    axes.imshow(np.linspace(0, 1, 256)[None], cmap=COLOURS, extent=(0, 1, 0, 1), aspect="auto", interpolation="none")
-    axes.set_yticks([])
-    axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1 or more"])
+    sheet.colour_scale(x, SCALE, {0.0: "0", 0.5: "0.5", 1.0: "1 or more"}, cmap=COLOURS)
 
 
 def _notes(numbers: pl.DataFrame) -> list[str]:

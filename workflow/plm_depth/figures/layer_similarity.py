@@ -1,6 +1,5 @@
 """Figure: how alike the stream is at every two layers, by angle and by CKA, trained and untrained (metrics F1, F2)."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,10 +9,10 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from plm_depth.figures.door import FigureStage, run
-from plm_depth.figures.draw import columns_of
+from plm_depth.figures.panel_pairs import BETWEEN, SCALE, PanelPairs
 from plm_depth.figures.select import Geometry, Model, Study, geometry_name, geometry_numbers
-from plm_depth.figures.sheet import LINE, MARGIN, Sheet, count_notes, lines_of, toy_warning
-from plm_depth.figures.style import GREY, WIDTH, darker, family_colours, name_of, text_width, wrapped
+from plm_depth.figures.sheet import MARGIN, Sheet, count_notes, toy_warning
+from plm_depth.figures.style import GREY, name_of, text_width, wrapped
 
 TITLE = "Similarity of the residual stream at every two layers"
 ANGLE, CKA = Geometry("angular", other="all"), Geometry("cka", other="all")
@@ -22,12 +21,6 @@ SHOWN = {
     geometry_name(ANGLE): ("angular distance", "viridis_r", (0.0, 0.5)),
     geometry_name(CKA): ("debiased CKA", "viridis", (0.0, 1.0)),
 }
-LARGEST_PANEL = 2.6  # inches
-LEFT, BETWEEN, RIGHT = 0.5, 0.1, 0.12  # inches beside the two panels of a model, and between them
-FOOT = 0.45  # inches below a panel: ticks and their label
-NARROW = 0.15  # inches of a cell; in narrower ones its number is not centred
-SCALE = 1.4  # inches of a colour scale
-HEAD = 0.55  # inches above all panels: the colour scales
 
 
 def numbers(study: Study) -> pl.DataFrame:
@@ -41,45 +34,29 @@ def numbers(study: Study) -> pl.DataFrame:
 def draw(numbers: pl.DataFrame, models: Sequence[Model]) -> Figure:
     """Return the picture of these numbers: two panels a model, trained above the diagonal, untrained below it."""
     shown = [model for model in models if model.model in set(numbers["model"])]
-    ordered = [model for members in columns_of(shown).values() for model in members]
-    n_columns = next(n for most, n in ((1, 1), (2, 2), (9, 3), (math.inf, 4)) if len(ordered) <= most)
-    panel = min(((WIDTH - 2 * MARGIN) / n_columns - LEFT - BETWEEN - RIGHT) / 2, LARGEST_PANEL)
-    pair = LEFT + 2 * panel + BETWEEN + RIGHT
-    width = 2 * MARGIN + max(n_columns * pair, 2 * _scale_width())
-    names = {model.model: wrapped(name_of(model), 2 * panel + BETWEEN, weight="bold") for model in ordered}
-    rows = [ordered[start : start + n_columns] for start in range(0, len(ordered), n_columns)]
-    heads = [LINE * (max(lines_of(names[m.model]) for m in row) + 1) + 0.08 for row in rows]
+    pairs = PanelPairs(shown, _captions, least_width=2 * _scale_width())
     sheet = Sheet(
-        width=width,
-        body=HEAD + sum(heads) + len(rows) * (panel + FOOT) + 0.12 * (len(rows) - 1),
+        width=pairs.width,
+        body=pairs.body,
         title=TITLE,
         key=(),
         notes=["Above the diagonal: trained; below it: untrained.", *count_notes(numbers, shown), *_notes(numbers)],
         warning=toy_warning(shown),
     )
     _draw_scales(sheet)
-    colours = family_colours(models)
-    y = sheet.top + HEAD
-    for row, head in zip(rows, heads, strict=True):
-        for place, model in enumerate(row):
-            x = MARGIN + place * pair + LEFT
-            colour = darker(colours[model.family], 0.15)
-            sheet.text(x, y, names[model.model], va="top", color=colour, fontweight="bold")
-            own = numbers.filter(pl.col("model") == model.model)
-            for n, (name, (heading, _, _)) in enumerate(_shown(numbers).items()):
-                at = x + n * (panel + BETWEEN)
-                sheet.text(at, y + head - 0.05, heading if panel > 1.1 else heading.split()[-1], va="bottom")
-                axes = sheet.axes(at, y + head, panel, panel)
-                _draw_matrix(axes, own.filter(pl.col("quantity") == name), model.n_blocks, SHOWN_AS[heading])
-                axes.set_xlabel("layer", labelpad=1)
-                axes.tick_params(left=n == 0, labelleft=n == 0)
-                if panel / (model.n_blocks + 1) < NARROW:  # labels within the panel: the next panel's begin beside it
-                    first, *_, last = axes.get_xticklabels()
-                    first.set_ha("left")
-                    last.set_ha("right")
-            sheet.text(x - 0.38, y + head + panel / 2, "layer", va="center", ha="center", rotation=90)
-        y += head + panel + FOOT + 0.12
+    for model, x, y in pairs.places(sheet, "layer", models):
+        own = numbers.filter(pl.col("model") == model.model)
+        for n, (name, (heading, _, _)) in enumerate(_shown(numbers).items()):
+            at = x + n * (pairs.panel + BETWEEN)
+            sheet.text(at, y - 0.05, heading if pairs.panel > 1.1 else heading.split()[-1], va="bottom")
+            axes = pairs.axes(sheet, at, y)
+            _draw_matrix(axes, own.filter(pl.col("quantity") == name), model.n_blocks, SHOWN_AS[heading])
+            pairs.label(axes, "layer", n_cells=model.n_blocks + 1, is_first=n == 0)
     return sheet.figure
+
+
+def _captions(model: Model, width: float) -> tuple[str, str]:
+    return wrapped(name_of(model), width, weight="bold"), ""
 
 
 SHOWN_AS = {heading: (colours, ends) for heading, colours, ends in SHOWN.values()}
@@ -128,13 +105,8 @@ def _draw_scales(sheet: Sheet) -> None:
     for place, (heading, (colours, (lowest, highest))) in enumerate(SHOWN_AS.items()):
         x = MARGIN + place * _scale_width()
         sheet.text(x, y + 0.07, heading, va="center_baseline", color=GREY)
-        axes = sheet.axes(x + text_width(heading) + 0.2, y, SCALE, 0.14)
-        axes.imshow(
-            np.linspace(0, 1, 256)[None], cmap=colours, extent=(lowest, highest, 0, 1), aspect="auto",
-            interpolation="none",
-        )  # fmt: skip
-        axes.set_yticks([])
-        axes.set_xticks([lowest, highest], [f"{lowest:g}", f"{highest:g}"])
+        ticks = {end: f"{end:g}" for end in (lowest, highest)}
+        sheet.colour_scale(x + text_width(heading) + 0.2, SCALE, ticks, ends=(lowest, highest), cmap=colours)
 
 
 def _notes(numbers: pl.DataFrame) -> list[str]:

@@ -26,7 +26,7 @@ from plm_depth import __version__, json_text
 from plm_depth.digest import digest_of
 from plm_depth.figures.number_table import as_html
 from plm_depth.machine import gpus, memory_bytes, processor
-from plm_depth.progress import Progress, start_log
+from plm_depth.progress import Progress, stage_log
 from plm_depth.tables import TableError, write_text
 
 # Variables that can change the last digits of a number, by choosing other kernels or another number of threads.
@@ -218,8 +218,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--card", type=Path, required=True, help="the card, JSON")
     parser.add_argument("--html", type=Path, required=True, help="the same for people")
     options = parser.parse_args(argv)
-    log = start_log("figures.run_card")
-    try:
+    with stage_log("figures.run_card", RunCardError) as log:
         given = {}
         for name in ("config", "versions", "sources"):
             text = getattr(options, name)
@@ -241,8 +240,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             progress=progress,
         )
         progress.finish()
-    except RunCardError as error:
-        raise SystemExit(f"figures.run_card: {error}") from None
     write_text(json.dumps(card, indent=1) + "\n", options.card)
     write_text(as_html(rows_of(card), title=f"What made the results of study {card['study']}"), options.html)
 

@@ -421,7 +421,7 @@ def effect_numbers(study: Study, *, effects: Sequence[Effect]) -> pl.DataFrame:
     keys = ["model_id", "direction", "noise_t", "quantity", "part", "pos_set", "aggregate", "source", "target",
             "relative_depth", "order"]  # fmt: skip
     return (
-        _named(networks(rows, keys, shares=["below_floor"]), study.models)
+        named(networks(rows, keys, shares=["below_floor"]), study.models)
         .sort("place", "order", "network", "source", "target", maintain_order=True)
         .select(pl.col(column).cast(kind) for column, kind in EFFECT_NUMBERS.items())
     )
@@ -508,7 +508,7 @@ def geometry_numbers(study: Study, *, wanted: Sequence[Geometry], kind: str = "g
     if found.select("null_model", "null_seed", *keys).is_duplicated().any():
         raise FigureError(f"--{kind}: a row stands twice; give one table a model or pair")
     return (
-        _named(networks(found, keys, shares=["n_points", "n_nan"]), study.models)
+        named(networks(found, keys, shares=["n_points", "n_nan"]), study.models)
         .with_columns(pl.col("interval").replace({"bootstrap": "standard error"}))
         .sort("place", "other_model", "order", "network", "layer", "other_layer", maintain_order=True)
         .select(pl.col(column).cast(dtype) for column, dtype in GEOMETRY_NUMBERS.items())
@@ -534,7 +534,7 @@ def depth_numbers(study: Study, *, definitions: Sequence[str]) -> pl.DataFrame:
     keys = ["model_id", "direction", "noise_t", "index", "kind", "quantity"]
     order = {name: place for place, name in enumerate(definitions)}
     return (
-        _named(networks(pl.concat(parts), keys), study.models)
+        named(networks(pl.concat(parts), keys), study.models)
         .sort("place", pl.col("quantity").replace_strict(order), "network", maintain_order=True)
         .select(pl.col(column).cast(kind) for column, kind in DEPTH_NUMBERS.items())
     )
@@ -593,7 +593,7 @@ def ablation_numbers(study: Study, *, wanted: pl.Expr, depth: pl.Expr) -> pl.Dat
     keys = ["model_id", "direction", "noise_t", "quantity", "op", "policy", "start", "length", "aggregate",
             "relative_depth"]  # fmt: skip
     return (
-        _named(networks(rows, keys), study.models)
+        named(networks(rows, keys), study.models)
         .sort("place", "quantity", "op", "policy", "network", "length", "start", maintain_order=True)
         .select(pl.col(column).cast(kind) for column, kind in ABLATION_NUMBERS.items())
     )
@@ -758,7 +758,7 @@ def _tidy(
     keys = ["model_id", "direction", "noise_t", "quantity", "parameter", "aggregate", "layer", "relative_depth"]
     order = {"quantity": list(quantities), "aggregate": list(aggregates), "network": ["trained", "untrained"]}
     return (
-        _named(networks(rows, keys), models)
+        named(networks(rows, keys), models)
         .sort(
             "place",
             *(pl.col(column).replace_strict(values, range(len(values))) for column, values in order.items()),
@@ -808,7 +808,7 @@ def networks(rows: pl.DataFrame, keys: Sequence[str], shares: Sequence[str] = ()
     return pl.concat([trained, untrained.select(trained.columns)], how="vertical_relaxed")
 
 
-def _named(rows: pl.DataFrame, models: Sequence[Model]) -> pl.DataFrame:
+def named(rows: pl.DataFrame, models: Sequence[Model]) -> pl.DataFrame:
     """Return rows with what figures say of a model, and its ``place`` in the study."""
     names = pl.DataFrame(
         [(m.model, m.display_name, m.family, m.objective, m.n_blocks, place) for place, m in enumerate(models)],

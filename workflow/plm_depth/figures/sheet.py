@@ -4,9 +4,10 @@ Places are inches from the left and from the top. Text is measured before the sh
 whatever the names and however many models.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,6 +19,7 @@ from plm_depth.figures.style import FONT_SIZE, GREY, TITLE_SIZE, name_of, text_w
 
 LINE = FONT_SIZE * 1.3 / 72  # inches from one line of text to the next
 MARGIN = 0.15
+UNIT = np.linspace(0, 1, 256)  # what a colour scale shows
 TOY_NOTE = "Toy models: no evidence about real ones."
 POSITION_NOTES = {
     "prefix": "Autoregressive models: silenced at the residues before a cut, read from the cut on.",
@@ -76,6 +78,27 @@ class Sheet:
         """Return axes whose upper left corner lies at (x, y)."""
         box = (x / self.width, 1 - (y + height) / self.height, width / self.width, height / self.height)
         return self.figure.add_axes(box, sharey=sharey)
+
+    def colour_scale(
+        self,
+        x: float,
+        width: float,
+        ticks: Mapping[float, str],
+        *,
+        values: np.ndarray = UNIT,
+        ends: tuple[float, float] = (0.0, 1.0),
+        **look: object,
+    ) -> None:
+        """Draw a colour scale in the line above the panels.
+
+        Args:
+            ticks: labels by their place, between the ``ends`` of the axis.
+            values: whose colours are shown, evenly spaced; ``look`` (cmap, norm) says which these are.
+        """
+        axes = self.axes(x, self.top + 0.08, width, 0.14)
+        axes.imshow(values[None], extent=(*ends, 0, 1), aspect="auto", interpolation="none", **look)
+        axes.set_yticks([])
+        axes.set_xticks(list(ticks), list(ticks.values()))
 
     def text(self, x: float, y: float, text: str, **style: object) -> None:
         """Write text at (x, y)."""

@@ -1,6 +1,5 @@
 """Figure: what silencing one block changes in the update of every later block, trained and untrained (metrics B1)."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,16 +9,13 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from plm_depth.figures.door import FigureStage, run
-from plm_depth.figures.draw import columns_of
+from plm_depth.figures.panel_pairs import BETWEEN, SCALE, PanelPairs
 from plm_depth.figures.select import Effect, Model, Study, effect_numbers
-from plm_depth.figures.sheet import LINE, MARGIN, Sheet, count_notes, lines_of, position_notes, toy_warning
+from plm_depth.figures.sheet import MARGIN, Sheet, count_notes, position_notes, toy_warning
 from plm_depth.figures.style import (
     GREY,
     LIGHT_GREY,
-    WIDTH,
-    darker,
     effect_norm,
-    family_colours,
     name_of,
     objective_words,
     text_width,
@@ -31,13 +27,8 @@ COLOURS = "viridis"
 FLOOR_SHARE = 0.5  # a cell is grey if more proteins than this are below the noise floor
 FLOOR_LABEL = "most proteins below three times the noise floor"
 SCALE_LABEL = "relative change of the update"
+TICKS = {0.0: "0", 0.5: "0.5", 1.0: "1 or more"}
 NETWORKS = ("trained", "untrained")
-LARGEST_PANEL = 2.6  # inches
-LEFT, BETWEEN, RIGHT = 0.5, 0.1, 0.12  # inches beside the two panels of a model, and between them
-FOOT = 0.45  # inches below a panel: ticks and their label
-NARROW = 0.15  # inches of a cell; in narrower ones its number is not centred
-SCALE = 1.4  # inches of the colour scale
-HEAD = 0.55  # inches above all panels: the colour scale
 
 
 def numbers(study: Study) -> pl.DataFrame:
@@ -47,54 +38,33 @@ def numbers(study: Study) -> pl.DataFrame:
 
 def draw(numbers: pl.DataFrame, models: Sequence[Model]) -> Figure:
     """Return the picture of these numbers: two panels a model, families together, shallow models before deep ones."""
-    ordered = [model for members in columns_of(models).values() for model in members]
-    n_columns = next(n for most, n in ((1, 1), (2, 2), (9, 3), (math.inf, 4)) if len(models) <= most)
-    panel = ((WIDTH - 2 * MARGIN) / n_columns - LEFT - BETWEEN - RIGHT) / 2
-    panel = min(panel, LARGEST_PANEL)
-    pair = LEFT + 2 * panel + BETWEEN + RIGHT
-    width = 2 * MARGIN + max(n_columns * pair, _scale_places()[-1])
 
-    names, inputs = {}, {}
-    for model in ordered:
-        own = numbers.filter(pl.col("model") == model.model)
-        names[model.model] = wrapped(name_of(model), 2 * panel + BETWEEN, weight="bold")
-        inputs[model.model] = wrapped(objective_words(own["objective"][0], own["noise_t"][0]), 2 * panel + BETWEEN)
-    rows = [ordered[start : start + n_columns] for start in range(0, len(ordered), n_columns)]
-    heads = [LINE * (max(lines_of(names[m.model]) + lines_of(inputs[m.model]) for m in row) + 1) + 0.08 for row in rows]
+    def captions(model: Model, width: float) -> tuple[str, str]:
+        first = numbers.filter(pl.col("model") == model.model).row(0, named=True)
+        words = objective_words(first["objective"], first["noise_t"])
+        return wrapped(name_of(model), width, weight="bold"), wrapped(words, width)
+
+    pairs = PanelPairs(models, captions, least_width=_scale_places()[-1])
     sheet = Sheet(
-        width=width,
-        body=HEAD + sum(heads) + len(rows) * (panel + FOOT) + 0.12 * (len(rows) - 1),
+        width=pairs.width,
+        body=pairs.body,
         title=TITLE,
         key=(),
         notes=[*count_notes(numbers, models), *position_notes(numbers), *_notes(numbers)],
         warning=toy_warning(models),
     )
     _draw_scale(sheet)
-    colours = family_colours(models)
-    y = sheet.top + HEAD
-    for row, head in zip(rows, heads, strict=True):
-        for place, model in enumerate(row):
-            x = MARGIN + place * pair + LEFT
-            colour = darker(colours[model.family], 0.15)
-            sheet.text(x, y, names[model.model], va="top", color=colour, fontweight="bold")
-            sheet.text(x, y + LINE * lines_of(names[model.model]), inputs[model.model], va="top", color=GREY)
-            for n, network in enumerate(NETWORKS):
-                at = x + n * (panel + BETWEEN)
-                sheet.text(at, y + head - 0.05, network, va="bottom")
-                own = numbers.filter((pl.col("model") == model.model) & (pl.col("network") == network))
-                if own.is_empty():
-                    sheet.text(at, y + head + 0.05, wrapped("not measured", panel), va="top", color=GREY)
-                    continue
-                axes = sheet.axes(at, y + head, panel, panel)
-                _draw_matrix(axes, own, model.n_blocks)
-                axes.set_xlabel("target block", labelpad=1)
-                axes.tick_params(left=n == 0, labelleft=n == 0)
-                if panel / model.n_blocks < NARROW:  # labels within the panel: the next panel's begin beside it
-                    first, *_, last = axes.get_xticklabels()
-                    first.set_ha("left")
-                    last.set_ha("right")
-            sheet.text(x - 0.38, y + head + panel / 2, "source block", va="center", ha="center", rotation=90)
-        y += head + panel + FOOT + 0.12
+    for model, x, y in pairs.places(sheet, "source block", models):
+        for n, network in enumerate(NETWORKS):
+            at = x + n * (pairs.panel + BETWEEN)
+            sheet.text(at, y - 0.05, network, va="bottom")
+            own = numbers.filter((pl.col("model") == model.model) & (pl.col("network") == network))
+            if own.is_empty():
+                sheet.text(at, y + 0.05, wrapped("not measured", pairs.panel), va="top", color=GREY)
+                continue
+            axes = pairs.axes(sheet, at, y)
+            _draw_matrix(axes, own, model.n_blocks)
+            pairs.label(axes, "target block", n_cells=model.n_blocks, is_first=n == 0)
     return sheet.figure
 
 
@@ -136,13 +106,7 @@ def _draw_scale(sheet: Sheet) -> None:
     scale, box, label, _ = _scale_places()
     y = sheet.top + 0.08
     sheet.text(MARGIN, y + 0.07, SCALE_LABEL, va="center_baseline", color=GREY)
-    axes = sheet.axes(MARGIN + scale, y, SCALE, 0.14)
-    axes.imshow(
-        np.linspace(0, 1, 256)[None], cmap=COLOURS, norm=effect_norm(), extent=(0, 1, 0, 1), aspect="auto",
-        interpolation="none",
-    )  # fmt: skip
-    axes.set_yticks([])
-    axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1 or more"])
+    sheet.colour_scale(MARGIN + scale, SCALE, TICKS, cmap=COLOURS, norm=effect_norm())
     sheet.box(MARGIN + box, y, 0.14, 0.14, facecolor=LIGHT_GREY)
     sheet.text(MARGIN + label, y + 0.07, FLOOR_LABEL, va="center_baseline", color=GREY)
 

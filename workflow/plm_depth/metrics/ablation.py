@@ -27,6 +27,7 @@ et al. 2025 (arXiv 2502.05795) and Gromov et al. 2024 (arXiv 2403.17887); exchan
 """
 
 import argparse
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -36,10 +37,11 @@ import pyarrow as pa
 from plm_depth.metrics.bootstrap import Bootstrap, BootstrapError, interval
 from plm_depth.metrics.corpus import DIFFUSION_GRID, read_clusters
 from plm_depth.metrics.groups import codes_of, row_codes
-from plm_depth.metrics.profile import numbers_option, sorted_rows
+from plm_depth.metrics.options import add_resampling_options, numbers_option, resampling_of
+from plm_depth.metrics.profile import sorted_rows
 from plm_depth.metrics.skip import Measured, View, divided, n80, participation, views_in, with_noise_mean
 from plm_depth.metrics.summary import area, depth_score, sustained_depth
-from plm_depth.progress import Progress, start_log
+from plm_depth.progress import Progress, stage_log
 from plm_depth.tables import (
     ABLATE_KEYS,
     ABLATE_SEQ,
@@ -53,6 +55,7 @@ from plm_depth.tables import (
 )
 from plm_depth.views import MEAN_OVER_NOISE
 
+LOG = logging.getLogger("metrics.ablation")
 RETAINED = (0.9, 0.95, 0.99)
 CHANGES = {"nll": "dnll", "acc1": "dacc1"}  # quantity: its difference to the full model
 SIGN = {"nll": -1.0, "acc1": 1.0}  # of a quantity as a score: larger is better
@@ -402,16 +405,15 @@ def ablation(
     Raises:
         TableError: damaged tables, tables of several models, a protein without a cluster, a noise level without data.
     """
-    log = start_log("metrics.ablation")
     about = {"seed": str(seed), "resamples": str(n_boot)}
     if not any(rows.num_rows for path in paths for rows in iterate_table(path, ABLATE_SEQ, columns=["model_id"])):
-        log.warning(f"no rows in {len(paths)} tables: nothing was read residue by residue; tables without rows")
+        LOG.warning(f"no rows in {len(paths)} tables: nothing was read residue by residue; tables without rows")
         return tuple(write_table(s.empty_table(), s, p, **about) for s, p in ((ABLATION, output), (SUMMARY, summary)))
     bootstrap = Bootstrap.of(read_clusters(clusters), n_boot=n_boot, seed=seed)
-    log.info(f"{len(bootstrap.sequence_ids)} proteins in {bootstrap.n_clusters} clusters, {n_boot} resamples")
+    LOG.info(f"{len(bootstrap.sequence_ids)} proteins in {bootstrap.n_clusters} clusters, {n_boot} resamples")
     about |= {name: value for name, value in read_metadata(paths[0]).items() if name == "ablations"}
     views = views_in(paths, ABLATE_SEQ)
-    progress = Progress(log, len(views), "views")
+    progress = Progress(LOG, len(views), "views")
     corpus: list[dict[str, np.ndarray]] = []
     summaries: list[dict[str, object]] = []
     for view, measured in with_noise_mean(views, lambda v, p: ablations_of(v, p, bootstrap), grid):
@@ -434,7 +436,7 @@ def ablation(
         n_summary = write_table(table, SUMMARY, summary, **about)
     else:
         n_summary = write_table(SUMMARY.empty_table(), SUMMARY, summary, **about)
-    log.info(f"{n_rows} rows, {n_summary} summary statistics")
+    LOG.info(f"{n_rows} rows, {n_summary} summary statistics")
     return n_rows, n_summary
 
 
@@ -442,27 +444,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage from the command line; see the module."""
     parser = argparse.ArgumentParser(prog="python -m plm_depth.metrics.ablation", description=__doc__.split("\n")[0])
     parser.add_argument("--ablation", nargs="+", required=True, help="ABLATE_SEQ tables of all shards and variants")
-    parser.add_argument("--clusters", required=True, help="CLUSTERS table of the data set")
-    parser.add_argument("--grid", type=numbers_option, default=list(DIFFUSION_GRID), help="noise levels to average")
+    add_resampling_options(parser)
     parser.add_argument("--retained", type=numbers_option, default=list(RETAINED), help="shares of the gain to keep")
-    parser.add_argument("--resamples", type=int, default=2000, help="bootstrap resamples of the clusters")
-    parser.add_argument("--seed", type=int, default=1, help="of the resamples; the same for every model")
     parser.add_argument("--output", required=True, help="the ABLATION table")
     parser.add_argument("--summary", required=True, help="the SUMMARY table")
     options = parser.parse_args(argv)
-    try:
+    with stage_log(LOG.name, TableError, ValueError):
         ablation(
             options.ablation,
             options.clusters,
             options.output,
             options.summary,
-            grid=options.grid,
             retained=options.retained,
-            n_boot=options.resamples,
-            seed=options.seed,
+            **resampling_of(options),
         )
-    except (TableError, ValueError) as error:
-        raise SystemExit(f"metrics.ablation: {error}") from None
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ and counted.
 """
 
 import argparse
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -32,9 +33,9 @@ import pyarrow as pa
 
 from plm_depth.metrics.bootstrap import Bootstrap, BootstrapError, interval
 from plm_depth.metrics.corpus import DIFFUSION_GRID, read_clusters
-from plm_depth.metrics.profile import numbers_option
+from plm_depth.metrics.options import add_resampling_options, resampling_of
 from plm_depth.metrics.skip import PROFILE_STATISTICS
-from plm_depth.progress import start_log
+from plm_depth.progress import stage_log
 from plm_depth.tables import (
     ATTR_SEQ,
     ATTRIBUTION,
@@ -48,6 +49,7 @@ from plm_depth.tables import (
 )
 from plm_depth.views import MEAN_OVER_NOISE
 
+LOG = logging.getLogger("metrics.attribution")
 SHARE = 0.1  # of the largest change over layers: below it a state is no longer needed
 FLOORS = 3.0  # a change that is not above this many noise floors says nothing about depth
 VIEW = tuple(name for name in COMMON if name != "mask_draw")  # what one measurement has in common
@@ -343,13 +345,12 @@ def attribution(
     Raises:
         TableError: damaged tables, tables of several models, a protein without a cluster, a noise level without data.
     """
-    log = start_log("metrics.attribution")
     bootstrap = Bootstrap.of(read_clusters(clusters), n_boot=n_boot, seed=seed)
     rows = read(attributed, ATTR_SEQ, [*MEASURED])
     erasures = read(erased, ERASE_SEQ, ["vocab", "layer", "pos", "quantity"])
     rejected = rejections(rows)
     n_above = rows.filter(pl.col("completeness_err") > COMPLETE).height
-    log.info(
+    LOG.info(
         f"{rows.height} attributions, {n_above} of them left out: they miss completeness by more than {COMPLETE:.0%}; "
         f"{erasures.height} rows of erasures"
     )
@@ -358,12 +359,12 @@ def attribution(
         .group_by("null_model", "object", "target")
         .agg(pl.col("n_rejected").max())
     ).iter_rows():
-        log.info("left out, at most of one layer: " + ", ".join(str(cell) for cell in row))
+        LOG.info("left out, at most of one layer: " + ", ".join(str(cell) for cell in row))
     long = pl.concat([attribution_values(rows), erasure_values(erasures)])
     columns = corpus_rows(over_draws_and_noise(long, grid), rejected, bootstrap)
     n_rows = write_table(columns, ATTRIBUTION, output, seed=str(seed), resamples=str(n_boot))
     n_cells = write_table(example_map(attributed, rows, grid), ATTRIBUTION_MAP, example)
-    log.info(f"{n_rows} rows; {n_cells} cells of the example")
+    LOG.info(f"{n_rows} rows; {n_cells} cells of the example")
     return n_rows
 
 
@@ -372,26 +373,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m plm_depth.metrics.attribution", description=__doc__.split("\n")[0])
     parser.add_argument("--attribution", nargs="+", required=True, help="ATTR_SEQ tables of all shards")
     parser.add_argument("--erasure", nargs="+", required=True, help="ERASE_SEQ tables of the same")
-    parser.add_argument("--clusters", required=True, help="CLUSTERS table of the data set")
-    parser.add_argument("--grid", type=numbers_option, default=list(DIFFUSION_GRID), help="noise levels to average")
-    parser.add_argument("--resamples", type=int, default=2000, help="bootstrap resamples of the clusters")
-    parser.add_argument("--seed", type=int, default=1, help="of the resamples; the same for every model")
+    add_resampling_options(parser)
     parser.add_argument("--output", required=True, help="the ATTRIBUTION table")
     parser.add_argument("--example", required=True, help="the ATTRIBUTION_MAP table")
     options = parser.parse_args(argv)
-    try:
+    with stage_log(LOG.name, TableError, ValueError):
         attribution(
             options.attribution,
             options.erasure,
             options.clusters,
             options.output,
             options.example,
-            grid=options.grid,
-            n_boot=options.resamples,
-            seed=options.seed,
+            **resampling_of(options),
         )
-    except (TableError, ValueError) as error:
-        raise SystemExit(f"metrics.attribution: {error}") from None
 
 
 if __name__ == "__main__":

@@ -156,3 +156,13 @@ def difference(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np
     if a.shape != b.shape:
         raise ValueError(f"resamples {a.shape} and {b.shape}; paired differences need the same resamples of both")
     return interval(a - b)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values adjusted by Holm's step-down method."""
+    order = np.argsort(p_values, kind="stable")
+    adjusted, largest = [1.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted

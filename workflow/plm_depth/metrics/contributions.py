@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from plm_depth.metrics.groups import Groups, Shard, dictionary, read_groups
-from plm_depth.progress import Progress, start_log
+from plm_depth.progress import Progress, stage_log
 from plm_depth.tables import CONTRIB_SEQ, MOMENT_KEYS, MOMENTS, TableError, TableWriter
 
 LOG = logging.getLogger("metrics.contributions")
@@ -359,11 +359,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--moments", nargs="+", required=True, help="moments of all shards of one model and variant")
     parser.add_argument("--output", required=True, help="the CONTRIB_SEQ table")
     options = parser.parse_args(argv)
-    start_log(LOG.name)
-    try:
+    with stage_log(LOG.name, TableError):
         contributions(options.moments, options.output)
-    except TableError as error:
-        raise SystemExit(f"metrics.contributions: {error}") from None
 
 
 if __name__ == "__main__":

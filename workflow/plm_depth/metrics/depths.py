@@ -39,8 +39,9 @@ import polars as pl
 import pyarrow as pa
 from scipy.stats import kendalltau
 
+from plm_depth.metrics.bootstrap import holm
 from plm_depth.metrics.profile import sorted_rows
-from plm_depth.progress import start_log
+from plm_depth.progress import stage_log
 from plm_depth.tables import (
     ATTRIBUTION,
     COMMON,
@@ -275,6 +276,10 @@ def agreement(found: pl.DataFrame) -> dict[str, list]:
             tau, p_value = tau_of(*([by_definition[name][model] for model in both] for name in (one, other)))
             for name, item in zip(DEPTH_TAU.names, (one, other, tau, p_value, len(both))):
                 columns[name].append(item)
+    pairs = zip(columns["definition"], columns["other"], columns["p_value"])
+    tested = [i for i, (one, other, p) in enumerate(pairs) if one != other and not math.isnan(p)]
+    for i, p_value in zip(tested, holm([columns["p_value"][i] for i in tested])):
+        columns["p_value"][i] = p_value
     return columns
 
 
@@ -333,8 +338,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--depths", type=Path, required=True, help="the DEPTHS table")
     parser.add_argument("--tau", type=Path, required=True, help="the DEPTH_TAU table")
     options = parser.parse_args(argv)
-    start_log(LOG.name)
-    try:
+    with stage_log(LOG.name, TableError):
         write(
             options.summaries,
             options.depths,
@@ -343,8 +347,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             attributions=options.attributions,
             probes=options.probes,
         )
-    except TableError as error:
-        raise SystemExit(f"metrics.depths: {error}") from None
 
 
 if __name__ == "__main__":

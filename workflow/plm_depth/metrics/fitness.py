@@ -37,7 +37,7 @@ from scipy.stats import rankdata
 from plm_depth.metrics.bootstrap import interval
 from plm_depth.metrics.profile import sorted_rows
 from plm_depth.metrics.summary import retention_depth
-from plm_depth.progress import Progress, start_log
+from plm_depth.progress import Progress, stage_log
 from plm_depth.randomness import generator
 from plm_depth.tables import (
     COMMON,
@@ -777,10 +777,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="the FITNESS table")
     parser.add_argument("--summary", type=Path, required=True, help="the SUMMARY table of these")
     options = parser.parse_args(argv)
-    log = start_log("metrics.fitness")
     if options.resamples < 1 or options.variant_resamples < 1:
         raise SystemExit("metrics.fitness: --resamples and --variant-resamples: expected at least 1")
-    try:
+    with stage_log("metrics.fitness", TableError, OSError) as log:
         fitness(
             options.variants,
             options.scores,
@@ -793,8 +792,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             seed=options.seed,
             log=log,
         )
-    except (TableError, OSError) as error:
-        raise SystemExit(f"metrics.fitness: {error}") from None
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ neighbours were searched fixed. Formulas stand in ``clouds``, the choice of poin
 
 import argparse
 import csv
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,11 +32,12 @@ from plm_depth.metrics import clouds
 from plm_depth.metrics.anchors import POINTS, SPACES, Anchors, anchors_of, in_space
 from plm_depth.metrics.bootstrap import BootstrapError
 from plm_depth.metrics.corpus import read_clusters
+from plm_depth.metrics.options import json_option
 from plm_depth.metrics.profile import sorted_rows
-from plm_depth.metrics.summary import json_option
-from plm_depth.progress import Progress, start_log
+from plm_depth.progress import Progress, stage_log
 from plm_depth.tables import COMMON, GEOM, TableError, write_table
 
+LOG = logging.getLogger("metrics.geometry")
 SHARES = (1.0, 0.5, 0.25)  # of the points, for the intrinsic dimension
 SMALLEST = 4  # points of a cloud of which anything is said
 
@@ -279,23 +281,22 @@ def geometry(
         BootstrapError: a protein without a cluster.
         SettingsError: labels that cannot be read.
     """
-    log = start_log("metrics.geometry")
     options = {"points": settings.points, "max_points": settings.max_points, "n_groups": settings.groups, "seed": seed}
     known = read_labels(labels) if labels is not None else None
-    progress = Progress(log, None, "clouds of all layers")
+    progress = Progress(LOG, None, "clouds of all layers")
     rows: list[dict[str, object]] = []
     for anchors in anchors_of(stream, read_clusters(clusters), **options):
         common = anchors.common
         what = f"{common['null_model']} {common['null_seed']}, {common['condition']}, {common['direction']}"
         if len(anchors) < SMALLEST:
-            log.warning(f"{what}: {len(anchors)} {anchors.points} points, fewer than {SMALLEST}; left out")
+            LOG.warning(f"{what}: {len(anchors)} {anchors.points} points, fewer than {SMALLEST}; left out")
             continue
-        log.info(
+        LOG.info(
             f"{what}: {len(anchors)} of {anchors.n_available} {anchors.points} points, {anchors.n_sequences} proteins "
             f"in {anchors.n_clusters} clusters"
         )
         if len(anchors) <= settings.k:
-            log.warning(f"{len(anchors)} points have no {settings.k} nearest others: overlap is undefined")
+            LOG.warning(f"{len(anchors)} points have no {settings.k} nearest others: overlap is undefined")
         rows += measure(anchors, settings, known)
         progress.advance()
     progress.finish()
@@ -306,7 +307,7 @@ def geometry(
         )
     n_rows = write_rows(rows, output, seed=seed)
     n_undefined = sum(np.isnan(row["value"]) for row in rows)
-    log.info(f"{n_rows} rows, {n_undefined} undefined (for instance neighbours where many points coincide)")
+    LOG.info(f"{n_rows} rows, {n_undefined} undefined (for instance neighbours where many points coincide)")
     return n_rows
 
 
@@ -354,12 +355,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=1, help="of the points and the groups; the same for every model")
     parser.add_argument("--output", required=True, help="the GEOM table")
     options = parser.parse_args(argv)
-    try:
+    with stage_log(LOG.name, TableError, BootstrapError, SettingsError):
         settings = Settings.of(options.settings)
         files = {"labels": options.labels, "settings": settings, "seed": options.seed}
         geometry(options.stream, options.clusters, options.output, **files)
-    except (TableError, BootstrapError, SettingsError) as error:
-        raise SystemExit(f"metrics.geometry: {error}") from None
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ clusters of that rest. After Csordas, Manning and Potts 2025 (arXiv 2505.13898).
 """
 
 import argparse
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,11 +30,12 @@ from plm_depth.metrics.anchors import Anchors, anchors_of, in_space
 from plm_depth.metrics.bootstrap import Bootstrap, BootstrapError
 from plm_depth.metrics.corpus import read_clusters
 from plm_depth.metrics.geometry import DEFAULT, SMALLEST, Rows, Settings, SettingsError, write_rows
-from plm_depth.metrics.summary import json_option
-from plm_depth.progress import Progress, start_log
+from plm_depth.metrics.options import json_option
+from plm_depth.progress import Progress, stage_log
 from plm_depth.randomness import key_of
 from plm_depth.tables import TableError
 
+LOG = logging.getLogger("metrics.geometry_pairs")
 TRAINING, CHOICE, REST = range(3)
 PARTS = (0.6, 0.8)  # of the clusters: where training ends and where the choice of the penalty ends
 PENALTIES = (1e-4, 1e-3, 1e-2, 0.1, 1.0)  # of the mean variance along the axes of the source
@@ -202,7 +204,6 @@ def geometry_pairs(
         TableError: damaged tables, one model twice, or nothing that both models have in common.
         BootstrapError: a protein without a cluster.
     """
-    log = start_log("metrics.geometry_pairs")
     known = read_clusters(clusters)
     options = {"points": settings.points, "max_points": settings.max_points, "n_groups": settings.groups, "seed": seed}
     views = [{_view(anchors): anchors for anchors in anchors_of(paths, known, **options)} for paths in (shallow, deep)]
@@ -212,25 +213,25 @@ def geometry_pairs(
     common = [key for key in views[0] if key in views[1]]
     if not common:
         raise TableError(f"{names[0]} and {names[1]} have no view, null model and kind of points in common")
-    progress = Progress(log, len(common), "clouds of all layers")
+    progress = Progress(LOG, len(common), "clouds of all layers")
     rows: list[dict[str, object]] = []
     for key in common:
         one, other = aligned(views[0][key], views[1][key])
         n_parts = len(set(parts_of(one.clusters, seed=seed).tolist())) if len(one) else 0
-        log.info(f"{', '.join(map(str, key))}: {len(one)} points in common, in {one.n_clusters} clusters")
+        LOG.info(f"{', '.join(map(str, key))}: {len(one)} points in common, in {one.n_clusters} clusters")
         if len(one) < SMALLEST or n_parts < 3:
-            log.warning("too few for training, choice and rest; left out")
+            LOG.warning("too few for training, choice and rest; left out")
         else:
             found, at_edge = compare(one, other, settings, seed=seed)
             rows += found
             n_maps = sum(row["quantity"] == "map_error" for row in found)
-            log.info(f"{at_edge} of {n_maps} maps took the smallest or the largest penalty")
+            LOG.info(f"{at_edge} of {n_maps} maps took the smallest or the largest penalty")
         progress.advance()
     progress.finish()
     if not rows:
         raise TableError(f"{names[0]} and {names[1]} have too few points in common; measure more proteins")
     n_rows = write_rows(rows, output, seed=seed)
-    log.info(f"{n_rows} rows")
+    LOG.info(f"{n_rows} rows")
     return n_rows
 
 
@@ -253,13 +254,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=1, help="of points, parts and resamples")
     parser.add_argument("--output", required=True, help="the GEOM table")
     options = parser.parse_args(argv)
-    try:
+    with stage_log(LOG.name, TableError, BootstrapError, SettingsError):
         settings = Settings.of(options.settings)
         geometry_pairs(
             options.shallow, options.deep, options.clusters, options.output, settings=settings, seed=options.seed
         )
-    except (TableError, BootstrapError, SettingsError) as error:
-        raise SystemExit(f"metrics.geometry_pairs: {error}") from None
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from plm_depth.metrics.groups import Groups, Shard, dictionary, read_groups
-from plm_depth.progress import Progress, start_log
+from plm_depth.progress import Progress, stage_log
 from plm_depth.tables import AMINO_ACIDS, LENS_KEYS, LENS_SEQ, TableError, TableWriter, as_table
 
 LOG = logging.getLogger("metrics.lens")
@@ -387,11 +387,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--logits", nargs="+", required=True, help="lens logits of all shards of one model and variant")
     parser.add_argument("--output", required=True, help="the LENS_SEQ table")
     options = parser.parse_args(argv)
-    start_log(LOG.name)
-    try:
+    with stage_log(LOG.name, TableError):
         lens(options.logits, options.output)
-    except TableError as error:
-        raise SystemExit(f"metrics.lens: {error}") from None
 
 
 if __name__ == "__main__":

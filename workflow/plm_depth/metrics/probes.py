@@ -43,7 +43,7 @@ from plm_depth.metrics.probing import Notes, ProbeError, Score, best_layer, plat
 from plm_depth.metrics.profile import sorted_rows
 from plm_depth.metrics.residue_tasks import SS3, TASKS, read_chains, rows_of
 from plm_depth.metrics.stream import AttentionMaps, Stream
-from plm_depth.progress import Progress, start_log
+from plm_depth.progress import Progress, stage_log
 from plm_depth.tables import ANNOTATIONS, COMMON, PROBE, PROBE_KEYS, PROBES, TableError, read_table, write_table
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -291,12 +291,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--probe", required=True, help="PROBE table to write: scores of each fold")
     parser.add_argument("--probes", required=True, help="PROBES table to write: corpus values")
     options = vars(parser.parse_args(argv))
-    start_log(LOG.name)
-    try:
+    with stage_log(LOG.name, TableError, BootstrapError, ProbeError, OSError):
         options["settings"] = Settings.of(options["settings"])
         probe(n_boot=options.pop("resamples"), **options)
-    except (TableError, BootstrapError, ProbeError, OSError) as error:
-        raise SystemExit(f"metrics.probes: {error}") from None
 
 
 if __name__ == "__main__":

@@ -9,20 +9,18 @@ Aggregates, each over positions, then mask draws, then proteins, then (diffusion
 """
 
 import argparse
-import json
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from plm_depth import json_text
 from plm_depth.metrics.bootstrap import Bootstrap, BootstrapError, interval
 from plm_depth.metrics.corpus import DIFFUSION_GRID, Measurements, over_noise, parts_of, read_clusters
 from plm_depth.metrics.groups import codes_of
-from plm_depth.progress import Progress, start_log
+from plm_depth.metrics.options import add_resampling_options, resampling_of
+from plm_depth.progress import Progress, stage_log
 from plm_depth.tables import COMMON, PROFILE, TableError, write_table
 
 LOG = logging.getLogger("metrics.profile")
@@ -142,28 +140,11 @@ def sorted_rows(columns: dict[str, np.ndarray], by: Sequence[str]) -> dict[str, 
     return {name: column[order] for name, column in columns.items()}
 
 
-def numbers_option(text: str) -> list[float]:
-    """Return a JSON list of numbers from 0 to 1, as an option gives it."""
-    try:
-        values = json_text.parse(text)
-    except json.JSONDecodeError as error:
-        raise argparse.ArgumentTypeError(
-            f"{json_text.shown(text)} is not JSON ({error}); expected for instance [0.1, 0.5]"
-        ) from None
-    is_list = isinstance(values, list) and values and all(type(v) in (int, float) for v in values)
-    if not is_list or not all(0 < v <= 1 and math.isfinite(v) for v in values):
-        raise argparse.ArgumentTypeError(f"{json_text.shown(text)}; expected a list of numbers above 0 and up to 1")
-    return [float(v) for v in values]
-
-
 def add_corpus_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that profile and summary share."""
     parser.add_argument("--contributions", nargs="+", required=True, help="CONTRIB_SEQ tables of all variants")
     parser.add_argument("--lens", nargs="+", required=True, help="LENS_SEQ tables of all variants")
-    parser.add_argument("--clusters", required=True, help="CLUSTERS table of the data set")
-    parser.add_argument("--grid", type=numbers_option, default=list(DIFFUSION_GRID), help="noise levels to average")
-    parser.add_argument("--resamples", type=int, default=2000, help="bootstrap resamples of the clusters")
-    parser.add_argument("--seed", type=int, default=1, help="of the resamples; the same for every model")
+    add_resampling_options(parser)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -171,19 +152,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_corpus_options(parser)
     parser.add_argument("--output", required=True, help="the PROFILE table")
     options = parser.parse_args(argv)
-    start_log(LOG.name)
-    try:
-        profile(
-            options.contributions,
-            options.lens,
-            options.clusters,
-            options.output,
-            grid=options.grid,
-            n_boot=options.resamples,
-            seed=options.seed,
-        )
-    except (TableError, BootstrapError) as error:
-        raise SystemExit(f"metrics.profile: {error}") from None
+    with stage_log(LOG.name, TableError, BootstrapError):
+        profile(options.contributions, options.lens, options.clusters, options.output, **resampling_of(options))
 
 
 if __name__ == "__main__":

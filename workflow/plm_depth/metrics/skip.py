@@ -25,6 +25,7 @@ Aggregates over positions: ``mean`` of the ratios, ``ratio`` of sums (robust aga
 """
 
 import argparse
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,12 +36,14 @@ import pyarrow as pa
 from plm_depth.metrics.bootstrap import Bootstrap, interval
 from plm_depth.metrics.corpus import DIFFUSION_GRID, read_clusters
 from plm_depth.metrics.groups import codes_of, row_codes
-from plm_depth.metrics.profile import numbers_option, sorted_rows
+from plm_depth.metrics.options import add_resampling_options, resampling_of
+from plm_depth.metrics.profile import sorted_rows
 from plm_depth.metrics.summary import depth_score
-from plm_depth.progress import Progress, start_log
+from plm_depth.progress import Progress, stage_log
 from plm_depth.tables import COMMON, SKIP, SKIP_OUT_SEQ, SKIP_SEQ, TableError, iterate_table, write_table
 from plm_depth.views import MEAN_OVER_NOISE
 
+LOG = logging.getLogger("metrics.skip")
 MATRICES = ("mean", "ratio", "p95", "max")
 OUTPUTS = ("mean", "p95", "max")
 SUMMARISED = ("l2", "dnll")  # output changes whose profile over blocks is summarised
@@ -603,12 +606,11 @@ def skip(
     Raises:
         TableError: damaged tables, tables of several models, a protein without a cluster, a noise level without data.
     """
-    log = start_log("metrics.skip")
     bootstrap = Bootstrap.of(read_clusters(clusters), n_boot=n_boot, seed=seed)
-    log.info(f"{len(bootstrap.sequence_ids)} proteins in {bootstrap.n_clusters} clusters, {n_boot} resamples")
+    LOG.info(f"{len(bootstrap.sequence_ids)} proteins in {bootstrap.n_clusters} clusters, {n_boot} resamples")
     rows = _Rows(bootstrap)
     effect_views, output_views = views_in(effects, SKIP_SEQ), views_in(outputs, SKIP_OUT_SEQ)
-    progress = Progress(log, len(effect_views) + len(output_views), "views")
+    progress = Progress(LOG, len(effect_views) + len(output_views), "views")
     for view, sweeps in with_noise_mean(effect_views, lambda v, p: effects_of(v, p, bootstrap), grid):
         for key, measured in sweeps.items():
             add_effects(rows, {**view, "mask_draw": -1, "vocab": "none", **dict(zip(SWEPT, key))}, measured)
@@ -622,7 +624,7 @@ def skip(
     by = (*COMMON, *SWEPT, "vocab", "quantity", "src", "tgt", "agg")
     columns = sorted_rows(rows.columns(), by)
     n_rows = write_table(columns, SKIP, output, seed=str(seed), resamples=str(n_boot))
-    log.info(f"{n_rows} rows, {int(np.isnan(columns['value']).sum())} without any defined value")
+    LOG.info(f"{n_rows} rows, {int(np.isnan(columns['value']).sum())} without any defined value")
     return n_rows
 
 
@@ -631,24 +633,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m plm_depth.metrics.skip", description=__doc__.split("\n")[0])
     parser.add_argument("--skip", nargs="+", required=True, help="SKIP_SEQ tables of all shards and variants")
     parser.add_argument("--output-change", nargs="+", required=True, help="SKIP_OUT_SEQ tables of the same")
-    parser.add_argument("--clusters", required=True, help="CLUSTERS table of the data set")
-    parser.add_argument("--grid", type=numbers_option, default=list(DIFFUSION_GRID), help="noise levels to average")
-    parser.add_argument("--resamples", type=int, default=2000, help="bootstrap resamples of the clusters")
-    parser.add_argument("--seed", type=int, default=1, help="of the resamples; the same for every model")
+    add_resampling_options(parser)
     parser.add_argument("--output", required=True, help="the SKIP table")
     options = parser.parse_args(argv)
-    try:
-        skip(
-            options.skip,
-            options.output_change,
-            options.clusters,
-            options.output,
-            grid=options.grid,
-            n_boot=options.resamples,
-            seed=options.seed,
-        )
-    except (TableError, ValueError) as error:
-        raise SystemExit(f"metrics.skip: {error}") from None
+    with stage_log(LOG.name, TableError, ValueError):
+        skip(options.skip, options.output_change, options.clusters, options.output, **resampling_of(options))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ because the lens KL is not monotone; variance growth after Sun et al. 2025 (arXi
 """
 
 import argparse
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from plm_depth import json_text
 from plm_depth.metrics.bootstrap import Bootstrap, BootstrapError, interval
 from plm_depth.metrics.corpus import DIFFUSION_GRID, Measurements, over_noise, parts_of, read_clusters
 from plm_depth.metrics.lens import SETTLED_NATS
+from plm_depth.metrics.options import json_option, resampling_of
 from plm_depth.metrics.profile import add_corpus_options, sorted_rows
-from plm_depth.progress import start_log
+from plm_depth.progress import stage_log
 from plm_depth.tables import COMMON, SUMMARY, TableError, write_table
 
 LOG = logging.getLogger("metrics.summary")
@@ -408,14 +407,6 @@ def _rows(one: _Profiles, statistics: Sequence[Statistic], bootstrap: Bootstrap)
     return rows
 
 
-def json_option(text: str) -> object:
-    """Return the value of an option that is JSON."""
-    try:
-        return json_text.parse(text)
-    except json.JSONDecodeError as error:
-        raise argparse.ArgumentTypeError(f"{json_text.shown(text)} is not JSON: {error}") from None
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_corpus_options(parser)
@@ -424,20 +415,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--output", required=True, help="the SUMMARY table")
     options = parser.parse_args(argv)
-    start_log(LOG.name)
-    try:
+    with stage_log(LOG.name, TableError, BootstrapError, ThresholdError):
         summary(
             options.contributions,
             options.lens,
             options.clusters,
             options.output,
             thresholds=options.thresholds,
-            grid=options.grid,
-            n_boot=options.resamples,
-            seed=options.seed,
+            **resampling_of(options),
         )
-    except (TableError, BootstrapError, ThresholdError) as error:
-        raise SystemExit(f"metrics.summary: {error}") from None
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ import numpy as np
 from plm_depth.metrics.bootstrap import Bootstrap
 from plm_depth.metrics.corpus import DIFFUSION_GRID, over_noise, parts_of, read_clusters
 from plm_depth.metrics.lens import lens
-from plm_depth.metrics.profile import numbers_option, profile_rows, sorted_rows
-from plm_depth.progress import start_log
+from plm_depth.metrics.options import add_resampling_options, resampling_of
+from plm_depth.metrics.profile import profile_rows, sorted_rows
+from plm_depth.progress import stage_log
 from plm_depth.tables import COMMON, PROFILE, TableError, write_table
 
 LOG = logging.getLogger("metrics.tuned_lens")
@@ -70,27 +71,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m plm_depth.metrics.tuned_lens", description=__doc__.split("\n")[0])
     parser.add_argument("--tuned", nargs="+", required=True, help="translated read-outs")
     parser.add_argument("--logit", nargs="+", required=True, help="the same without translators")
-    parser.add_argument("--clusters", required=True, help="CLUSTERS table of the data set")
-    parser.add_argument("--grid", type=numbers_option, default=list(DIFFUSION_GRID), help="noise levels to average")
-    parser.add_argument("--resamples", type=int, default=2000, help="bootstrap resamples of the clusters")
-    parser.add_argument("--seed", type=int, default=1, help="of the resamples; the same for every model")
+    add_resampling_options(parser)
     parser.add_argument("--output", required=True, help="the profiles of both lenses (PROFILE)")
     parser.add_argument("--sequences", required=True, help="the LENS_SEQ table of the tuned lens")
     options = parser.parse_args(argv)
-    start_log(LOG.name)
-    try:
+    with stage_log(LOG.name, TableError, ValueError):
         tuned_lens(
             options.tuned,
             options.logit,
             options.clusters,
             options.output,
             options.sequences,
-            grid=options.grid,
-            n_boot=options.resamples,
-            seed=options.seed,
+            **resampling_of(options),
         )
-    except (TableError, ValueError) as error:
-        raise SystemExit(f"metrics.tuned_lens: {error}") from None
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ Verdicts are about these checkpoints, not about a population of models.
 import argparse
 import functools
 import json
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -57,9 +58,9 @@ from plm_depth import json_text
 from plm_depth.metrics.ablation import Profiles, ablations_of, removable_fraction, with_changes
 from plm_depth.metrics.attribution import attribution_values, over_draws_and_noise
 from plm_depth.metrics.attribution import read as read_attributions
-from plm_depth.metrics.bootstrap import LEVEL, Bootstrap, interval
+from plm_depth.metrics.bootstrap import LEVEL, Bootstrap, holm, interval
 from plm_depth.metrics.corpus import DIFFUSION_GRID, over_noise, parts_of, read_clusters
-from plm_depth.metrics.profile import numbers_option
+from plm_depth.metrics.options import add_resampling_options, numbers_option, resampling_of
 from plm_depth.metrics.skip import (
     READ,
     SWEPT,
@@ -78,7 +79,7 @@ from plm_depth.metrics.skip import (
 )
 from plm_depth.metrics.summary import depth_score, kl_depth
 from plm_depth.positions import PRIMARY_POSITIONS
-from plm_depth.progress import Progress, start_log
+from plm_depth.progress import Progress, stage_log
 from plm_depth.tables import (
     ABLATE_SEQ,
     ATTR_SEQ,
@@ -94,6 +95,7 @@ from plm_depth.tables import (
 )
 from plm_depth.views import MEAN_OVER_NOISE
 
+LOG = logging.getLogger("metrics.verdicts")
 VERDICTS = ("pass", "pass_descriptive", "fail", "inconclusive")
 PRIMARY_NOISE = 0.15
 UNTRAINED = "randinit"
@@ -649,16 +651,6 @@ def judge_shift(shift: Statistic, untrained: Sequence[Statistic], margins: Margi
     return Judgement(verdict, reason, **shown)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values adjusted by Holm's step-down method."""
-    order = np.argsort(p_values, kind="stable")
-    adjusted, largest = [1.0] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted
-
-
 def claim_of_all(models: Sequence[Model], verdicts: Mapping[tuple[str, str], str]) -> list[Row]:
     """Return the rows of K4: one a family, one for all. ``verdicts`` is by (claim, model).
 
@@ -1146,7 +1138,6 @@ def verdicts(
     Raises:
         TableError: damaged tables, a model without tables, tables of a model that is not listed.
     """
-    log = start_log("metrics.verdicts")
     margins = margins or Margins()
     bootstrap = Bootstrap.of(read_clusters(clusters), n_boot=n_boot, seed=seed)
     tables = {
@@ -1170,8 +1161,8 @@ def verdicts(
             raise TableError(
                 f"--{option} holds tables of {', '.join(sorted(found))}, but --models lists {', '.join(sorted(names))}"
             )
-    log.info(f"{len(models)} models, {bootstrap.n_clusters} clusters; margins {margins}")
-    progress = Progress(log, len(models), "models")
+    LOG.info(f"{len(models)} models, {bootstrap.n_clusters} clusters; margins {margins}")
+    progress = Progress(LOG, len(models), "models")
     evidence = []
     for model in models:
         paths = [found[model.model] for found in tables.values()]
@@ -1183,7 +1174,7 @@ def verdicts(
     rows = judged(evidence, margins)
     for row in rows:
         if row["role"] == "claim":
-            log.info(f"{row['claim']} {row['scope']}: {row['verdict']} ({row['reason']})")
+            LOG.info(f"{row['claim']} {row['scope']}: {row['verdict']} ({row['reason']})")
     columns = {name: [row[name] for row in rows] for name in VERDICT.names}
     return write_table(columns, VERDICT, output, seed=str(seed), resamples=str(n_boot))
 
@@ -1217,18 +1208,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--contributions", nargs="+", required=True, help="CONTRIB_SEQ tables of the same")
     parser.add_argument("--ablation", nargs="*", default=[], help="ABLATE_SEQ tables of the models that were ablated")
     parser.add_argument("--attribution", nargs="*", default=[], help="ATTR_SEQ tables of the models that have some")
-    parser.add_argument("--clusters", required=True, help="CLUSTERS table of the data set")
+    add_resampling_options(parser)
     parser.add_argument("--margins", type=_json_option, default={}, help="JSON object or file; see Margins")
     parser.add_argument("--models", type=_json_option, required=True, help="JSON list or file of the models")
-    parser.add_argument("--grid", type=numbers_option, default=list(DIFFUSION_GRID), help="noise levels to average")
     parser.add_argument("--effect-grid", type=numbers_option, help="the same of the skip effects, if others")
     parser.add_argument("--ablation-grid", type=numbers_option, help="the same of the ablations, if others")
     parser.add_argument("--attribution-grid", type=numbers_option, help="the same of the attributions, if others")
-    parser.add_argument("--resamples", type=int, default=2000, help="bootstrap resamples of the clusters")
-    parser.add_argument("--seed", type=int, default=1, help="of the resamples; the same as for every model")
     parser.add_argument("--output", required=True, help="the VERDICT table")
     options = parser.parse_args(argv)
-    try:
+    with stage_log(LOG.name, TableError, ValueError):
         verdicts(
             options.skip_seq,
             options.out_seq,
@@ -1238,17 +1226,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             options.output,
             models=models_of(options.models),
             margins=Margins.of(options.margins),
-            grid=options.grid,
             effect_grid=options.effect_grid,
             ablation=options.ablation,
             ablation_grid=options.ablation_grid,
             attribution=options.attribution,
             attribution_grid=options.attribution_grid,
-            n_boot=options.resamples,
-            seed=options.seed,
+            **resampling_of(options),
         )
-    except (TableError, ValueError) as error:
-        raise SystemExit(f"metrics.verdicts: {error}") from None
 
 
 if __name__ == "__main__":

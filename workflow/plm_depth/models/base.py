@@ -9,7 +9,7 @@ An adapter wraps one loaded module of a well-kept library and says where these t
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Self
 
@@ -81,6 +81,10 @@ class Structure:
     codes: np.ndarray | None = None
     coordinates: np.ndarray | None = None
 
+    def only(self, parts: Sequence[str]) -> "Structure":
+        """Return the structure without all but these parts."""
+        return replace(self, **{one.name: None for one in fields(self) if one.name not in parts})
+
     def code_tokens(self, hidden: np.ndarray, *, n_codes: int, mask: int, first: int = 0) -> np.ndarray:
         """Return the tokens of the residues in a track of structure codes, (n_residues,) int64.
 
@@ -98,6 +102,26 @@ class Structure:
                 f"structure codes from {codes.min()} to {codes.max()}; 0 to {n_codes - 1}, or -1, expected"
             )
         return np.where(hidden | (codes < 0), mask, first + codes)
+
+
+@dataclass(frozen=True)
+class Showing:
+    """How a study shows structures; one for all conditions of a model.
+
+    Attributes:
+        struct_at_mask: "keep" shows the structure of a hidden residue, "hide" does not.
+        parts: of ``Structure``, which are shown where they are known.
+        is_compared: whether "seq" is measured beside conditions with structure. A family with a track for the structure
+            then has that track under "seq", too, all masked: conditions differ in what is known, not in the tokens.
+    """
+
+    struct_at_mask: str = "keep"
+    parts: tuple[str, ...] = ("three_di", "codes", "coordinates")
+    is_compared: bool = False
+
+    def as_dict(self) -> dict[str, object]:
+        """Return it as JSON values, for the metadata of tables."""
+        return asdict(self) | {"parts": list(self.parts)}
 
 
 @dataclass(frozen=True)
@@ -182,7 +206,7 @@ class Adapter(ABC):
         directions: the reading directions, ("none",) or ("n2c", "c2n").
         conditions: what the model can be shown: "seq" (sequence), "seq_struct" (and structure), "struct" (structure
             alone). Families with more than "seq" take ``structure``, ``condition`` and ``struct_at_mask`` ("keep" or
-            "hide" what a hidden residue's structure is) in ``encode``.
+            "hide" what a hidden residue's structure is; None: as ``showing`` says) in ``encode``.
         reads_structure: the parts of ``Structure`` any of which is enough for the conditions with structure.
         layouts: names of the on-disk layouts that the family is published in.
         has_attention_maps: whether ``attention_maps`` exists.
@@ -198,6 +222,7 @@ class Adapter(ABC):
 
     Instance attributes:
         module: the library's module, in evaluation mode.
+        showing: how structures are shown.
         dtype: name of the dtype of the matrices. Below float32 only the linear maps are stored in it; embeddings and
             norms stay float32, so that under ``precision()`` the stream is float32 and the products are not.
         n_blocks, d_model: sizes.
@@ -229,6 +254,7 @@ class Adapter(ABC):
     extra_absent: Mapping[str, float] = {}
 
     module: torch.nn.Module
+    showing: Showing = Showing()
     dtype: str = "float32"
     n_blocks: int
     d_model: int
@@ -490,7 +516,7 @@ class Adapter(ABC):
         masked: np.ndarray | None,
         structure: Structure | None,
         condition: str,
-        struct_at_mask: str,
+        struct_at_mask: str | None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return which residues are hidden, and of which the structure is not shown, each (n_residues,) bool.
 
@@ -500,7 +526,7 @@ class Adapter(ABC):
             structure: what is known of its structure; one part of ``reads_structure`` is enough.
             condition: one of ``conditions``.
             struct_at_mask: "keep" shows the structure of a hidden residue, "hide" does not, unless nothing else is
-                shown.
+                shown; None: as ``showing`` says.
         Raises:
             SequenceError: another condition, or one that lacks its structure; lengths that differ; impossible masks.
         """
@@ -517,7 +543,7 @@ class Adapter(ABC):
             for part, value in given.items():
                 if len(value) != len(sequence):
                     raise SequenceError(f"{len(value)} entries of {part} for {len(sequence)} residues")
-        if struct_at_mask not in ("keep", "hide"):
+        if (struct_at_mask := struct_at_mask or self.showing.struct_at_mask) not in ("keep", "hide"):
             raise SequenceError(f"struct_at_mask {struct_at_mask!r}; 'keep' or 'hide'")
         masked = np.ones(len(sequence), bool) if condition == "struct" else self.check_masked(sequence, masked)
         hides = struct_at_mask == "hide" and condition == "seq_struct"

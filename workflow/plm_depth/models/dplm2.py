@@ -59,8 +59,8 @@ class Dplm2(Esm):
         direction: str = "none",
         structure: Structure | None = None,
         condition: str = "seq",
-        struct_at_mask: str = "keep",
-        frame: str = "single",
+        struct_at_mask: str | None = None,
+        frame: str | None = None,
     ) -> Tokens:
         """Return ``<cls_aa>`` residues ``<eos_aa>``, with structure behind ``<cls_struct>`` codes ``<eos_struct>``.
 
@@ -70,15 +70,17 @@ class Dplm2(Esm):
             direction: "none".
             structure: its ``codes``, for the conditions with structure; -1 is masked.
             condition: "seq", "seq_struct", or "struct" (every residue hidden).
-            struct_at_mask: whether the code of a hidden residue is shown ("keep") or hidden too ("hide").
+            struct_at_mask: whether the code of a hidden residue is shown ("keep") or hidden too ("hide"); None: as
+                ``showing`` says.
             frame: for "seq": "single" is the track of residues alone, as the family runs it; "joint" has a structure
-                track of masks before it, for comparison with the other conditions.
+                track of masks before it; None: joint where ``showing`` says that "seq" is compared.
         Raises:
             SequenceError: see ``Adapter.encode``; a condition without its structure, or a code that does not exist.
         """
         masked, hidden = self.check_shown(
             sequence, masked=masked, structure=structure, condition=condition, struct_at_mask=struct_at_mask
         )
+        frame = frame or ("joint" if self.showing.is_compared else "single")
         if frame not in ("single", "joint"):
             raise SequenceError(f"frame {frame!r}; 'single' or 'joint'")
         alone = super().encode(sequence, masked=masked, direction=direction)

@@ -68,7 +68,7 @@ class Esm3(Adapter):
         direction: str = "none",
         structure: Structure | None = None,
         condition: str = "seq",
-        struct_at_mask: str = "keep",
+        struct_at_mask: str | None = None,
     ) -> Tokens:
         """Return ``<cls>`` residues ``<eos>``, with structure tokens and backbone coordinates where they are given.
 
@@ -78,7 +78,8 @@ class Esm3(Adapter):
             direction: "none".
             structure: ``codes`` (4096 of them), ``coordinates``, or both, for the conditions with structure.
             condition: "seq", "seq_struct", or "struct" (every residue hidden).
-            struct_at_mask: whether the structure of a hidden residue is shown ("keep") or hidden too ("hide").
+            struct_at_mask: whether the structure of a hidden residue is shown ("keep") or hidden too ("hide"); None: as
+                ``showing`` says.
         Raises:
             SequenceError: see ``Adapter.encode``; a condition without its structure, or a code that does not exist.
         """

@@ -54,7 +54,7 @@ class SaProt(Esm):
         direction: str = "none",
         structure: Structure | None = None,
         condition: str = "seq",
-        struct_at_mask: str = "keep",
+        struct_at_mask: str | None = None,
     ) -> Tokens:
         """Return ``<cls>``, one joint token a residue, ``<eos>``.
 
@@ -66,7 +66,7 @@ class SaProt(Esm):
             condition: "seq" (every state "#"), "seq_struct", or "struct" (every amino acid "#").
             struct_at_mask: "keep" shows a hidden residue as ``#`` with its state, as the family's zero-shot code does
                 (``##`` under "seq", so that conditions differ in the states alone); "hide" shows it as ``<mask>``, a
-                zero vector at layer 0.
+                zero vector at layer 0; None: as ``showing`` says.
         Raises:
             SequenceError: see ``Adapter.encode``; a condition without its structure.
         """
@@ -84,7 +84,7 @@ class SaProt(Esm):
         residues = np.array([id_of[letter + state] for letter, state in zip(letters, states, strict=True)])
         if condition == "struct":
             pass  # all amino acids are hidden already
-        elif struct_at_mask == "hide":
+        elif (struct_at_mask or self.showing.struct_at_mask) == "hide":
             residues[masked] = self.mask_id
         else:
             residues[masked] = [id_of["#" + states[position]] for position in np.flatnonzero(masked)]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import dnaio
 
-from plm_depth.progress import start_log
+from plm_depth.progress import stage_log
 from plm_depth.sequences import SourceError
 from plm_depth.sequences.split import write_fasta
 
@@ -62,11 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--among", required=True, help="the accessions to choose")
     parser.add_argument("--output", required=True, help="FASTA file of the records of --fasta that are in --among")
     options = parser.parse_args(argv)
-    log = start_log("sequences.among")
-    try:
+    with stage_log("sequences.among", SourceError, OSError) as log:
         among(options.fasta, options.among, options.output, log)
-    except (SourceError, OSError) as error:
-        raise SystemExit(f"sequences.among: {error}") from error
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from plm_depth.progress import start_log
+from plm_depth.progress import stage_log
 from plm_depth.randomness import key_of
 from plm_depth.sequences import SourceError
 from plm_depth.tables import AMINO_ACIDS, ANNOTATIONS, SEQUENCES, STRUCTURES, TableError, read_table, write_table
@@ -205,8 +205,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--members", required=True, help="SEQUENCES table to write")
     parser.add_argument("--annotations", required=True, help="ANNOTATIONS table to write")
     options = vars(parser.parse_args(argv))
-    log = start_log("sequences.annotations")
-    try:
+    with stage_log("sequences.annotations", SourceError, TableError, OSError) as log:
         try:
             options["columns"] = json.loads(options["columns"])
         except ValueError as error:
@@ -214,8 +213,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not isinstance(options["columns"], dict):
             raise SourceError(f"--columns: expected an object, got {options['columns']!r}")
         annotations(**options, log=log)
-    except (SourceError, TableError, OSError) as error:
-        raise SystemExit(f"sequences.annotations: {error}") from error
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from pathlib import Path
 import numpy as np
 import parasail
 
-from plm_depth.progress import Progress, clock, start_log
+from plm_depth.progress import Progress, clock, stage_log
 from plm_depth.sequences import SourceError, mmseqs
 from plm_depth.tables import CLUSTERS, SEQUENCES, TableError, read_table, write_table
 
@@ -249,11 +249,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="of MMseqs2")
     parser.add_argument("--output", required=True, help="cluster of each protein (CLUSTERS)")
     options = vars(parser.parse_args(argv))
-    log = start_log("cluster")
-    try:
+    with stage_log("cluster", SourceError, TableError, OSError) as log:
         cluster(**options, log=log)
-    except (SourceError, TableError, OSError) as error:
-        raise SystemExit(f"cluster: {error}") from error
 
 
 if __name__ == "__main__":

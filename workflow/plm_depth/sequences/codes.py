@@ -3,8 +3,9 @@
     python -m plm_depth.sequences.codes --codes dplm2=codes.tsv ... --structures P --output P
 
 A table of codes is tab-separated with the columns ``structure_id`` and ``codes``: a whole number a residue of the
-structure's sequence, separated by blanks, -1 where unknown. Other columns are ignored. Codes mean something to the
-family whose tokenizer gave them only, so every table is for one family.
+structure's sequence, separated by blanks or commas, -1 where unknown. Other columns are ignored, and rows of structures
+that are not of this study are counted and left out. Codes mean something to the family whose tokenizer gave them only,
+so every table is for one family.
 """
 
 import argparse
@@ -13,25 +14,26 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from plm_depth.progress import start_log
+from plm_depth.progress import stage_log
 from plm_depth.sequences import SourceError
 from plm_depth.tables import CODES, STRUCTURES, TableError, read_table, write_table
 
 COLUMNS = ("structure_id", "codes")
 
 
-def read_codes(path: str | Path, n_residues: Mapping[str, int]) -> dict[str, list[int]]:
-    """Return the codes of a table by structure_id.
+def read_codes(path: str | Path, n_residues: Mapping[str, int]) -> tuple[dict[str, list[int]], int]:
+    """Return the codes of a table by structure_id, and how many of its rows are of other structures.
 
     Args:
         path: the tab-separated file.
-        n_residues: residues of each structure of the study; others are refused.
+        n_residues: residues of each structure of the study.
 
     Raises:
-        SourceError: not such a table, a structure that is unknown or stands twice, or codes that are not one whole
+        SourceError: not such a table, a structure that stands twice or not at all, or codes that are not one whole
             number of at least -1 a residue; names file, line and structure.
     """
     found: dict[str, list[int]] = {}
+    n_others = 0
     try:
         with open(path, encoding="utf-8", newline="") as file:
             rows = csv.DictReader(file, delimiter="\t")
@@ -45,11 +47,12 @@ def read_codes(path: str | Path, n_residues: Mapping[str, int]) -> dict[str, lis
                 where = f"{path}, line {rows.line_num}: {row['structure_id']!r}"
                 name = row["structure_id"]
                 if name not in n_residues:
-                    raise SourceError(f"{where} is no structure of this study; it has {', '.join(n_residues)}")
+                    n_others += 1
+                    continue
                 if name in found:
                     raise SourceError(f"{where} stands twice; expected one row a structure")
                 try:
-                    codes = [int(word) for word in (row["codes"] or "").split()]
+                    codes = [int(word) for word in (row["codes"] or "").replace(",", " ").split()]
                 except ValueError as error:
                     raise SourceError(f"{where}: a code is no whole number ({error})") from None
                 if len(codes) != n_residues[name] or min(codes, default=0) < -1:
@@ -60,7 +63,13 @@ def read_codes(path: str | Path, n_residues: Mapping[str, int]) -> dict[str, lis
                 found[name] = codes
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SourceError(f"{path}: not a readable table ({error})") from error
-    return found
+    if missing := [name for name in n_residues if name not in found]:
+        named = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise SourceError(
+            f"{path}: no codes of {len(missing)} of {len(n_residues)} structures: {named}; expected a row of each: add "
+            "them (-1 at every residue shows nothing), or leave these structures out of structures.entries"
+        )
+    return found, n_others
 
 
 def collect(codes: Mapping[str, str | Path], structures: str | Path, output: str | Path, log: logging.Logger) -> None:
@@ -73,11 +82,9 @@ def collect(codes: Mapping[str, str | Path], structures: str | Path, output: str
     n_residues = dict(zip(table.column("structure_id").to_pylist(), table.column("n_residues").to_pylist()))
     rows: list[tuple[str, str, list[int]]] = []
     for family, path in codes.items():
-        found = read_codes(path, n_residues)
-        missing = [name for name in n_residues if name not in found]
-        log.info(f"{path}: codes of {family} for {len(found)} of {len(n_residues)} structures")
-        if missing:
-            log.warning(f"{path}: no codes for {', '.join(missing)}: {family} cannot be shown them")
+        found, n_others = read_codes(path, n_residues)
+        others = f"; {n_others} rows of other structures left out" if n_others else ""
+        log.info(f"{path}: codes of {family} for {len(found)} structures{others}")
         rows += [(name, family, values) for name, values in found.items()]
     columns = {name: [row[i] for row in rows] for i, name in enumerate(CODES.names)}
     write_table(columns, CODES, output)
@@ -98,11 +105,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--structures", required=True, help="STRUCTURES table")
     parser.add_argument("--output", required=True, help="CODES table")
     options = parser.parse_args(argv)
-    log = start_log("sequences.codes")
-    try:
+    with stage_log("sequences.codes", SourceError, TableError) as log:
         collect(dict(options.codes), options.structures, options.output, log)
-    except (SourceError, TableError) as error:
-        raise SystemExit(f"sequences.codes: {error}") from error
 
 
 if __name__ == "__main__":

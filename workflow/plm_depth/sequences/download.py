@@ -9,7 +9,7 @@ from pathlib import Path
 
 from plm_depth import download as shared
 from plm_depth.download import ATTEMPTS, TIMEOUT, DownloadError
-from plm_depth.progress import start_log
+from plm_depth.progress import stage_log
 from plm_depth.sequences import SourceError
 
 
@@ -35,11 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = vars(parser.parse_args(argv))
     if options["sha256"] == "none":
         options["sha256"] = None
-    log = start_log("download")
-    try:
+    with stage_log("download", SourceError, OSError) as log:
         download(**options, log=log)
-    except (SourceError, OSError) as error:
-        raise SystemExit(f"download: {error}") from error
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plm_depth.megabytes import Megabytes
-from plm_depth.progress import start_log
+from plm_depth.progress import stage_log
 from plm_depth.sequences import SourceError
 from plm_depth.sequences.fasta import CANONICAL, NO_RESIDUES, WHITE_SPACE, clean, raw_accession, raw_batches
 from plm_depth.tables import LEFT_OUT, LETTERS, SEQUENCES, write_table
@@ -275,11 +275,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--left-out", required=True, help="table of records by what became of them (LEFT_OUT)")
     parser.add_argument("--letters", help="table of letters beside the 20 amino acids (LETTERS)")
     options = vars(parser.parse_args(argv))
-    log = start_log("sample")
-    try:
+    with stage_log("sample", SourceError, OSError) as log:
         sample(fastas=options.pop("fasta"), log=log, **options)
-    except (SourceError, OSError) as error:
-        raise SystemExit(f"sample: {error}") from error
 
 
 if __name__ == "__main__":

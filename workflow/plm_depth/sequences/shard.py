@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from plm_depth.progress import start_log
+from plm_depth.progress import stage_log
 from plm_depth.sequences import SourceError
 from plm_depth.tables import SEQUENCES, TableError, read_table, write_table
 
@@ -51,12 +51,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--last", type=int, required=True, help="one beyond the last rank")
     parser.add_argument("--output", required=True, help="the shard (SEQUENCES)")
     options = vars(parser.parse_args(argv))
-    log = start_log("shard")
-    try:
+    with stage_log("shard", SourceError, TableError, OSError) as log:
         n = shard(**options)
-    except (SourceError, TableError, OSError) as error:
-        raise SystemExit(f"shard: {error}") from error
-    log.info("%d proteins, ranks %d to %d", n, options["first"], options["last"] - 1)
+        log.info("%d proteins, ranks %d to %d", n, options["first"], options["last"] - 1)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import dnaio
 
-from plm_depth.progress import start_log
+from plm_depth.progress import stage_log
 from plm_depth.randomness import key_of
 from plm_depth.sequences import SourceError
 from plm_depth.tables import CLUSTERS, SEQUENCES, TableError, read_table, replacing
@@ -116,11 +116,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--train", required=True, help="training proteins (FASTA)")
     parser.add_argument("--valid", required=True, help="held-out proteins (FASTA)")
     options = vars(parser.parse_args(argv))
-    log = start_log("split")
-    try:
+    with stage_log("split", SourceError, TableError, OSError) as log:
         split(**options, log=log)
-    except (SourceError, TableError, OSError) as error:
-        raise SystemExit(f"split: {error}") from error
 
 
 if __name__ == "__main__":

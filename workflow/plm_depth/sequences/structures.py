@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from plm_depth import json_text
-from plm_depth.progress import Progress, start_log
+from plm_depth.progress import Progress, stage_log
 from plm_depth.sequences import SourceError
 from plm_depth.sequences.accessions import STRUCTURE_FILES
 from plm_depth.sequences.conformation import (
@@ -254,16 +254,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--backbone", required=True, help="table of residues to write")
     parser.add_argument("--fasta", help="FASTA file of the sequences to write")
     options = vars(parser.parse_args(argv))
-    log = start_log("structures")
-    try:
+    with stage_log("structures", SourceError, TableError, OSError) as log:
         if options["chains"] is not None:
             try:
                 options["chains"] = json_text.parse(options["chains"])
             except ValueError as error:
                 raise SourceError(f"--chains: not JSON ({error}); expected a list") from error
         structures(**options, log=log)
-    except (SourceError, TableError, OSError) as error:
-        raise SystemExit(f"structures: {error}") from error
 
 
 if __name__ == "__main__":
