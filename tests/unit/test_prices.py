@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from snakemake.utils import update_config
 
 from plm_depth.activations.cost import Cost
 from plm_depth.config import Study
 from plm_depth.models.registry import FAMILIES, adapter_class
-from plm_depth.prices import PRICES, Price, priced, prices, size_of, sizes_of, sweeps_of, unknown_sizes
+from plm_depth.prices import PRICES, Price, priced, prices, process_bytes, size_of, sizes_of, sweeps_of, unknown_sizes
 from plm_depth.views import View
 from small_study import CONFIG, resolved
 
@@ -76,6 +77,77 @@ def test_twice_the_proteins_cost_twice_and_another_null_network_as_much_as_the_t
         4 / 3 * flops(once, "extract_activations")
     )
     assert flops(resolved(tiny(nulls=[])), "measure_effects") == pytest.approx(flops(once, "measure_effects") / 2)
+
+
+def test_what_a_data_set_leaves_out_or_shows_in_more_ways_changes_the_price_of_every_pass():
+    config = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
+    update_config(config, yaml.safe_load((ROOT / "config" / "structure.yaml").read_text()))
+    three = resolved({**config, "models": ["saprot_650m", "esm2_650m"]})
+    alone = resolved({**config, "models": ["saprot_650m", "esm2_650m"], "inputs": {"conditions": ["seq"]}})
+    for rule in ("extract_activations", "measure_effects", "ablate_depth"):
+        assert flops(three, rule, "saprot_650m") == pytest.approx(3 * flops(alone, rule, "saprot_650m"))
+        assert flops(three, rule, "esm2_650m") == pytest.approx(flops(alone, rule, "esm2_650m")), "reads no structure"
+    left_out = tiny()
+    left_out["datasets"][0]["models"] = ["progen2_tiny"]
+    for rule in ("extract_activations", "measure_effects", "score_variants"):
+        assert flops(resolved(left_out), rule, "esm2_tiny") == 0 < flops(resolved(tiny()), rule, "esm2_tiny")
+        assert flops(resolved(left_out), rule, "progen2_tiny") == flops(resolved(tiny()), rule, "progen2_tiny")
+
+
+def test_a_section_that_asks_for_more_proteins_than_there_are_is_priced_for_those_there_are():
+    more = tiny()
+    more["effects"] |= {"size": 600, "shard_size": 4}
+    assert flops(resolved(more), "measure_effects") == pytest.approx(flops(resolved(tiny()), "measure_effects"))
+    shards = [p.output for p in prices(resolved(more)) if p.rule == "measure_effects" and "/trained/" in p.output]
+    assert sorted(path.split("/")[-2] for path in shards) == ["0", "0", "1", "1"], "six proteins, two models"
+
+
+def test_a_source_that_nothing_reads_is_neither_fetched_nor_priced():
+    config = tiny()
+    config["sources"].append({"name": "idle", "url": "https://example.org/idle.fasta"})
+    assert set(resolved(config).used_sources) == {"mini", "pabp", "assayed"}
+    assert not [p for p in prices(resolved(config)) if p.rule == "download_source"]
+    config["datasets"].append({**config["datasets"][0], "name": "more", "source": "idle", "part": "all"})
+    assert [p.url for p in prices(resolved(config)) if p.rule == "download_source"] == [
+        "https://example.org/idle.fasta"
+    ]
+
+
+@pytest.mark.parametrize(
+    "device, dtype, networks, expected",
+    [
+        ("cuda", "bfloat16", ["trained"], 3),  # while it is read
+        ("cuda", "bfloat16", ["randinit", "shuffle_w"], 2 + 4),  # its own weights, and the drawn ones
+        ("cuda", "float32", ["shuffle_seq"], 6),
+        ("cpu", "bfloat16", ["shuffle_w"], 2 + 2),
+        ("cpu", "bfloat16", ["trained", "randinit"], 2 + 2 + 4),  # 8.0 measured on 148 and on 151 M parameters
+        ("cpu", "float32", ["randinit"], 4 + 4 + 4),  # 11.9 and 12.0 measured
+    ],
+)
+def test_memory_counts_what_a_null_model_is_kept_beside(device, dtype, networks, expected):
+    config = tiny(models=["esm2_650m"], training=tiny()["training"])
+    config["compute"] = {**config["compute"], "device": device, "memory_gb": 1}
+    study = resolved(config)
+    study.models["esm2_650m"]["dtype"] = dtype
+    n = sizes_of(study, "esm2_650m").n_parameters
+    assert process_bytes(study, "esm2_650m", networks) == pytest.approx(1e9 + expected * n)
+
+
+def test_jobs_that_measure_untrained_networks_ask_for_their_memory():
+    config = tiny(models=["esm2_650m"], attribution={"size": 2, "shard_size": 2})
+    study = resolved(config)
+    n = sizes_of(study, "esm2_650m").n_parameters
+    asked = {}
+    for price in prices(study):
+        if price.memory_bytes:
+            asked.setdefault(price.rule, set()).add(round((price.memory_bytes - 1e9) / n))
+    assert asked == {
+        "describe_checkpoint": {6},
+        "extract_activations": {6, 12},
+        "measure_effects": {6, 12},
+        "measure_attribution": {12},
+        "score_variants": {12},
+    }
 
 
 def test_a_section_that_is_absent_costs_nothing():

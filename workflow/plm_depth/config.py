@@ -848,6 +848,17 @@ class Study:
         ]
         return [[shallow[1], deep[1]] for shallow, deep in extremes if shallow[0] < deep[0]]
 
+    @property
+    def used_sources(self) -> dict[str, dict[str, object]]:
+        """Return the sources that a data set, a training or an assay of this study reads, by name."""
+        read = [dataset["source"] for dataset in self.datasets.values()]
+        is_split = any(dataset["part"] == "held_out" for dataset in self.datasets.values())
+        if self.training and (is_split or any("recipe" in model for model in self.models.values())):
+            read.append(self.training["source"])
+        assays = self.config.get("fitness", {}).get("assays", [])
+        read += [assay[key] for assay in assays for key in ASSAY_FILES if key in assay]
+        return {name: source for name, source in self.sources.items() if name in read}
+
     def can_be_shown(self, family: str) -> bool:
         """Return whether this study's tables hold a part of a structure that a family reads."""
         has_codes = family in self.config.get("structures", {}).get("codes", {})

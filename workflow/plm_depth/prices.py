@@ -12,7 +12,7 @@ protein is taken to have the mean of its data set's shortest and longest length.
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +26,8 @@ from plm_depth.positions import PRIMARY_POSITIONS
 from plm_depth.views import View, views_of
 
 STORED_BYTES = 4  # of a parameter in a published checkpoint, at most
+LOADING = 1.5  # memory while weights are read, over the weights: fused matrices are split by copying
+DRAWN_BYTES = 4  # of a parameter of an untrained network as its library draws it
 VOCABULARY = 33  # real tokens of a read-out; families have 26 to 34
 MOMENT_NUMBERS = 15
 ASSUMED_BLOCKS = 24  # where only the number of parameters is known
@@ -65,7 +67,8 @@ class Price:
         disk_bytes: of what the job leaves.
         fetched_bytes: from the network; 0 for a file of unknown size, too.
         url: what is fetched, "" if nothing.
-        memory_bytes, device_bytes: of the process, and of the accelerator if it runs there.
+        memory_bytes: of the process; beside an accelerator, unless ``compute.device`` is cpu.
+        device_bytes: of the accelerator if it runs there.
     """
 
     rule: str
@@ -188,10 +191,23 @@ def itemsize(entry: Mapping[str, object]) -> int:
     return 4 if entry["dtype"] == "float32" else 2
 
 
-def process_bytes(study: Study, name: str) -> float:
-    """Return the memory that a pass asks of the machine, as in the rules: 1.5 times the weights, and room."""
-    entry = study.models[name]
-    return study.config["compute"]["memory_gb"] * 1e9 + 1.5 * itemsize(entry) * sizes_of(study, name).n_parameters
+def process_bytes(study: Study, name: str, networks: Collection[str] = ()) -> float:
+    """Return the memory that a job asks of the machine (what it does on an accelerator is ``device_bytes``).
+
+    Loading takes up to half of the weights more than they have. While a null model stands in their place the weights
+    are kept aside, and an untrained network is drawn as a whole and in float32 before it is cast; on a CPU the model
+    itself lies beside both. Measured: docs/performance.md.
+
+    Args:
+        networks: kinds of the networks that the job measures.
+    """
+    n = sizes_of(study, name).n_parameters
+    weights = itemsize(study.models[name]) * n
+    drawn = DRAWN_BYTES * n if "randinit" in networks else 0
+    is_altered = not {"randinit", "shuffle_w"}.isdisjoint(networks)
+    here = weights if study.config["compute"]["device"] == "cpu" else 0
+    altered = here + weights + drawn if is_altered else 0
+    return study.config["compute"]["memory_gb"] * 1e9 + max(LOADING * weights, altered)
 
 
 def device_bytes(study: Study, name: str) -> float:
@@ -262,8 +278,26 @@ def tables_of(study: Study, dataset: str, name: str, variant: str | None = None)
     )
 
 
-def _priced_models(study: Study) -> Iterator[str]:
-    yield from (name for name in study.models if sizes_of(study, name) is not None)
+def _priced(study: Study, names: Iterable[str] | None = None) -> list[str]:
+    """Return those of some models (all by default) whose size is known, in the order of the study."""
+    wanted = set(study.models if names is None else names)
+    return [name for name in study.models if name in wanted and sizes_of(study, name) is not None]
+
+
+def _priced_in_any(study: Study, section: str) -> list[str]:
+    """Return the models of known size that a section is about and that some data set measures."""
+    return _priced(study, {name for dataset in study.datasets for name in study.models_in(section, dataset)})
+
+
+def _networks_in(study: Study, section: str) -> list[str]:
+    """Return the kinds of the null models that a section measures, as often as they have seeds."""
+    return [null["null_model"] for null in study.nulls_in(section)]
+
+
+def _variants_in(study: Study, section: str) -> dict[str, list[str]]:
+    """Return the networks of each variant that a section has jobs for."""
+    nulls = _networks_in(study, section)
+    return {"trained": ["trained"], **({"null": nulls} if nulls else {})}
 
 
 def _results(study: Study) -> str:
@@ -277,7 +311,7 @@ def _results(study: Study) -> str:
 @priced("download_source", "download_structure", "download_checkpoint")
 def downloads(study: Study) -> Iterator[Price]:
     """Price what comes over the network; a source's size is known only to its server."""
-    for source in study.sources.values():
+    for source in study.used_sources.values():
         if "://" in source["url"]:
             output = f"resources/downloads/{Path(source['url']).name}"
             yield Price("download_source", output, url=source["url"])
@@ -321,7 +355,7 @@ def training(study: Study) -> Iterator[Price]:
 @priced("describe_checkpoint")
 def cards(study: Study) -> Iterator[Price]:
     """Price the self-checks: a few tokens each, but the whole model in memory."""
-    for name in _priced_models(study):
+    for name in _priced(study):
         yield Price(
             "describe_checkpoint",
             f"{_results(study)}/cards/{name}.json",
@@ -354,7 +388,7 @@ def activations(study: Study) -> Iterator[Price]:
     cache = study.config["cache"]
     for dataset in study.datasets:
         length = length_of(study, dataset)
-        for name in _priced_models(study):
+        for name in _priced(study, study.models_of(dataset)):
             entry, size = study.models[name], size_of(study, name)
             views = views_of(entry["objective"], study.config["inputs"])
             n_conditions = len(study.conditions_of(dataset, name))
@@ -383,7 +417,7 @@ def activations(study: Study) -> Iterator[Price]:
                         per_protein * (n * len(networks)),
                         itemsize(entry),
                         disk_bytes=n * (vectors * len(networks) + stream * kept),
-                        memory_bytes=process_bytes(study, name),
+                        memory_bytes=process_bytes(study, name, networks),
                         device_bytes=device_bytes(study, name),
                     )
 
@@ -440,26 +474,26 @@ def effects(study: Study) -> Iterator[Price]:
         return
     budget = study.config["compute"]["token_budget"]
     for dataset in study.datasets:
-        length = length_of(study, dataset)
-        for name in _priced_models(study):
+        length, n_proteins = length_of(study, dataset), study.effects_size(dataset)
+        for name in _priced(study, study.models_of(dataset)):
             entry, size = study.models[name], size_of(study, name)
-            inputs = {**study.config["inputs"][entry["objective"]], **section["inputs"].get(entry["objective"], {})}
-            views = views_of(entry["objective"], {entry["objective"]: inputs})
+            n_conditions = len(study.conditions_of(dataset, name))
+            views = views_of(entry["objective"], study.inputs_in("effects", entry["objective"]))
             swept = [sweeps_of(size, view, section["skips"], length, budget) for view in views]
             cost, n_sweeps = total([c for c, _ in swept]), sum(n for _, n in swept)
             per_source = SOURCE_BYTES + TARGET_BYTES * size.n_blocks
-            for variant, networks in variants(study).items():
-                n_networks = sum(network in ("trained", *section["null_models"]) for network in networks)
-                for shard in range(-(-section["size"] // section["shard_size"])):
-                    n = min((shard + 1) * section["shard_size"], section["size"]) - shard * section["shard_size"]
+            for variant, networks in _variants_in(study, "effects").items():
+                for shard in range(-(-n_proteins // section["shard_size"])):
+                    first, last = study.ranks_in("effects", dataset, shard)
+                    n = (last - first) * n_conditions * len(networks)
                     yield Price(
                         "measure_effects",
                         f"{_results(study)}/effects/{dataset}/{name}/{variant}/{shard}/skip.parquet",
                         name,
-                        cost * (n * n_networks),
+                        cost * n,
                         itemsize(entry),
-                        disk_bytes=n * n_networks * n_sweeps * size.n_blocks * per_source,
-                        memory_bytes=process_bytes(study, name),
+                        disk_bytes=n * n_sweeps * size.n_blocks * per_source,
+                        memory_bytes=process_bytes(study, name, networks),
                         device_bytes=device_bytes(study, name),
                     )
 
@@ -471,8 +505,8 @@ def choices(study: Study) -> Iterator[Price]:
         folder = f"{_results(study)}/choices/{question}"
         n_proteins, length = _size_of_table(study.root / choice["table"], choice["max_length"])
         of_residues = choice["kind"] in ("auto", "residue-regression", "residue-classification")
-        for name in _priced_models(study):
-            if name not in choice.get("models", study.models):
+        for name in _priced(study, choice.get("models")):
+            if choice["kind"].startswith("residue-") and not FAMILIES[study.models[name]["family"]].tokens_are_residues:
                 continue
             entry, size, parameters = study.models[name], size_of(study, name), sizes_of(study, name).n_parameters
             directions = 2 if entry["objective"] == "ar" else 1
@@ -517,13 +551,10 @@ def ablations(study: Study) -> Iterator[Price]:
     budget = study.config["compute"]["token_budget"]
     for dataset in study.datasets:
         length = length_of(study, dataset)
-        for name in _priced_models(study):
+        for name in _priced(study, study.models_in("ablation", dataset)):
             entry, size = study.models[name], size_of(study, name)
-            if name not in study.models_in("ablation", dataset):
-                continue
             objective = entry["objective"]
-            inputs = {**study.config["inputs"][objective], **section["inputs"].get(objective, {})}
-            views = views_of(objective, {objective: inputs})
+            views = views_of(objective, study.inputs_in("ablation", objective))
             n_conditions = len(study.conditions_of(dataset, name))
             n_runs, n_passed = detours_of(size.n_blocks, section)
             runs = {"n_runs": n_runs, "n_passed": n_passed, "token_budget": budget}
@@ -537,23 +568,20 @@ def ablations(study: Study) -> Iterator[Price]:
                 size, length + 2, n_runs=n_single, n_passed=n_single_passed, n_reads=1, token_budget=budget
             ) * (length * section["pseudo_perplexity"] if objective == "mlm" else 0)
             n_proteins = study.size_in("ablation", dataset)
-            for variant, networks in variants(study).items():
-                n_networks = sum(network in ("trained", *section["null_models"]) for network in networks)
-                if not n_networks:
-                    continue
+            for variant, networks in _variants_in(study, "ablation").items():
                 n_shards = -(-n_proteins // section["shard_size"])
                 for shard in range(n_shards):
-                    first = shard * section["shard_size"]
-                    n = min(first + section["shard_size"], n_proteins) - first
+                    first, last = study.ranks_in("ablation", dataset, shard)
+                    n = last - first
                     cost = per_protein * (n * n_conditions) + choosing + single * (1 / n_shards)
                     yield Price(
                         "ablate_depth",
                         f"{_results(study)}/ablate/{dataset}/{name}/{variant}/{shard}.parquet",
                         name,
-                        cost * n_networks,
+                        cost * len(networks),
                         itemsize(entry),
-                        disk_bytes=n * n_networks * n_conditions * len(views) * n_runs * ABLATION_BYTES,
-                        memory_bytes=process_bytes(study, name),
+                        disk_bytes=n * len(networks) * n_conditions * len(views) * n_runs * ABLATION_BYTES,
+                        memory_bytes=process_bytes(study, name, networks),
                         device_bytes=device_bytes(study, name),
                     )
 
@@ -570,10 +598,10 @@ def fitness(study: Study) -> Iterator[Price]:
     )
     length, n = min(ASSAYED_RESIDUES, section["window"]), min(section["max_variants"], ASSAYED_VARIANTS)
     n_embedded, scorers = min(section["embed_variants"], n), set(section["scorers"])
-    networks = 1 + sum(null["null_model"] in section["null_models"] for null in study.config["nulls"])
-    chosen = section.get("models", study.models)
-    for name in (name for name in _priced_models(study) if name in chosen):
+    networks = ["trained", *_networks_in(study, "fitness")]
+    for name in _priced_in_any(study, "fitness"):
         entry, size = study.models[name], size_of(study, name)
+        n_conditions = len(section["conditions"]) if study.can_be_shown(entry["family"]) else 1
         layers, embeds = size.n_blocks + 1, bool(scorers & {"emb_zs", "emb_ridge"})
         embedded = n_embedded if embeds else 0
         if entry["objective"] == "ar":
@@ -589,7 +617,7 @@ def fitness(study: Study) -> Iterator[Price]:
         gram = layers * embedded * (embedded + 1) / 2 if "emb_ridge" in scorers else 0
         per_assay = 4.0 * (rows * layers + gram)
         for shard in range(section["shards"]):
-            share = n_assays / section["shards"] * networks * len(section["conditions"])
+            share = n_assays / section["shards"] * len(networks) * n_conditions
             yield Price(
                 "score_variants",
                 f"{_results(study)}/fitness/scores/{name}/{shard}/scores.parquet",
@@ -597,7 +625,7 @@ def fitness(study: Study) -> Iterator[Price]:
                 cost * share,
                 itemsize(entry),
                 disk_bytes=per_assay * share,
-                memory_bytes=process_bytes(study, name),
+                memory_bytes=process_bytes(study, name, networks),
                 device_bytes=device_bytes(study, name),
             )
 
@@ -614,12 +642,10 @@ def attribution(study: Study) -> Iterator[Price]:
         return
     budget = study.config["compute"]["token_budget"]
     methods, n_targets = section["methods"], len(section["targets"])
-    n_networks = 1 + len(study.nulls_in("attribution"))
+    networks = ["trained", *_networks_in(study, "attribution")]
     for dataset in study.datasets:
         length = length_of(study, dataset)
-        for name in study.models_in("attribution", dataset):
-            if sizes_of(study, name) is None:
-                continue
+        for name in _priced(study, study.models_in("attribution", dataset)):
             entry, size = study.models[name], size_of(study, name)
             cost, bytes_ = Cost(), 0.0
             views = views_of(entry["objective"], study.inputs_in("attribution", entry["objective"]))
@@ -641,10 +667,10 @@ def attribution(study: Study) -> Iterator[Price]:
                     "measure_attribution",
                     f"{_results(study)}/attributed/{dataset}/{name}/{shard}/attribution.parquet",
                     name,
-                    cost * ((last - first) * n_networks),
+                    cost * ((last - first) * len(networks)),
                     itemsize(entry),
-                    disk_bytes=(last - first) * n_networks * bytes_,
-                    memory_bytes=process_bytes(study, name),
+                    disk_bytes=(last - first) * len(networks) * bytes_,
+                    memory_bytes=process_bytes(study, name, networks),
                     # The states between all blocks are kept for the way back.
                     device_bytes=device_bytes(study, name) + 4.0 * size.n_blocks * size.d_model * budget,
                 )
@@ -659,12 +685,12 @@ def probes(study: Study) -> Iterator[Price]:
     length = (section["min_length"] + section["max_length"]) / 2
     n_chains = section["chains"] if set(section["tasks"]) - {"homology"} else 0
     n_members = section["chains"] if "homology" in section["tasks"] else 0
-    networks = 1 + (section["untrained"] if "untrained" in section["controls"] else 0)
-    chosen = section.get("models", study.models)
-    for name in (name for name in _priced_models(study) if name in chosen):
+    untrained = section["untrained"] if "untrained" in section["controls"] else 0
+    networks = ["trained", *["randinit"] * untrained]
+    for name in _priced_in_any(study, "probes"):
         entry, size = study.models[name], size_of(study, name)
         views = 2 if entry["objective"] == "ar" else 1 + len(section["noise"])
-        cost = forward_cost(size, round(length) + 2) * ((n_chains + n_members) * views * networks)
+        cost = forward_cost(size, round(length) + 2) * ((n_chains + n_members) * views * len(networks))
         layers = size.n_blocks // section["every"] + 1
         rows = n_chains * (length + 1) + n_members
         yield Price(
@@ -673,8 +699,8 @@ def probes(study: Study) -> Iterator[Price]:
             name,
             cost,
             itemsize(entry),
-            disk_bytes=rows * views * networks * (layers * size.d_model * 2 + KEY_BYTES),
-            memory_bytes=process_bytes(study, name),
+            disk_bytes=rows * views * len(networks) * (layers * size.d_model * 2 + KEY_BYTES),
+            memory_bytes=process_bytes(study, name, networks),
             device_bytes=device_bytes(study, name),
         )
 
@@ -685,12 +711,11 @@ def tuned_lens(study: Study) -> Iterator[Price]:
     section = study.config.get("tuned_lens")
     if section is None:
         return
-    n_networks = 1 + len(study.nulls_in("tuned_lens"))
+    networks = ["trained", *_networks_in(study, "tuned_lens")]
+    n_networks = len(networks)
     for dataset in study.datasets:
         length = length_of(study, dataset)
-        for name in study.models_in("tuned_lens", dataset):
-            if sizes_of(study, name) is None:
-                continue
+        for name in _priced(study, study.models_in("tuned_lens", dataset)):
             entry, size = study.models[name], size_of(study, name)
             views = views_of(entry["objective"], study.inputs_in("tuned_lens", entry["objective"]))
             cost, bytes_ = Cost(), 0.0
@@ -710,7 +735,7 @@ def tuned_lens(study: Study) -> Iterator[Price]:
                 cost * n_networks,
                 itemsize(entry),
                 disk_bytes=n_networks * (bytes_ + weights),
-                memory_bytes=process_bytes(study, name) + (n_networks + 4) * weights,
+                memory_bytes=process_bytes(study, name, networks) + (n_networks + 4) * weights,
                 # Weights, gradients and both moments of Adam; the states of all layers at the read positions.
                 device_bytes=device_bytes(study, name)
                 + 4 * weights

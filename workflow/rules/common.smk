@@ -572,9 +572,7 @@ def effect_ranks(wildcards):
 def effect_nulls_of(wildcards):
     if wildcards.variant == "trained":
         return [{"null_model": "trained", "seed": -1}]
-    return [
-        n for n in study.config["nulls"] if n["null_model"] in EFFECTS["null_models"]
-    ]
+    return study.nulls_in("effects")
 
 
 def effect_inputs_of(model):
@@ -602,6 +600,7 @@ def per_effect_shard(table):
         return [
             f"{RESULTS}/effects/{wildcards.dataset}/{wildcards.model}/{variant}/{shard}/{table}.parquet"
             for variant in VARIANTS
+            if variant == "trained" or study.nulls_in("effects")
             for shard in range(
                 -(-study.effects_size(wildcards.dataset) // EFFECTS["shard_size"])
             )
@@ -800,7 +799,7 @@ def stage_versions():
 def downloads_of_the_study():
     fetched = [
         source_file(name)
-        for name, source in study.sources.items()
+        for name, source in study.used_sources.items()
         if "://" in source["url"]
     ]
     fetched += sorted({entry.path for entry in study.structures if entry.url})

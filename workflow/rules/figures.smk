@@ -145,7 +145,7 @@ rule write_run_card:
         config=as_json(config),
     params:
         versions=as_json(stage_versions()),
-        sources=as_json({name: source_file(name) for name in study.sources}),
+        sources=as_json({name: source_file(name) for name in study.used_sources}),
         code=code_of("figures.run_card"),
     shell:
         "python -m plm_depth.figures.run_card --config {resources.config:q} --versions {params.versions:q}"
