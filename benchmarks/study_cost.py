@@ -1,6 +1,6 @@
-"""What a study costs before it is run: block evaluations, operations, bytes and hours of every model, from its config.
+"""What the passes of a study cost before it is run, by model: the prices of its jobs, and what the sweeps save.
 
-    python benchmarks/study_cost.py [--config config/config.yaml] [--length 250] [--rate32 25e12] [--rate16 250e12]
+    python benchmarks/study_cost.py [--config config/config.yaml] [--rate32 25e12] [--rate16 250e12]
     OMP_NUM_THREADS=1 python benchmarks/study_cost.py --check       (compares the estimate with a measured run here)
 
 ``--rate32`` and ``--rate16`` are the operations a second that the sweep reaches on the device at hand, for float32
@@ -9,53 +9,37 @@ weights (TF32 off) and for half-precision ones: the measured product rate times 
 """
 
 import argparse
-import csv
 import logging
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow"))
 
-from plm_depth.activations.batches import MAX_PADDING
 from plm_depth.activations.cost import Cost, Size, forward_cost, hours, plain_cost, sweep_cost, total
-from plm_depth.activations.door import full_precision
-from plm_depth.activations.effects import FLOOR_LENGTHS, FLOOR_SOURCES, Skips, layouts_of, measure
-from plm_depth.activations.interventions import position_sets
-from plm_depth.activations.nulls import Null
+from plm_depth.config import Study
 from plm_depth.models import registry
-from plm_depth.models.base import Tokens
+from plm_depth.prices import itemsize, length_of, prices, size_of, sweeps_of
 from plm_depth.randomness import generator
 from plm_depth.tables import AMINO_ACIDS
 from plm_depth.views import View, views_of
 
+if TYPE_CHECKING:
+    from plm_depth.activations.effects import Skips
+
 ROOT = Path(__file__).resolve().parents[1]
-# Settings of the skip effects where the config does not say otherwise.
-EFFECTS = {
-    "size": 150,
-    "skips": {"parts": ["layer", "attn", "mlp"], "pos_sets": ["all", "prefix", "other", "ctx2mask"]},
-}
 
 
-def size_of(row: dict[str, str]) -> Size:
-    """Return the size of a row of the model sheet.
-
-    All MLPs are taken to have the weights of a plain one of four widths: gated ones (ESM C, ESM3) have about as many;
-    of a mixture of experts this counts the experts that work.
-    """
-    causal = registry.FAMILIES[row["family"]].objective == "ar"
-    parallel = row["family"] == "progen2"
-    itemsize = 4 if row["dtype"] == "float32" else 2
-    d = int(row["d_model"])
-    return Size(int(row["n_blocks"]), d, 4 * d, 32 if causal else 33, parallel, causal, itemsize)
-
-
-def effects_of(size: Size, view: View, skips: Skips, length: int, token_budget: int) -> tuple[Cost, Cost]:
-    """Return the cost of all sweeps of one protein in one view, and of the same done plainly."""
+def effects_of(size: Size, view: View, skips: "Skips", length: int, token_budget: int) -> Cost:
+    """Return the cost of all sweeps of one protein in one view by the plan that the stage itself makes."""
+    from plm_depth.activations.effects import layouts_of
+    from plm_depth.activations.interventions import position_sets
+    from plm_depth.models.base import Tokens
 
     class Reader:
         can_branch = size.is_causal and size.is_parallel  # ProGen2
@@ -66,7 +50,7 @@ def effects_of(size: Size, view: View, skips: Skips, length: int, token_budget: 
 
     tokens = Tokens(np.zeros(length + 2, np.int64), np.arange(1, length + 1), np.array(masked))
     found = position_sets(skips.pos_sets, sequence, tokens, seed=0, sequence_id="cost", draws=skips.draws)
-    costs, plain = [], []
+    costs = []
     for branches, sets in layouts_of(Reader(), found, length + 2):
         n_sets = 1 if branches is not None else len(sets)  # sets in branches share their lanes
         parts = [part for part in skips.parts if part != "geom"]  # of one block, where there is one at all
@@ -84,57 +68,67 @@ def effects_of(size: Size, view: View, skips: Skips, length: int, token_budget: 
                 branches=branches,
             )
         )
-        sweeps = len(sets) * (kinds + (len(parts) if skips.local else 0))
-        plain.append(plain_cost(size, length + 2, sweeps, n_reads=length))
-    return total(costs), total(plain)
+    return total(costs)
 
 
-def study(options: argparse.Namespace) -> None:
-    config = yaml.safe_load(Path(options.config).read_text(encoding="utf-8"))
-    sheet = ROOT / config["models_sheet"]
-    lines = [line for line in sheet.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-    rows = {row["model"]: row for row in csv.DictReader(lines, delimiter="\t")}
-    effects = {**EFFECTS, **config.get("effects", {})}
-    given = {**EFFECTS["skips"], **effects["skips"]}
-    skips = Skips(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
-    kinds = effects.get("null_models")
-    nulls = [n for n in config["nulls"] if kinds is None or n["null_model"] in kinds]
-    n_networks = 1 + len(nulls)
-    n_proteins = sum(dataset["size"] for dataset in config["datasets"])
-    print(
-        f"{n_proteins} proteins for activations, {effects['size']} for skip effects, {options.length} residues; "
-        f"1 trained and {len(nulls)} null networks; skips {skips}"
-    )
-    header = (
+def lines_of(study: Study, *, rate32: float, rate16: float) -> list[str]:
+    """Return the table of a study: what its passes cost by model, as ``plm_depth.prices`` has it.
+
+    Beside the prices: how much the sweeps save (``plain/sweep``: the same skip effects done plainly, over the sweep).
+    """
+    lines = [
         "model            views  pass TFLOP  activ. PFLOP  effects PFLOP  plain/sweep  evaluations  weights TB  hours"
-    )
-    print(header)
-    sums = [0.0, 0.0]
-    for name in config["models"]:
-        row = rows[name]
-        size, kind = size_of(row), registry.FAMILIES[row["family"]].objective
-        views = views_of(kind, config["inputs"])
-        skip_views = views_of(kind, {**config["inputs"], **effects.get("inputs", {})})
-        one = forward_cost(size, options.length + 2)
-        activations = forward_cost(size, options.length + 2, n_reads=options.length, n_layers_read=size.n_blocks + 1)
-        activations = activations * (len(views) * n_proteins * (1 + len(config["nulls"])))
-        pairs = [effects_of(size, view, skips, options.length, options.token_budget) for view in skip_views]
-        sweeps = total([cost for cost, _ in pairs]) * (effects["size"] * n_networks)
-        plain = total([cost for _, cost in pairs]) * (effects["size"] * n_networks)
-        rate = options.rate32 if row["dtype"] == "float32" else options.rate16
-        used = [hours(activations, rate=rate), hours(sweeps, rate=rate)]
-        sums = [x + y for x, y in zip(sums, used)]
-        print(
-            f"{name:16s} {len(views):2d}/{len(skip_views):2d} {one.flops / 1e12:10.2f} "
-            f"{activations.flops / 1e15:13.2f} {sweeps.flops / 1e15:14.1f} {plain.flops / sweeps.flops:12.2f} "
-            f"{sweeps.evaluations:12.3g} "
-            f"{sweeps.weight_bytes / 1e12:11.1f} {used[0]:7.2f} + {used[1]:.2f}"
+    ]
+    sums = {"extract_activations": 0.0, "measure_effects": 0.0}
+    costs: dict[tuple[str, str], Cost] = {}
+    for price in prices(study):
+        if price.rule in sums:
+            key = (price.rule, price.model)
+            costs[key] = costs.get(key, Cost()) + price.cost
+    length = length_of(study, next(iter(study.datasets)))
+    skips, budget = study.config["effects"]["skips"], study.config["compute"]["token_budget"]
+    for name in study.models:
+        if ("measure_effects", name) not in costs:
+            continue
+        size, entry = size_of(study, name), study.models[name]
+        swept, activations = costs["measure_effects", name], costs["extract_activations", name]
+        views = views_of(entry["objective"], study.config["inputs"])
+        skip_views = views_of(entry["objective"], study.inputs_in("effects", entry["objective"]))
+        planned = [sweeps_of(size, view, skips, length, budget) for view in skip_views]
+        plain = plain_cost(size, length + 2, sum(n for _, n in planned), n_reads=length)
+        saved = plain.flops / total([cost for cost, _ in planned]).flops
+        rate = rate32 if itemsize(entry) == 4 else rate16
+        used = {"extract_activations": hours(activations, rate=rate), "measure_effects": hours(swept, rate=rate)}
+        sums = {rule: sums[rule] + used[rule] for rule in sums}
+        lines.append(
+            f"{name:16s} {len(views):2d}/{len(skip_views):2d} {forward_cost(size, length + 2).flops / 1e12:10.2f} "
+            f"{activations.flops / 1e15:13.2f} {swept.flops / 1e15:14.1f} {saved:12.2f} "
+            f"{swept.evaluations:12.3g} {swept.weight_bytes / 1e12:11.1f} "
+            f"{used['extract_activations']:7.2f} + {used['measure_effects']:.2f}"
         )
-    print(f"hours: activations {sums[0]:.1f}, skip effects {sums[1]:.1f}, together {sum(sums):.1f}")
+    one, other = sums.values()
+    return [*lines, f"hours: activations {one:.1f}, skip effects {other:.1f}, together {one + other:.1f}"]
+
+
+def study_of(path: Path) -> Study:
+    """Return the study of a config of this repository."""
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return Study(
+        config,
+        {name: entry.objective for name, entry in registry.FAMILIES.items()},
+        figures=config.get("figures", []),
+        root=ROOT,
+        reads_structure={name: entry.reads_structure for name, entry in registry.FAMILIES.items()},
+    )
 
 
 def check() -> None:
     """Measure the stage on a 35M shape and compare with the cost model at the rate of another, smaller run."""
+    from plm_depth.activations.batches import MAX_PADDING
+    from plm_depth.activations.door import full_precision
+    from plm_depth.activations.effects import FLOOR_LENGTHS, FLOOR_SOURCES, Skips, measure
+    from plm_depth.activations.nulls import Null
+
     full_precision(threads=1)
     adapter = registry.build("esm2", {"n_blocks": 12, "d_model": 480, "n_heads": 20}, seed=0)
     size = Size(12, 480, 1920)
@@ -153,7 +147,7 @@ def check() -> None:
                 log=logging.getLogger("cost"),
             )  # fmt: skip
             seconds = time.process_time() - started
-        costs = [effects_of(size, view, skips, n, budget)[0] for n in lengths]
+        costs = [effects_of(size, view, skips, n, budget) for n in lengths]
         # The noise floor: two proteins in three batches, once beside a longer one; some of the sources, two sets.
         n_lanes = 2 * len([part for part in skips.parts if part != "geom"])
         share = min(1.0, FLOOR_SOURCES / size.n_blocks)
@@ -187,8 +181,6 @@ def check() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--config", default=ROOT / "config" / "config.yaml", type=Path)
-    parser.add_argument("--length", type=int, default=250, help="residues of the average protein")
-    parser.add_argument("--token-budget", type=int, default=65536)
     parser.add_argument("--rate32", type=float, default=25e12)
     parser.add_argument("--rate16", type=float, default=250e12)
     parser.add_argument("--check", action="store_true", help="compare with a run on this machine")
@@ -196,7 +188,7 @@ def main() -> None:
     if options.check:
         check()
     else:
-        study(options)
+        print("\n".join(lines_of(study_of(options.config), rate32=options.rate32, rate16=options.rate16)))
 
 
 if __name__ == "__main__":

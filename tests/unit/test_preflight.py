@@ -75,6 +75,43 @@ def test_gated_weights_need_a_login_only_while_they_are_to_be_fetched(monkeypatc
     assert "licences" not in states(config, is_due=lambda path: "checkpoints" not in path)
 
 
+def test_every_model_that_is_not_pinned_is_named_while_something_of_it_is_due():
+    def lines(config, **options):
+        report = look(resolved(config), on=LARGE, offline=True, **options)
+        return [line for line in text(report).splitlines() if "not pinned" in line]
+
+    commit, digest = "0" * 40, "a" * 64
+    archive = {"family": "progen2", "archive": "https://example.org/a.tar.gz"}
+    found = lines(
+        tiny(
+            models=[
+                "esm2_8m",  # with a revision
+                {"model": "free", "family": "esm2", "hub": "org/name"},
+                {"model": "fixed", "family": "esm2", "hub": "org/name", "revision": commit},
+                {"model": "loose", **archive},
+                {"model": "tied", **archive, "archive_sha256": digest},
+                {"model": "mine", "family": "esm2", "path": "tests/fixtures/esm2/hub"},
+            ]
+        )
+    )
+    assert [line.split()[2] for line in found] == ["free", "loose"]
+    assert all(line.startswith("warning  pins: ") for line in found)
+    assert "org/name has no revision" in found[0] and "into revision once" in found[0]
+    assert "a.tar.gz has no digest" in found[1] and "into archive_sha256" in found[1]
+    unpinned = tiny(models=[{"model": "free", "family": "esm2", "hub": "org/name"}])
+    assert lines(unpinned) and not lines(unpinned, is_due=lambda path: False)
+
+
+def test_a_null_job_on_a_machine_without_gpu_holds_the_model_too():
+    config = paper(models=["esm2_3b"])
+    needed = {}
+    for name, gpus in (("gpu", LARGE.gpus), ("cpu", ())):
+        report = look(resolved(config), on=dataclasses.replace(LARGE, gpus=gpus), offline=True)
+        needed[name] = max(price.memory_bytes for price in report.due)
+    n = 2839005634
+    assert needed == {"gpu": pytest.approx(16 * GB + 6 * n), "cpu": pytest.approx(16 * GB + 8 * n)}
+
+
 def test_a_login_goes_to_the_hub_and_to_no_other_server(monkeypatch):
     monkeypatch.setattr(preflight, "_token", lambda: "hf_of_a_test")
     asked = {}

@@ -12,6 +12,7 @@ sweeps reach of the product rate that is measured here. Small models cost more t
 """
 
 import argparse
+import copy
 import importlib.metadata
 import os
 import platform
@@ -104,11 +105,11 @@ def look(
         ask: how a server is asked.
     """
     is_due = is_due or (lambda path: not (study.root / path).exists())
-    priced = prices(study)
-    due = [price for price in priced if is_due(price.output)]
     on = on or machine()
     compute = study.config["compute"]
     uses_gpu = compute["device"] != "cpu" and (bool(on.gpus) or compute["device"] == "cuda" or not is_local)
+    priced = prices(study if uses_gpu else _on_cpu(study))
+    due = [price for price in priced if is_due(price.output)]
     cpu = CPU_SHARE * on.product_rate * compute["threads"]
     rates, unit = (GPU_RATES, "GPU hours") if uses_gpu else ({4: cpu, 2: cpu}, "hours")
     found, answers = _network(study, due, offline=offline, ask=ask or head)
@@ -122,10 +123,18 @@ def look(
             *_memory(due, on, is_local),
             *_device(study, due, on, is_local, report.hours_of(due)),
             *_gated(study, due),
+            *_pins(study, due),
             *found,
         ]
     )
     return report
+
+
+def _on_cpu(study: Study) -> Study:
+    """Return the study whose passes run in the memory of the machine."""
+    there = copy.copy(study)
+    there.config = {**study.config, "compute": {**study.config["compute"], "device": "cpu"}}
+    return there
 
 
 def _with_size(price: Price, answer: "Answer | None") -> Price:
@@ -228,6 +237,30 @@ def _gated(study: Study, due: Sequence[Price]) -> list[Check]:
         return [Check("licences", "ok", f"{names}: gated, accepted in the config, and a login is there")]
     mend = "accept the licence on the model's page, then log in (hf auth login, or HF_TOKEN)"
     return [Check("licences", "blocks", f"{names}: gated, but there is no login for the hub", mend)]
+
+
+def unpinned(study: Study) -> list[str]:
+    """Return the models that are fetched without a revision or a digest: the same address may give others later."""
+    return [
+        name
+        for name, entry in study.models.items()
+        if ("hub" in entry and not {"revision", "sha256"} & set(entry))
+        or ("archive" in entry and "archive_sha256" not in entry)
+    ]
+
+
+def _pins(study: Study, due: Sequence[Price]) -> list[Check]:
+    """Name every model to be fetched or measured that is not pinned, a line each."""
+    concerned = {price.model for price in due}
+    checks = []
+    for name in (name for name in unpinned(study) if name in concerned):
+        entry = study.models[name]
+        of_hub = "hub" in entry
+        what = f"{entry['hub']} has no revision" if of_hub else f"{entry['archive']} has no digest"
+        key = "revision" if of_hub else "archive_sha256"
+        found = f"{name} is not pinned: {what}; what it is by then is fetched"
+        checks.append(Check("pins", "warning", found, f"write what was found into {key} once it has been fetched"))
+    return checks
 
 
 def _token() -> str | None:

@@ -123,9 +123,9 @@ def sizes_of(study: Study, name: str) -> Sizes | None:
     if recipe := entry.get("recipe"):
         d, n = recipe["d_model"], recipe["n_blocks"]
         return Sizes(n, d, 12 * n * d * d + 2 * VOCABULARY * d)
-    for row in (card, entry, _row_of(study, entry)):
-        if found := _stated(row):
-            return found
+    # The sheet is read for entries of the config alone: its own rows state their sizes.
+    if found := _stated(card) or _stated(entry) or _stated(_row_of(study, entry)):
+        return found
     if "path" in entry:
         return _sizes_of_folder(study.root / entry["path"])
     return None
@@ -714,7 +714,7 @@ def tuned_lens(study: Study) -> Iterator[Price]:
     networks = ["trained", *_networks_in(study, "tuned_lens")]
     n_networks = len(networks)
     for dataset in study.datasets:
-        length = length_of(study, dataset)
+        length, n_read_out = length_of(study, dataset), study.size_in("tuned_lens", dataset)
         for name in _priced(study, study.models_in("tuned_lens", dataset)):
             entry, size = study.models[name], size_of(study, name)
             views = views_of(entry["objective"], study.inputs_in("tuned_lens", entry["objective"]))
@@ -725,8 +725,8 @@ def tuned_lens(study: Study) -> Iterator[Price]:
                 n_fitted = section["steps"] * section["batch"] / len(views)
                 cost += forward_cost(size, length + 2, n_reads=reads, n_layers_read=3 * layers) * n_fitted
                 cost += Cost(flops=6.0 * n_fitted * reads * size.n_blocks * size.d_model**2)
-                cost += forward_cost(size, length + 2, n_reads=reads, n_layers_read=2 * layers) * section["size"]
-                bytes_ += 2 * section["size"] * reads * (layers * VOCABULARY * 4 + KEY_BYTES)
+                cost += forward_cost(size, length + 2, n_reads=reads, n_layers_read=2 * layers) * n_read_out
+                bytes_ += 2 * n_read_out * reads * (layers * VOCABULARY * 4 + KEY_BYTES)
             weights = 4 * size.n_blocks * size.d_model * (size.d_model + 1)
             yield Price(
                 "fit_tuned_lens",
