@@ -82,8 +82,9 @@ def test_twice_the_proteins_cost_twice_and_another_null_network_as_much_as_the_t
 def test_what_a_data_set_leaves_out_or_shows_in_more_ways_changes_the_price_of_every_pass():
     config = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
     update_config(config, yaml.safe_load((ROOT / "config" / "structure.yaml").read_text()))
-    three = resolved({**config, "models": ["saprot_650m", "esm2_650m"]})
-    alone = resolved({**config, "models": ["saprot_650m", "esm2_650m"], "inputs": {"conditions": ["seq"]}})
+    # Residues are masked one at a time under the sequence alone.
+    config |= {"models": ["saprot_650m", "esm2_650m"], "ablation": {**config["ablation"], "pseudo_perplexity": 0}}
+    three, alone = resolved(config), resolved({**config, "inputs": {"conditions": ["seq"]}})
     for rule in ("extract_activations", "measure_effects", "ablate_depth"):
         assert flops(three, rule, "saprot_650m") == pytest.approx(3 * flops(alone, rule, "saprot_650m"))
         assert flops(three, rule, "esm2_650m") == pytest.approx(flops(alone, rule, "esm2_650m")), "reads no structure"

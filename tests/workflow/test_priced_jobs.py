@@ -29,7 +29,7 @@ def changed(config: str) -> dict:
 def jobs_of(folder: Path, configs: Sequence[str]) -> list[tuple[str, list[str]]]:
     """Return (rule, outputs) of all jobs of a study of which nothing is there."""
     # A later configfile is laid over an earlier one, as people give them.
-    said = snakemake(folder, *configs[1:], "--dry-run", "all", configfile=configs[0])
+    said = snakemake(folder, "--configfile", *configs, "--dry-run", "all")
     assert said.returncode == 0, said.stderr
     jobs = []
     for block in re.split(r"\n\n|\n(?=\[)", said.stdout + said.stderr):

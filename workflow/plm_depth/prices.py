@@ -566,14 +566,17 @@ def ablations(study: Study) -> Iterator[Price]:
             n_single, n_single_passed = detours_of(size.n_blocks, section, alone)
             single = detour_cost(
                 size, length + 2, n_runs=n_single, n_passed=n_single_passed, n_reads=1, token_budget=budget
-            ) * (length * section["pseudo_perplexity"] if objective == "mlm" else 0)
+            ) * (length if objective == "mlm" else 0)
             n_proteins = study.size_in("ablation", dataset)
             for variant, networks in _variants_in(study, "ablation").items():
                 n_shards = -(-n_proteins // section["shard_size"])
                 for shard in range(n_shards):
                     first, last = study.ranks_in("ablation", dataset, shard)
                     n = last - first
-                    cost = per_protein * (n * n_conditions) + choosing + single * (1 / n_shards)
+                    n_single = max(
+                        0, min(last, section["pseudo_perplexity"]) - first
+                    )  # the lowest ranks, sequence alone
+                    cost = per_protein * (n * n_conditions) + choosing + single * n_single
                     yield Price(
                         "ablate_depth",
                         f"{_results(study)}/ablate/{dataset}/{name}/{variant}/{shard}.parquet",

@@ -145,11 +145,13 @@ rule write_run_card:
         config=as_json(config),
     params:
         versions=as_json(stage_versions()),
+        unpinned=preflight.unpinned(study),
         sources=as_json({name: source_file(name) for name in study.used_sources}),
         code=code_of("figures.run_card"),
     shell:
         "python -m plm_depth.figures.run_card --config {resources.config:q} --versions {params.versions:q}"
-        " --cards {input.cards:q} --sources {params.sources:q} --results {input.results:q}"
+        " --cards {input.cards:q} --unpinned {params.unpinned:q} --sources {params.sources:q}"
+        " --results {input.results:q}"
         " --card {output.card:q} --html {output.html:q} > {log:q} 2>&1"
 
 

@@ -50,11 +50,18 @@ def test_a_card_holds_versions_revisions_digests_seeds_dtype_hardware_command_co
     assert [result["path"].split("/")[-1] for result in card["results"]] == ["figure.svg", "left_out.parquet"]
     assert card["hardware"]["processors"] >= 1 and card["hardware"]["memory_gb"] > 0.1
     assert card["environment"]["ATEN_CPU_CAPABILITY"] == "avx2"
-    assert card["stage_versions"] == {"extraction": 1}
+    assert card["stage_versions"] == {"extraction": 1} and card["not_pinned"] == []
     assert card["git"] is None or len(card["git"]["commit"]) == 40
     page = (tmp_path / "out" / "card.html").read_text()
     for words in ("snakemake --cores 2", "SHA-256 of w.safetensors", "models[0].recipe.n_blocks", "What made"):
         assert words in page
+
+
+def test_a_model_that_was_fetched_without_a_pin_is_named(options, tmp_path):
+    main([*options, "--unpinned", "m"])
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert card["not_pinned"] == ["m"]
+    assert ("models", "m: not pinned") in [row[:2] for row in rows_of(card).rows()]
 
 
 def test_two_cards_of_the_same_results_differ_in_their_time_alone(options, tmp_path):

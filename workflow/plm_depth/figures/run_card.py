@@ -122,6 +122,7 @@ def run_card(
     results: Sequence[Path],
     pins: Path,
     repository: Path,
+    unpinned: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> dict[str, object]:
     """Return the card of a run, as JSON values.
@@ -134,6 +135,7 @@ def run_card(
         results: tables, figures and folders that the card stands for.
         pins: see ``packages``.
         repository: folder of the workflow.
+        unpinned: models that the config fetches without a revision or a digest.
 
     Raises:
         RunCardError: a file cannot be read.
@@ -167,6 +169,7 @@ def run_card(
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "sources": {name: digest(Path(path)) for name, path in sources.items()},
         "models": models,
+        "not_pinned": list(unpinned),
         "results": [digest(path) for path in files_in(results)],
     }
 
@@ -201,6 +204,8 @@ def rows_of(card: Mapping[str, object]) -> pl.DataFrame:
             add("models", f"{model['model_id']}: {item}", model[item])
         for file in model["files"]:
             add("models", f"{model['model_id']}: SHA-256 of {file['name']}", file["sha256"])
+    for name in card["not_pinned"]:
+        add("models", f"{name}: not pinned", "fetched without a revision or a digest; its files are those above")
     add("config", "", card["config"])
     for result in card["results"]:
         add("results", result["path"], result.get("content") or result["sha256"])
@@ -213,6 +218,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", required=True, help="JSON: the config as it was merged")
     parser.add_argument("--versions", required=True, help="JSON: hand-raised versions of stages")
     parser.add_argument("--cards", nargs="*", type=Path, default=[], help="cards of the checkpoints")
+    parser.add_argument("--unpinned", nargs="*", default=[], help="models fetched without a revision or a digest")
     parser.add_argument("--sources", required=True, help="JSON: name and file of every source")
     parser.add_argument("--results", nargs="+", type=Path, required=True, help="files that the card stands for")
     parser.add_argument("--card", type=Path, required=True, help="the card, JSON")
@@ -234,6 +240,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         card = run_card(
             **given,
             cards=options.cards,
+            unpinned=options.unpinned,
             results=options.results,
             pins=PINS,
             repository=Path(__file__).parent,
