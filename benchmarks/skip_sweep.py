@@ -13,18 +13,21 @@ and the output read. Shapes: ESM-2 35M with half of the residues silenced and th
     tracing    a tracing library, one protein, one position and one silenced block a pass, as published studies do it
     sweep      plm_depth.activations.sweep
 
-The numbers of all alternatives are compared before any ratio is printed. Exit status 1 when a floor is missed.
+The numbers of all alternatives are compared before any ratio is printed. Beside the ratios stand residues a second,
+peak memory (of a GPU what is allocated, else of the process) and the noise floor. Exit status 1 when a floor is missed.
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow"))
 
 from plm_depth.activations.batches import plan
 from plm_depth.activations.door import full_precision
-from plm_depth.activations.effects import Protein, Skips, proteins_of
+from plm_depth.activations.effects import Floor, Protein, Skips, noise_floor, proteins_of
 from plm_depth.activations.sweep import OUTPUTS, sweep
 from plm_depth.models import checkpoints, registry
 from plm_depth.models.base import Adapter
@@ -99,13 +102,24 @@ class Setting:
     def _proteins(self, pair: tuple[str, str], skips: Skips) -> list[Protein]:
         return proteins_of(self.adapter, *pair, self.shape.view, skips, seed=0, blocks=self.blocks)
 
+    @property
+    def max_padding(self) -> float:
+        """Return the padding that the stage allows on this device."""
+        return 0.0 if self.device == "cpu" else 0.1
+
+    def floor(self) -> Floor:
+        """Return how far apart equal runs are."""
+        given = {"token_budget": self.token_budget, "max_padding": self.max_padding, "log": LOG}
+        with torch.inference_mode():
+            return noise_floor(self.adapter, self.shape.view, ("layer",), seed=0, **given)
+
     def sweep(self) -> Result:
         found: Result = {}
         outcomes = sweep(
             self.adapter,
             [protein.work for protein in self.proteins],
             token_budget=self.token_budget,
-            max_padding=0.0 if self.device == "cpu" else 0.1,
+            max_padding=self.max_padding,
             log=LOG,
         )
         for index, outcome in outcomes:
@@ -298,28 +312,47 @@ def interleaved(calls: dict[str, Callable[[], object]], repeats: int, device: st
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def peak(setting: Setting, dtype: str) -> float:
-    """Return the best rate of the library's own products at the model's shapes, operations a second."""
-    d, best = setting.adapter.d_model, 0.0
-    kind = getattr(torch, dtype)
-    for rows in (512, 1024, 2048, 4096) if setting.device == "cpu" else (8192, 16384, 32768):
+def products(setting: Setting, dtype: str) -> dict[str, tuple[Callable[[], object], float]]:
+    """Return calls of the library's own products at the model's shapes, by number of rows, and their operations."""
+    d, kind = setting.adapter.d_model, getattr(torch, dtype)
+
+    def block(rows: int) -> Callable[[int], None]:
         x, h = (torch.randn(rows, width, device=setting.device, dtype=kind) for width in (d, 4 * d))
         weights = [torch.randn(*s, device=setting.device, dtype=kind) for s in ((d, d),) * 4 + ((4 * d, d), (d, 4 * d))]
 
-        def block(x=x, h=h, weights=weights) -> None:
-            for weight in weights:
-                F.linear(h if weight.shape[1] == h.shape[1] else x, weight)
-
-        n_flops = 24 * d * d * rows
-        repeats = max(3, int(2e10 // n_flops))
-        seconds = []
-        for _ in range(5):
-            started = clock(setting.device)
+        def run(repeats: int) -> None:
             for _ in range(repeats):
-                block()
-            seconds.append((clock(setting.device) - started) / repeats)
-        best = max(best, n_flops / statistics.median(seconds))
-    return best
+                for weight in weights:
+                    F.linear(h if weight.shape[1] == h.shape[1] else x, weight)
+
+        return run
+
+    calls = {}
+    enough = 2e10 if setting.device == "cpu" else 2e13  # operations: long beside starting a call
+    for rows in (512, 1024, 2048, 4096) if setting.device == "cpu" else (8192, 16384, 32768):
+        n_flops = 24 * d * d * rows
+        repeats = min(max(3, int(enough // n_flops)), 200)
+        calls[f"products of {rows} rows"] = partial(block(rows), repeats), float(repeats * n_flops)
+    return calls
+
+
+@contextlib.contextmanager
+def peak_bytes(device: str) -> Iterator[dict[str, float]]:
+    """Yield what will hold the largest memory meanwhile, bytes: allocated on a GPU, else resident of this process."""
+    found: dict[str, float] = {}
+    if device == "cpu":
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the mark begins anew
+    else:
+        torch.cuda.reset_peak_memory_stats()
+    yield found
+    found["bytes"] = high_water() if device == "cpu" else float(torch.cuda.max_memory_allocated())
+
+
+def high_water() -> float:
+    """Return the largest resident set of this process, bytes."""
+    # Not getrusage: its maximum is inherited from the process that started this one.
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return float(status["VmHWM"].split()[0]) * 1024
 
 
 def compare(found: Result, expected: Result, what: str, tolerance: float) -> None:
@@ -379,15 +412,24 @@ def run_shape(name: str, options: argparse.Namespace, board: Board) -> None:
     if options.tracing and shape.family == "progen2":
         calls["tracing"] = setting.tracing
     tolerance = TOLERANCE if options.dtype == "float32" else 0.1
+    with peak_bytes(options.device) as peak:
+        setting.sweep()
     expected = setting.hooks(1)
     for what, call in calls.items():
         if what != "one":
             compare(call(), expected, what, tolerance)
-    seconds = interleaved(calls, options.repeats, options.device)
-    best = peak(setting, options.dtype)
+    # The machine's products take turns with the sweep too: both see the same clock and the same neighbours.
+    timed = products(setting, options.dtype)
+    seconds = interleaved(calls | {what: call for what, (call, _) in timed.items()}, options.repeats, options.device)
+    best = max(n_flops / seconds.pop(what) for what, (_, n_flops) in timed.items())
     flops = setting.flops()
     for what, value in seconds.items():
         print(f"  {what:8s} {value:8.3f} s")
+    n_residues = sum(len(sequence) for _, sequence in setting.sequences)
+    print(
+        f"  sweep: {n_residues / seconds['sweep']:.0f} residues a second (all blocks, {shape.draws} position sets), "
+        f"peak memory {peak['bytes'] / 1e9:.3f} GB; {setting.floor().describe()}"
+    )
     print(f"  operations, plain over sweep: {setting.plain_flops() / flops:.2f}")
     print(f"  products at the model's shapes: {best / 1e9:.0f} GFLOP/s; sweep {flops / seconds['sweep'] / 1e9:.0f}")
     if on_cpu and shape.family == "esm2":
@@ -402,17 +444,20 @@ def run_shape(name: str, options: argparse.Namespace, board: Board) -> None:
 
 
 def growth(name: str, options: argparse.Namespace, board: Board) -> None:
-    """Time against the number of proteins and against their length, and peak memory against the number."""
+    """Time against the number of proteins, their length and the models, and peak memory against the number."""
     longest = 80 if options.smoke else 300
     few, many, short = ([longest] * 2, [longest] * 4, [longest // 2] * 2)
     settings = {
         key: Setting(SHAPES[name], lengths, device="cpu", dtype="float32", token_budget=options.token_budget)
-        for key, lengths in (("few", few), ("many", many), ("short", short))
+        for key, lengths in (("few", few), ("many", many), ("short", short), ("other", few))
     }
-    seconds = interleaved({key: s.sweep for key, s in settings.items()}, options.repeats, "cpu")
+    calls = {key: settings[key].sweep for key in ("few", "many", "short")}
+    calls["both"] = lambda: (settings["few"].sweep(), settings["other"].sweep())
+    seconds = interleaved(calls, options.repeats, "cpu")
     print(f"{name}: growth")
     board.show("time for twice the proteins, over twice", seconds["many"] / seconds["few"] / 2, 1.1, 1.2, at_most=True)
-    per_flop = {key: seconds[key] / settings[key].flops() for key in settings}
+    board.show("time for two models, over twice", seconds["both"] / seconds["few"] / 2, 1.1, 1.2, at_most=True)
+    per_flop = {key: seconds[key] / settings[key].flops() for key in ("few", "short")}
     board.show(
         "time for twice the length, over its operations", per_flop["few"] / per_flop["short"], 1.1, 1.2, at_most=True
     )
@@ -454,9 +499,7 @@ def memory_run(options: argparse.Namespace) -> None:
         setting.sweep()
     else:
         setting.hooks(2048)
-    # Not getrusage: its maximum is inherited from the process that started this one.
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    print(json.dumps(float(status["VmHWM"].split()[0]) / 1024))
+    print(json.dumps(high_water() / 2**20))
 
 
 def main() -> int:
