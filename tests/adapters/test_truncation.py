@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -189,6 +190,10 @@ def write_choice(path, *, cut_after=2):
     flags = {"in_plateau": True, "is_tied": True, "is_recommended": False, "is_primary": True}
     columns = {**number, **text, **flags, "n_blocks": 3, "n_rows": 50, "n_cluster": 9, "n_boot": 100, "layer": layers}
     columns["value"] = [0.1, 0.2, 0.3, 0.4]
+    nested = {"side": "nested_cut", "layer": -1, "value": 0.25, "over_last": -0.15}
+    columns = {
+        key: np.r_[np.broadcast_to(value, 4), nested.get(key, np.ravel(value)[0])] for key, value in columns.items()
+    }
     write_table(columns, CHOICE, path, cut_after=cut_after, how="5 folds of whole clusters", norm="final")
 
 
@@ -200,8 +205,10 @@ def test_the_recommended_depth_of_a_layer_choice_is_taken_and_its_score_told(tmp
     assert registry.load("esm2", tmp_path / "cut").n_blocks == 2
     text = (tmp_path / "cut" / "README.md").read_text()
     assert "Layer 2: spearman 0.300" in text and "Layer 3: spearman 0.400" in text and "after the final norm" in text
+    assert "at depths that other labels chose: 0.250 [0.000, 0.000], against the whole model -0.150" in text
     truncate.main([*where, "--blocks", "1"])
-    assert "Layer 1: spearman 0.200" in (tmp_path / "cut" / "README.md").read_text()
+    text = (tmp_path / "cut" / "README.md").read_text()
+    assert "Layer 1: spearman 0.200" in text and "other labels chose" not in text
     with pytest.raises(SystemExit, match="--blocks auto: as recommended where"):
         truncate.main([*where[:2], *where[4:], "--blocks", "auto"])
     with pytest.raises(SystemExit, match="--blocks half: expected a number"):

@@ -619,8 +619,12 @@ CHOICE = _schema(
     kind=(_cat, "regression, classification or multi-label, for residues with residue- before it"),
     probe=(_cat, "linear: L2-penalised; knn: mean of the nearest training rows"),
     metric=(_cat, "spearman, pearson, r2; mcc, accuracy, macro_f1; macro_auprc"),
-    side=(_cat, "valid: rows by which the layer is chosen; test: rows that score it; both are unseen by the probe"),
-    layer=(_i16, "0..n_blocks: blocks passed"),
+    side=(
+        _cat,
+        "valid: rows by which the layer is chosen; test: rows that score it; both unseen by the probe; nested: every "
+        "part of the rows at the layer that other rows chose; nested_cut: the same of the layers from 1 on",
+    ),
+    layer=(_i16, "0..n_blocks: blocks passed; -1 on the nested sides"),
     value=(_f64, "the score; NaN where undefined"),
     **_interval("cluster bootstrap"),
     below_best=(_f64, "score of the best layer minus this one's"),
@@ -633,7 +637,10 @@ CHOICE = _schema(
     is_tied=(_bool, "whether the interval of below_best holds 0: these rows cannot tell the layer from the best"),
     share_within=(_f64, "share of resamples in which the layer is in the plateau of that resample"),
     share_chosen=(_f64, "share of resamples in which the layer is the shallowest of the plateau"),
-    is_recommended=(_bool, "shallowest layer of the plateau; one row of each model, probe, metric and side"),
+    is_recommended=(
+        _bool,
+        "shallowest layer of the plateau; one row of each model, probe and metric on valid and on test",
+    ),
     is_primary=(_bool, "whether this probe and metric decide"),
     chance=(_f64, "what a guess that ignores the features scores"),
     tolerance=(_f64, "of the plateau"),

@@ -54,10 +54,22 @@ def write_tables(folder, *, names=("a4", "a8", "g4"), question="q", notes=(), re
                                     ("linear", "r2", "test"), ("knn", "spearman", "test")):  # fmt: skip
             primary = probe == "linear" and metric == "spearman"
             parts.append({**columns, "probe": probe, "metric": metric, "side": side, "is_primary": primary})
-        whole = {key: np.concatenate([np.broadcast_to(part[key], len(layers)) for part in parts]) for key in parts[0]}
+        for side, less in (("nested", 0.03), ("nested_cut", 0.04)):
+            place = int(np.flatnonzero(chosen)[0])
+            one = {key: part[place] if np.ndim(part := columns[key]) else part for key in columns}
+            worth = value[place] - less
+            one |= {"probe": "linear", "metric": "spearman", "side": side, "is_primary": True, "layer": -1}
+            one |= {"value": worth, "ci_lo": worth - 0.2, "ci_hi": worth + 0.2, "is_recommended": False}
+            one |= spread("over_last", worth - value[-1], 0.3)
+            parts.append({key: np.atleast_1d(one[key]) for key in parts[0]})
+        sizes = [len(layers)] * 4 + [1] * 2
+        whole = {
+            key: np.concatenate([np.broadcast_to(part[key], n) for part, n in zip(parts, sizes)]) for key in parts[0]
+        }
         about = {
             "labels": '["stability"]', "classes": "[]", "left_out": '{"too_long": 3}', "n_proteins": 50,
-            "how": "5 folds of whole clusters", "notes": json.dumps(list(notes)), "norm": "final",
+            "how": "5 folds of whole clusters", "how_nested": "each fold at the layer that another fold chose",
+            "chosen": "[2, 2, 1, 3, 2]", "notes": json.dumps(list(notes)), "norm": "final",
             "cut_after": max(1, int(np.argmax(inside))),
         }  # fmt: skip
         write_table(whole, CHOICE, folder / f"{name}.parquet", **about)
@@ -91,7 +103,13 @@ def test_the_page_says_for_every_model_which_layer_how_sure_and_what_it_saves(tm
     assert "Label: stability (regression). 50 proteins were used; left out: 3 too long." in text
     assert "Note: something is odd." in text and "Toy models: no evidence" in text
     small, large, other = (section(text, name) for name in ("A small", "A large", "G"))
-    assert small.startswith("Read layer 2 of 4. Its score is 0.610 [0.510, 0.710]; against the last layer +0.020")
+    assert small.startswith(
+        "Read layer 2 of 4. On labels that had no part in the choice expect 0.580 [0.380, 0.780]; against the last layer "
+        "-0.010 [-0.310, +0.290] (each fold at the layer that another fold chose: 2, 2, 1, 3, 2). On the curve layer 2 "
+        "has 0.610 [0.510, 0.710]; against the last layer +0.020"
+    )
+    row = next(line for line in text.split("\n") if line.startswith("| A small"))
+    assert "| 0.580 [0.380, 0.780] | 0.590 [0.490, 0.690] | -0.010 [-0.310, +0.290] | 0.610 [0.510, 0.710] |" in row
     assert "As good as the best where the layer was chosen: 2 to 3." in small
     assert "cannot tell these layers from the best: 2 to 4" in small
     assert "In 97 % of the resamples" in small and "this choice is stable" in small
@@ -108,8 +126,12 @@ def test_truncated_checkpoints_are_named_with_their_depth(tmp_path):
     write_tables(tmp_path)
     choice.main(options(tmp_path, "--truncated", "results/cuts"))
     text = (tmp_path / "out.markdown").read_text()
-    assert "The checkpoint that ends after block 2 is in results/cuts/a4." in section(text, "A small")
-    assert "after block 1 is in results/cuts/g4. No checkpoint can have no blocks" in section(text, "G")
+    assert (
+        "The checkpoint that ends after block 2 is in results/cuts/a4. Of a depth chosen so, -0.020 [-0.320, +0.280]"
+        in (section(text, "A small"))
+    )
+    assert "after block 1 is in results/cuts/g4." in section(text, "G")
+    assert "No checkpoint can have no blocks" in section(text, "G")
     choice.main(options(tmp_path, "--truncated", "results/cuts", "--blocks", "3"))
     text = (tmp_path / "out.markdown").read_text()
     assert "ends after block 3 is in results/cuts/a4. The config asked for that depth." in section(text, "A small")
@@ -120,8 +142,10 @@ def test_the_numbers_beside_the_picture_are_the_rows_that_score(tmp_path):
     choice.main(options(tmp_path))
     numbers = pl.read_csv(tmp_path / "out.csv")
     assert numbers.columns == list(choice.SHOWN)
-    assert numbers.height == 2 * (5 + 9 + 5) and set(numbers["metric"]) == {"spearman"}
-    own = numbers.filter((pl.col("model") == "a4") & pl.col("is_primary")).sort("layer")
+    assert numbers.height == 2 * (5 + 9 + 5) + 3 and set(numbers["metric"]) == {"spearman"}
+    nested = numbers.filter((pl.col("model") == "a4") & (pl.col("side") == "nested"))
+    assert nested.select("layer", "relative_depth").row(0) == (-1, None) and abs(nested["value"].item() - 0.58) < 1e-9
+    own = numbers.filter((pl.col("model") == "a4") & pl.col("is_primary") & (pl.col("side") == "test")).sort("layer")
     np.testing.assert_allclose(own["value"].to_numpy(), SCORES["a4"])
     root = ET.parse(tmp_path / "out.svg").getroot()
     assert root.tag.endswith("svg")

@@ -133,6 +133,114 @@ def test_labels_without_an_answer_score_at_chance_at_every_layer(tmp_path, probe
     assert np.abs(found).max() < 4.5 / np.sqrt(N)
 
 
+# ------------------------------------------------------------------------------------------------- what a choice is worth
+
+
+def of_noise(seed, *, split="", n=60, n_layers=16):
+    """Return CHOICE columns, the chosen layers and the sides, of features and numbers that know nothing of each other."""
+    draw = np.random.default_rng(seed)
+    ids = np.array([f"p{i:03d}" for i in range(n)])
+    y, x = draw.normal(size=n), draw.normal(size=(n_layers, n, WIDTH))
+    sides = np.broadcast_to(split, n) if isinstance(split, str) else split
+    task = choice.Task("regression", ("y",), (), ids, np.full(n, -1), y, np.asarray(sides), np.full(n, ""), {})
+    parted = choice.sides_of(task, dict(zip(ids, ids)), n_folds=5, seed=seed)
+    settings = Settings(probes=("linear",), penalties=(0.1,))
+
+    class Features:
+        layers = list(range(n_layers))
+
+        def __call__(self, layer):
+            return x[layer]
+
+    predicted = choice.predictions(Features(), task, parted, settings, seed=seed, log=LOG)
+    about = {"model_id": "m", "family": "esm2", "objective": "mlm", "n_blocks": n_layers - 1}
+    columns, chosen = choice.judged(
+        "q", about, Features.layers, task, parted, predicted, settings, n_boot=100, seed=seed
+    )
+    return pl.DataFrame({k: v for k, v in columns.items() if not np.isscalar(v)}), chosen, parted
+
+
+def test_the_score_of_a_choice_among_layers_of_noise_is_none_though_the_best_of_them_looks_good():
+    LOG.setLevel(logging.ERROR)
+    expect, curve, excluded = [], [], 0
+    for seed in range(40):
+        table, chosen, _ = of_noise(seed)
+        for side in ("nested", "nested_cut"):
+            row = deciding(table, side).row(0, named=True)
+            expect.append(row["value"])
+            excluded += (row["over_last_lo"] > 0) + (row["over_last_hi"] < 0)
+        curve.append(deciding(table).filter(pl.col("is_recommended"))["value"].item())
+        assert len(chosen) == 5 and row["n_rows"] == 60
+    # Predictions are pulled to the mean of the training rows, which leans away from the rows left out: a little below 0.
+    assert abs(np.mean(expect)) < 0.08 < 0.15 < np.mean(curve)
+    assert excluded <= 10, f"{excluded} of 80 intervals of the gain do not hold 0; nominal are 4"
+
+
+@pytest.mark.parametrize("sides", [("train", "valid", "test"), ("train", "valid")])
+def test_rows_never_choose_the_layer_that_scores_them_and_clusters_are_not_parted(sides):
+    table, chosen, parted = of_noise(1, split=np.array(sides)[np.arange(60) % len(sides)])
+    assert len(chosen) == len(parted.parts) == (1 if len(sides) == 3 else 2)
+    scored = np.concatenate([rows for _, rows in parted.parts])
+    assert len(set(scored.tolist())) == len(scored) == deciding(table, "nested")["n_rows"].item()
+    for chooser, rows in parted.parts:
+        assert not set(parted.groups[chooser]) & set(parted.groups[rows])
+        assert not set(chooser.tolist()) & set(parted.outer[0].train.tolist())
+    one = deciding(table, "nested").row(0, named=True)
+    if len(sides) == 3:  # the layer that the valid rows chose, on the test rows: the curve says the same
+        at = deciding(table).filter(pl.col("is_recommended")).row(0, named=True)
+        assert chosen == [at["layer"]] and one["value"] == pytest.approx(at["value"])
+        assert one["ci_hi"] - one["ci_lo"] > at["ci_hi"] - at["ci_lo"]  # it knows that another layer might be chosen
+
+
+def test_each_fold_is_scored_at_the_layer_that_the_next_fold_chose():
+    from scipy.stats import spearmanr
+
+    table, chosen, parted = of_noise(3)
+    found = {}
+    for fold, (chooser, rows) in enumerate(parted.parts):
+        following = parted.parts[(fold + 1) % 5][1]
+        assert sorted(chooser.tolist()) == sorted(following.tolist())
+        found |= dict.fromkeys(rows.tolist(), chosen[fold])
+    assert len(found) == 60 and len(set(chosen)) > 1
+    # The same by hand: predictions again, each row at the layer of its fold.
+    draw = np.random.default_rng(3)
+    y, x = draw.normal(size=60), draw.normal(size=(16, 60, WIDTH))
+    said = np.empty(60)
+    for split, layer in zip(parted.outer, chosen):
+        z = (x[layer] - x[layer, split.train].mean(0)) / x[layer, split.train].std(0)
+        weights = np.linalg.solve(
+            z[split.train].T @ z[split.train] + 0.1 * len(split.train) * np.eye(WIDTH),
+            z[split.train].T @ (y[split.train] - y[split.train].mean()),
+        )
+        said[split.test] = z[split.test] @ weights + y[split.train].mean()
+    assert deciding(table, "nested")["value"].item() == pytest.approx(spearmanr(said, y).statistic, abs=1e-9)
+
+
+def test_a_choice_that_cannot_be_scored_elsewhere_has_no_score_and_says_so(tmp_path):
+    y, x = planted()
+    write_stream(tmp_path / "stream.parquet", x)
+    split = np.array(["train"] * 80 + ["test"] * 40)
+    write_labels(tmp_path / "labels.parquet", y, split=split, group=np.where(split == "test", "one", "other"))
+    table, about = run(tmp_path)
+    row = deciding(table, "nested").row(0, named=True)
+    assert np.isnan(row["value"]) and row["n_boot"] == 0 and json.loads(about["chosen"]) == []
+    assert "none of them can choose a layer for the others" in json.loads(about["notes"])[-1]
+
+
+def test_an_answer_that_is_there_is_worth_what_the_curve_says_and_a_cut_keeps_a_block(tmp_path):
+    y, x = planted(first=0)
+    write_labels(tmp_path / "labels.parquet", y)
+    write_stream(tmp_path / "stream.parquet", x)
+    table, about = run(tmp_path)
+    assert json.loads(about["chosen"]) == [0] * 5 and about["how_nested"].startswith(
+        "each fold at the layer that another"
+    )
+    nested, cut = (deciding(table, side).row(0, named=True) for side in ("nested", "nested_cut"))
+    curve = deciding(table)["value"]
+    assert nested["value"] == pytest.approx(curve[0]) and cut["value"] == pytest.approx(curve[1])
+    assert nested["layer"] == -1 and np.isnan(nested["below_best"]) and nested["n_cluster"] == N // 3
+
+
 def test_nearest_neighbours_are_those_of_the_library(tmp_path):
     from sklearn.neighbors import KNeighborsRegressor
     from sklearn.preprocessing import StandardScaler

@@ -4,7 +4,8 @@
         --page P --markdown P [--blocks auto --truncated DIR]
 
 The picture shows one question, a column of panels a family; the page (HTML, and the same as Markdown) has the
-recommendation of every model in words, and its scores. All numbers are those of the tables CHOICE and SAVINGS.
+recommendation of every model in words, and two kinds of scores: those of the curve, layer by layer, and what to expect
+of a layer that is chosen so (side "nested"). All numbers are those of the tables CHOICE and SAVINGS.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from plm_depth.figures.draw import DASHED, DOTTED, FamilyGrid, columns_of, finis
 from plm_depth.figures.number_table import as_csv, as_html
 from plm_depth.figures.select import FigureError, Model, models_of, with_depths
 from plm_depth.figures.sheet import TOY_NOTE, Key, span
-from plm_depth.figures.style import GREY, lighter, name_of
+from plm_depth.figures.style import GREY, darker, lighter, name_of
 from plm_depth.progress import stage_log
 from plm_depth.tables import CHOICE, SAVINGS, TableError, read_metadata, read_table, replacing
 
@@ -42,7 +43,7 @@ PROBES = {"linear": "linear probe", "knn": "nearest neighbours"}
 # fmt: off
 SHOWN = (
     "choice", "model", "display_name", "family", "objective", "n_blocks", "kind", "probe", "metric", "is_primary",
-    "layer", "relative_depth", "value", "ci_lo", "ci_hi", "below_best", "below_lo", "below_hi", "over_last",
+    "side", "layer", "relative_depth", "value", "ci_lo", "ci_hi", "below_best", "below_lo", "below_hi", "over_last",
     "over_last_lo", "over_last_hi", "in_plateau", "is_tied", "is_recommended", "share_within", "share_chosen",
     "chance", "tolerance", "n_rows", "n_cluster", "n_boot",
 )  # columns of the picture's numbers, in this order
@@ -59,17 +60,21 @@ class Answer:
     Attributes:
         model: as figures show it.
         test, valid: rows of CHOICE of the deciding probe and metric on either side, by layer.
+        nested, nested_cut: the row of CHOICE of these sides.
         about: what is written beside its table.
         savings: rows of SAVINGS, by layer.
-        cut: blocks of the truncated checkpoint and its folder; None where none was asked for.
+        cut: blocks of the truncated checkpoint, its folder, and whether the recommendation gave the depth; None where
+            none was asked for.
     """
 
     model: Model
     test: pl.DataFrame
     valid: pl.DataFrame
+    nested: dict
+    nested_cut: dict
     about: Mapping[str, str]
     savings: pl.DataFrame
-    cut: tuple[int, str] | None
+    cut: tuple[int, str, bool] | None
 
     @property
     def layer(self) -> int:
@@ -125,8 +130,10 @@ def read_answers(
         about, cut_here = read_metadata(path), None
         if cut is not None:
             blocks, folder = cut
-            cut_here = (int(about["cut_after"] if blocks == "auto" else blocks), f"{folder}/{model.model}")
-        answers.append(Answer(model, test, valid, about, own, cut_here))
+            is_auto = blocks == "auto"
+            cut_here = (int(about["cut_after"] if is_auto else blocks), f"{folder}/{model.model}", is_auto)
+        nested = (primary.row(by_predicate=pl.col("side") == side, named=True) for side in ("nested", "nested_cut"))
+        answers.append(Answer(model, test, valid, *nested, about, own, cut_here))
     return answers, rows
 
 
@@ -136,19 +143,21 @@ def _plain(path: Path, schema) -> pl.DataFrame:
 
 
 def numbers_of(rows: pl.DataFrame, models: Sequence[Model]) -> pl.DataFrame:
-    """Return what the picture shows: the rows of every probe under the deciding metric on the side that scores."""
+    """Return what the picture shows: the rows of every probe under the deciding metric on the side that scores, and
+    the deciding probe's row of side "nested"."""
     metric = rows.filter(pl.col("is_primary"))["metric"][0]
     order = {model.model: place for place, model in enumerate(models)}
     names = {model.model: model.display_name for model in models}
-    shown = rows.filter((pl.col("metric") == metric) & (pl.col("side") == "test"))
+    is_shown = (pl.col("side") == "test") | ((pl.col("side") == "nested") & pl.col("is_primary"))
+    shown = rows.filter((pl.col("metric") == metric) & is_shown)
     return (
         shown.with_columns(
             model=pl.col("model_id"),
             display_name=pl.col("model_id").replace_strict(names),
-            relative_depth=pl.col("layer") / pl.col("n_blocks"),
+            relative_depth=pl.when(pl.col("layer") >= 0).then(pl.col("layer") / pl.col("n_blocks")),
             place=pl.col("model_id").replace_strict(order),
         )
-        .sort("place", "is_primary", "probe", "layer", descending=[False, True, False, False])
+        .sort("place", "is_primary", "probe", "side", "layer", descending=[False, True, False, True, False])
         .select(SHOWN)
     )
 
@@ -160,7 +169,7 @@ def numbers_of(rows: pl.DataFrame, models: Sequence[Model]) -> pl.DataFrame:
 def draw(numbers: pl.DataFrame, models: Sequence[Model]) -> Figure:
     """Return scores against relative depth, the layers that are as good marked and the recommended one ringed."""
     first = numbers.row(0, named=True)
-    primary = numbers.filter(pl.col("is_primary"))
+    primary = numbers.filter(pl.col("is_primary") & (pl.col("side") == "test"))
     others = [probe for probe in numbers["probe"].unique(maintain_order=True) if probe != first["probe"]]
     tolerance = f"{100 * first['tolerance']:g} %"
     grid = FamilyGrid(
@@ -172,6 +181,7 @@ def draw(numbers: pl.DataFrame, models: Sequence[Model]) -> Figure:
             Key(f"{PROBES[first['probe']]}, 95 % interval", is_band=True),
             Key(f"within {tolerance} of the best", linewidth=0, marker="o"),
             Key("recommended, as chosen on the validation rows", linewidth=0, marker="D", is_filled=False),
+            Key("to expect: labels at the layer that others chose", linewidth=1.2, marker="X"),
             *(Key(PROBES[probe], DOTTED, 1.1) for probe in others),
             Key("guess without features", DASHED, 0.8),
         ],
@@ -195,7 +205,7 @@ def draw(numbers: pl.DataFrame, models: Sequence[Model]) -> Figure:
 
 
 def _draw_model(axes: Axes, own: pl.DataFrame, colour: str, others: Sequence[str]) -> None:
-    line = own.filter(pl.col("is_primary")).sort("layer")
+    line = own.filter(pl.col("is_primary") & (pl.col("side") == "test")).sort("layer")
     depth, value = line["relative_depth"].to_numpy(), line["value"].to_numpy()
     axes.fill_between(depth, line["ci_lo"].to_numpy(), line["ci_hi"].to_numpy(), color=colour, alpha=0.15, linewidth=0)
     axes.plot(depth, value, color=colour, linewidth=1.7, zorder=4)
@@ -209,6 +219,13 @@ def _draw_model(axes: Axes, own: pl.DataFrame, colour: str, others: Sequence[str
         depth[chosen], value[chosen], linestyle="none", marker="D", markersize=9, markerfacecolor="none",
         markeredgecolor=colour, markeredgewidth=1.5, zorder=6,
     )  # fmt: skip
+    for row in own.filter(pl.col("side") == "nested").iter_rows(named=True):
+        at = depth[chosen][0]
+        axes.plot([at, at], [row["ci_lo"], row["ci_hi"]], color=darker(colour, 0.3), linewidth=1.2, zorder=7)
+        axes.plot(
+            [at], [row["value"]], linestyle="none", marker="X", markersize=6, color=darker(colour, 0.3),
+            markeredgecolor="white", markeredgewidth=0.5, zorder=8,
+        )  # fmt: skip
     for probe in others:
         other = own.filter(pl.col("probe") == probe).sort("layer")
         axes.plot(
@@ -256,7 +273,10 @@ def page(answers: Sequence[Answer], *, toys: bool) -> list[Block]:
     ]
     if toys:
         blocks.append(Block("paragraph", TOY_NOTE))
-    header = ("model", "layer", "score there", "last layer", "gain over the last", "trust", "parameters", "operations")
+    header = (
+        *("model", "layer", "score to expect", "last layer", "gain over it to expect", "on the curve", "trust"),
+        *("parameters", "operations"),
+    )
     rows = [header]
     for answer in answers:
         here, last, cost = answer.row(answer.layer), answer.row(answer.model.n_blocks), _cost(answer, answer.layer)
@@ -264,14 +284,15 @@ def page(answers: Sequence[Answer], *, toys: bool) -> list[Block]:
             (
                 name_of(answer.model),
                 f"{answer.layer} of {answer.model.n_blocks}",
-                _with_interval(here, "value", "ci_lo", "ci_hi"),
+                _with_interval(answer.nested, "value", "ci_lo", "ci_hi"),
                 _with_interval(last, "value", "ci_lo", "ci_hi"),
-                _with_interval(here, "over_last", "over_last_lo", "over_last_hi"),
+                _with_interval(answer.nested, "over_last", "over_last_lo", "over_last_hi", sign=True),
+                _with_interval(here, "value", "ci_lo", "ci_hi"),
                 f"{answer.trust}, {percent(answer.share)}",
                 *(f"-{text}" if (text := percent(cost[key])) != "0 %" else text for key in SAVED),
             )
         )
-    blocks += [Block("table", rows=tuple(rows)), Block("paragraph", _reading(row["tolerance"]))]
+    blocks += [Block("table", rows=tuple(rows)), Block("paragraph", _reading(row["tolerance"], about["how_nested"]))]
     for note in json.loads(about["notes"]):
         blocks.append(Block("paragraph", f"Note: {note}."))
     for answer in answers:
@@ -279,13 +300,16 @@ def page(answers: Sequence[Answer], *, toys: bool) -> list[Block]:
     return blocks
 
 
-def _reading(tolerance: float) -> str:
+def _reading(tolerance: float, how_nested: str) -> str:
     return (
         f"Layers are as good as the best if their score is at least the best minus {100 * tolerance:g} % of it; of "
         "these the shallowest is recommended. Trust is the share of resamples of the clusters in which the recommended "
         f"layer is among the as good ones: stable from {percent(STABLE)}, likely from {percent(LIKELY)}, open below. "
-        "It does not tell how the choice would change with other training rows. Brackets hold 95 % intervals. Last "
-        "columns: what a model that ends there saves."
+        "It does not tell how the choice would change with other training rows. To expect is the score of labels by "
+        f"layers in whose choice they had no part: {how_nested}. Layers are chosen anew in every resample, so that "
+        "these intervals hold what choosing adds. On the curve stands the score of the recommended layer as if it had been "
+        "fixed beforehand; where labels that chose it are among those that score it, that is too good. Brackets hold "
+        "95 % intervals. Last columns: what a model that ends there saves."
     )
 
 
@@ -296,7 +320,8 @@ def _of_model(answer: Answer) -> list[Block]:
     cost = _cost(answer, layer)
     sentences = [
         f"Read layer {layer} of {n}.",
-        f"Its score is {_with_interval(here, 'value', 'ci_lo', 'ci_hi')}; against the last layer "
+        *_worth(answer),
+        f"On the curve layer {layer} has {_with_interval(here, 'value', 'ci_lo', 'ci_hi')}; against the last layer "
         f"{_with_interval(here, 'over_last', 'over_last_lo', 'over_last_hi', sign=True)}.",
         f"As good as the best where the layer was chosen: {_layers(best)}.",
         f"The rows that score it cannot tell these layers from the best: {_layers(tied)}.",
@@ -305,8 +330,11 @@ def _of_model(answer: Answer) -> list[Block]:
         f"{cost['weight_bytes'] / 1e6:.3g} MB less and {percent(cost['flops_per_token'])} fewer operations a token.",
     ]
     if answer.cut:
-        blocks, folder = answer.cut
+        blocks, folder, is_auto = answer.cut
         sentences.append(f"The checkpoint that ends after block {blocks} is in {folder}.")
+        if is_auto and not math.isnan(answer.nested_cut["value"]):
+            told = _with_interval(answer.nested_cut, "over_last", "over_last_lo", "over_last_hi", sign=True)
+            sentences.append(f"Of a depth chosen so, {told} against the whole model is to be expected.")
         if blocks != layer:
             sentences.append(
                 "No checkpoint can have no blocks: it ends after the shallowest layer from 1 on that is as good, or "
@@ -330,6 +358,18 @@ def _of_model(answer: Answer) -> list[Block]:
         Block("heading", name_of(answer.model), 2),
         Block("paragraph", " ".join(sentences)),
         Block("table", rows=tuple(rows)),
+    ]
+
+
+def _worth(answer: Answer) -> list[str]:
+    """Return what to expect of a layer that is chosen so, in sentences."""
+    if math.isnan(answer.nested["value"]):
+        return [f"What to expect of it on other labels cannot be told: {answer.about['how_nested']}."]
+    chosen = json.loads(answer.about["chosen"])
+    gain = _with_interval(answer.nested, "over_last", "over_last_lo", "over_last_hi", sign=True)
+    return [
+        f"On labels that had no part in the choice expect {_with_interval(answer.nested, 'value', 'ci_lo', 'ci_hi')}; "
+        f"against the last layer {gain} ({answer.about['how_nested']}: {', '.join(map(str, chosen))})."
     ]
 
 

@@ -7,12 +7,20 @@ The protocol is that of ``metrics.probing``: folds of whole clusters (or the use
 rows, one grid of penalties for all layers, intervals by the cluster bootstrap. Beside the linear probe stands the mean
 of the k nearest training rows.
 
-The layer is chosen on rows that the probe did not see (side "valid") and scored on others (side "test"); with folds
-every row is once on either side. Where the user's split has only one of them, it serves for both, which is said. *As
-good* are the layers whose score is at least the best minus ``tolerance`` times its size; of these the shallowest is
-recommended, because it costs least. How much to trust that is told by resampling the clusters: the share of resamples
-in which the recommended layer is among the as good ones of that resample. Wider than this plateau may be the set of
-layers that the data cannot tell from the best at all (``is_tied``); both are in the table.
+The layer is chosen on rows that the probe did not see (side "valid"); the curve beside it is that of side "test". With
+folds every row is once on either side, so that both curves say much the same. *As good* are the layers whose score is
+at least the best minus ``tolerance`` times its size; of these the shallowest is recommended, as it costs least. How
+much to trust that is told by resampling the clusters: the share of resamples in which the recommended layer is among
+the as good ones of that resample. Wider than this plateau may be the set of layers that the data cannot tell from the
+best at all (``is_tied``); both are in the table.
+
+What the recommendation is worth is another question: on the labels that chose it, the chosen layer scores too well (the
+best of many, by luck). Side "nested" answers it: every part of the labels is scored at the layer that other labels
+chose, by probes that saw neither: with folds, fold k at the layer that fold k + 1 chose; with the user's split, test at
+the layer that valid chose; where that split has only one of them, each half of its clusters at the layer that the other
+half chose. The choice is repeated in every resample (``probing.nested``). Chosen by fewer labels than the recommended
+one, such layers are a little worse on average, never better by luck. Side "nested_cut" is the same for the depth of a
+truncated checkpoint, which has at least one block.
 """
 
 import argparse
@@ -32,10 +40,12 @@ from plm_depth.metrics.probing import (
     PENALTIES,
     Notes,
     ProbeError,
+    Score,
     Split,
     check_target,
     cross_validated,
     folds_of,
+    nested,
     plateau,
     scaled,
     scores,
@@ -63,6 +73,7 @@ METRICS = {
 PROBES = ("linear", "knn")
 DIRECTIONS = ("n2c", "c2n", "both")
 SIDES = ("train", "valid", "test")
+NESTED = {"nested": 0, "nested_cut": 1}  # sides of the score of a choice, and the shallowest layer that it may choose
 LEAST_TESTED = 5
 
 
@@ -194,6 +205,8 @@ class Sides:
         groups: (n,) cluster of each row.
         how: in words.
         is_shared: whether the same rows choose the layer and score it, with the same probe.
+        parts: (chooser, scored) rows of each part of the nested score; none where nothing can be parted.
+        how_nested: who chooses for whom, in words.
         notes: what a reader should know.
     """
 
@@ -201,6 +214,8 @@ class Sides:
     groups: np.ndarray
     how: str
     is_shared: bool
+    parts: tuple[tuple[np.ndarray, np.ndarray], ...]
+    how_nested: str
     notes: tuple[str, ...]
 
 
@@ -244,7 +259,7 @@ def sides_of(task: Task, clusters: Mapping[str, str] | None, *, n_folds: int, se
         if is_shared:
             notes.append(
                 "the same rows choose the layer and score it: the split has no rows of both valid and test, so that "
-                "the score of the recommended layer is a little too good"
+                "every layer's score is of the rows that chose"
             )
         outer = [Split(0, at["train"], valid, test)]
     else:
@@ -266,7 +281,30 @@ def sides_of(task: Task, clusters: Mapping[str, str] | None, *, n_folds: int, se
             f"{how}: a side has {least} rows; expected at least {LEAST_TESTED}: give more rows or fewer folds"
         )
     notes += _absent(task, outer, groups)
-    return Sides(outer, groups, how, is_shared, tuple(notes))
+    parts, how_nested = _parts(task, groups, outer, is_shared=is_shared, seed=seed)
+    if not parts:
+        notes.append(how_nested)
+    return Sides(outer, groups, how, is_shared, parts, how_nested, tuple(notes))
+
+
+def _parts(
+    task: Task, groups: np.ndarray, outer: Sequence[Split], *, is_shared: bool, seed: int
+) -> tuple[tuple[tuple[np.ndarray, np.ndarray], ...], str]:
+    """Return (chooser, scored) rows of each part of the nested score, and in words who chooses for whom."""
+    if len(outer) > 1:
+        return tuple((one.valid, one.test) for one in outer), "each fold at the layer that another fold chose"
+    rows = outer[0].valid
+    if not is_shared:
+        return ((rows, outer[0].test),), "the test rows at the layer that the valid rows chose"
+    # One probe, which saw none of these rows: halves of them are as good as two sides.
+    cluster_of = dict(zip(task.sequence_ids[rows].tolist(), groups[rows].tolist()))
+    try:
+        half_of = folds_of(cluster_of, n_folds=2, seed=seed, sizes=_balance(task))
+    except ProbeError:
+        return (), "all rows that score are in one cluster, so that none of them can choose a layer for the others"
+    half = np.array([half_of[name] for name in task.sequence_ids[rows].tolist()])
+    first, second = rows[half == 0], rows[half == 1]
+    return ((first, second), (second, first)), "each half of the clusters at the layer that the other half chose"
 
 
 def _balance(task: Task) -> dict[str, np.ndarray]:
@@ -432,25 +470,30 @@ def judged(
     *,
     n_boot: int,
     seed: int,
-) -> dict[str, object]:
-    """Return the columns of CHOICE of one model.
+) -> tuple[dict[str, object], list[int]]:
+    """Return the columns of CHOICE of one model, and the layer that each part of the nested score was scored at.
+
+    The layers are those of the deciding probe and metric; none where nothing could be parted.
 
     Args:
         about: what is constant over the model (``VectorTable.constants``).
         predicted: see ``predictions``.
     """
     cluster_of = dict(zip(task.sequence_ids.tolist(), sides.groups.tolist()))
-    parts = []
+    seen = np.unique(np.concatenate([np.r_[one.valid, one.test] for one in sides.outer]))
+    # One set of resamples for both sides: where the rows are the same, so are their weights.
+    bootstrap = Bootstrap.of(
+        {one: cluster_of[one] for one in task.sequence_ids[seen].tolist()}, n_boot=n_boot, seed=seed
+    )
+    parts, chosen_by_parts = [], []
     for probe, both in predicted.items():
         for metric in METRICS[task.target]:
             recommended = None
+            is_primary = probe == settings.probes[0] and metric == METRICS[task.target][0]
             for side in ("valid", "test"):  # chosen on the first, marked on both
                 rows = np.flatnonzero(~np.isnan(both[side][0]).reshape(len(task.y), -1).any(1))
-                ids = task.sequence_ids[rows]
-                bootstrap = Bootstrap.of({one: cluster_of[one] for one in ids.tolist()}, n_boot=n_boot, seed=seed)
-                score = scores(
-                    metric, task.y[rows], both[side][:, rows], owner=bootstrap.index(ids.tolist()), bootstrap=bootstrap
-                )
+                owner = bootstrap.index(task.sequence_ids[rows].tolist())
+                score = scores(metric, task.y[rows], both[side][:, rows], owner=owner, bootstrap=bootstrap)
                 value, resampled = score.value, score.resampled
                 if np.isnan(value).all():
                     raise ChoiceError(
@@ -467,6 +510,7 @@ def judged(
                 defined = ~np.isnan(by_resample).all(1)
                 within = plateau(by_resample[defined], tolerance=settings.tolerance).mean(0)
                 chosen = shallowest(by_resample[defined], layers, tolerance=settings.tolerance)
+                counted = {"chance": score.chance, "n_rows": len(rows), "n_cluster": _n_clusters(bootstrap, owner)}
                 parts.append(
                     {
                         "probe": probe,
@@ -487,21 +531,92 @@ def judged(
                         "share_within": within,
                         "share_chosen": np.array([(chosen == layer).mean() for layer in layers]),
                         "is_recommended": np.asarray(layers) == recommended,
-                        "is_primary": probe == settings.probes[0] and metric == METRICS[task.target][0],
-                        "chance": score.chance,
-                        "n_rows": len(rows),
-                        "n_cluster": bootstrap.n_clusters,
+                        "is_primary": is_primary,
                         "n_boot": n_defined,
+                        **counted,
                     }
                 )
+            for side in NESTED if is_primary else ("nested",):
+                found, places = _nested(metric, task, layers, both, sides, bootstrap, settings, side)
+                parts.append({**dict.fromkeys(parts[-1], np.nan), **_NO_LAYER, **counted, **found})
+                parts[-1] |= {"probe": probe, "metric": metric, "side": side, "is_primary": is_primary}
+                if is_primary and side == "nested":
+                    chosen_by_parts = [int(layers[place]) for place in places]
     columns = {
         key: np.concatenate(
-            [np.full(len(layers), part[key]) if np.isscalar(part[key]) else np.asarray(part[key]) for part in parts]
+            [np.full(len(part["layer"]), part[key]) if np.isscalar(part[key]) else part[key] for part in parts]
         )
         for key in parts[0]
     }
     constant = {key: about[key] for key in ("model_id", "family", "objective", "n_blocks")}
-    return {"choice": name, "kind": task.kind, "tolerance": settings.tolerance, **constant, **columns}
+    return {"choice": name, "kind": task.kind, "tolerance": settings.tolerance, **constant, **columns}, chosen_by_parts
+
+
+# What a row of a nested score has in the columns that tell of a layer.
+_NO_LAYER = {"layer": np.array([-1]), "in_plateau": False, "is_tied": False, "is_recommended": False}
+
+
+def _nested(
+    metric: str,
+    task: Task,
+    layers: Sequence[int],
+    both: Mapping[str, np.ndarray],
+    sides: Sides,
+    bootstrap: Bootstrap,
+    settings: Settings,
+    side: str,
+) -> tuple[dict[str, object], Sequence[int]]:
+    """Return the values of a row of CHOICE, the score of a choice on labels that had no part in it; and the places.
+
+    Args:
+        side: of ``NESTED``.
+    """
+    if not sides.parts:
+        return {"n_boot": 0}, ()
+    rows = np.concatenate([part for _, part in sides.parts])
+    owner = np.full(len(task.y), -1)
+    for both_rows in sides.parts:
+        for some in both_rows:
+            owner[some] = bootstrap.index(task.sequence_ids[some].tolist())
+
+    def scored(predictions: np.ndarray, rows: np.ndarray, resamples: Bootstrap) -> Score:
+        return scores(metric, task.y[rows], predictions[:, rows], owner=owner[rows], bootstrap=resamples)
+
+    def at(places: np.ndarray, resamples: Bootstrap) -> Score:
+        stitched = both["test"][-1].copy()
+        for place, (_, part) in zip(places, sides.parts, strict=True):
+            stitched[part] = both["test"][place][part]
+        one = scored(stitched[None], rows, resamples)
+        return Score(one.value[0], one.resampled[0])
+
+    def pick(values: np.ndarray) -> np.ndarray:
+        return _picked(values, layers, tolerance=settings.tolerance, first=NESTED[side])
+
+    choosers = [scored(both["valid"], chooser, bootstrap) for chooser, _ in sides.parts]
+    found = nested(choosers, pick, at, bootstrap)
+    last = scored(both["test"][-1:], rows, bootstrap)
+    value, gain = found.value, found.value - last.value[0]
+    low, high, n_defined = interval(found.resampled[None])
+    over_low, over_high, _ = interval((found.resampled - last.resampled[0])[None])
+    return {
+        "value": value, "ci_lo": low, "ci_hi": high, "n_boot": n_defined, "over_last": gain, "over_last_lo": over_low,
+        "over_last_hi": over_high, "n_rows": len(rows), "n_cluster": _n_clusters(bootstrap, owner[rows]),
+    }, found.places  # fmt: skip
+
+
+def _picked(values: np.ndarray, layers: Sequence[int], *, tolerance: float, first: int) -> np.ndarray:
+    """Return the place of the shallowest layer from ``first`` on that is as good as the best, (n,) for (n, n_layers).
+
+    Where none from there on is, the first of them, as ``cut_after``; NaN where all scores are.
+    """
+    allowed = np.asarray(layers) >= first
+    inside = plateau(values, tolerance=tolerance) & allowed
+    place = np.where(inside.any(1), inside.argmax(1), allowed.argmax()).astype(np.float64)
+    return np.where(np.isnan(values).all(1), np.nan, place)
+
+
+def _n_clusters(bootstrap: Bootstrap, owner: np.ndarray) -> int:
+    return len(np.unique(bootstrap.cluster[owner]))
 
 
 def cut_after(columns: Mapping[str, np.ndarray]) -> int:
@@ -554,12 +669,14 @@ def choose(
     for note in sides.notes:
         log.warning(note)
     predicted = predictions(features, task, sides, settings, seed=seed, log=log)
-    columns = judged(
+    columns, chosen = judged(
         name, features.constants, features.layers, task, sides, predicted, settings, n_boot=n_boot, seed=seed
     )
     about = {
         "how": sides.how,
         "is_shared": int(sides.is_shared),
+        "how_nested": sides.how_nested,
+        "chosen": json.dumps(chosen),
         "notes": json.dumps(sides.notes),
         "left_out": json.dumps(task.left_out, sort_keys=True),
         "labels": json.dumps(task.names),
@@ -574,6 +691,12 @@ def choose(
     log.info(
         "%s: layer %d of %d recommended; it is as good as the best in %.0f %% of %d resamples",
         *(name, columns["layer"][decides][0], columns["n_blocks"], 100 * columns["share_within"][decides][0], n_boot),
+    )
+    at = columns["is_primary"] & (columns["side"] == "nested")
+    log.info(
+        "%s: %s %.3f [%.3f, %.3f] with %s (layers %s)",
+        *(name, columns["metric"][at][0], columns["value"][at][0], columns["ci_lo"][at][0], columns["ci_hi"][at][0]),
+        *(sides.how_nested, ", ".join(map(str, chosen)) or "none"),
     )
     return columns
 

@@ -13,14 +13,16 @@ The protocol, the same for every layer and model:
   ``penalty / 2 |w|^2``, for regression of the standardised target.
 * **Intervals**: cluster bootstrap of the test scores, paired over layers and models (``metrics.bootstrap``), with the
   fitted probes as they are.
+* **The score of a choice**: the best of several layers scores too well on the rows that made it the best, even if no
+  layer knows anything. ``nested`` scores a choice on rows that had no part in it, and repeats it in every resample.
 
 ``fit_probe`` fits one probe for one layer; ``cross_validated`` does it for every fold; ``scores`` and ``plateau`` judge
 the layers. Kinds of targets: "regression" (n,) numbers, "classification" (n,) classes, "multi-label" (n, k) booleans.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -745,3 +747,62 @@ def retention_depth(score: np.ndarray, layers: Sequence[int], *, floor: np.ndarr
     from_here = np.logical_and.accumulate(holds[..., ::-1], axis=-1)[..., ::-1]
     defined = (last > floor)[..., 0] & ~np.isnan(score).any(-1)
     return np.where(defined, np.asarray(layers, np.float64)[from_here.argmax(-1)], np.nan)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# What a choice is worth
+
+
+@dataclass(frozen=True)
+class Nested:
+    """The score of rows by layers that other rows chose.
+
+    Attributes:
+        value, resampled: () and (n_boot,): every part at the layer that its chooser chose; in a resample, at the one
+            that it chose in that resample.
+        places: (n_parts,) place of the chosen layer of each part.
+        n_undefined: parts whose chooser has no score at any layer: these take the last one.
+    """
+
+    value: float
+    resampled: np.ndarray
+    places: np.ndarray
+    n_undefined: int
+
+
+def nested(
+    choosers: Sequence[Score],
+    pick: Callable[[np.ndarray], np.ndarray],
+    score: Callable[[np.ndarray, Bootstrap], Score],
+    bootstrap: Bootstrap,
+) -> Nested:
+    """Return the score of a procedure that chooses a layer, on rows and by probes that the choice did not see.
+
+    Rows fall into parts; the layer of a part is chosen by the scores of its chooser: other rows, whose predictions
+    (those of the part, too) come from a probe that saw neither. In every resample layers are chosen anew, so that the
+    interval holds what the choice adds.
+
+    Args:
+        choosers: of each part the scores of its chooser, value (n_layers,) and resampled (n_layers, n_boot).
+        pick: from scores (n, n_layers) the place of the layer that is chosen, (n,) float, NaN where none can be.
+        score: from the places of the chosen layers (n_parts,) and a bootstrap, the score of all parts at these layers:
+            value () and resampled (n_boot,) of the weights of that bootstrap.
+        bootstrap: that of ``choosers``.
+    """
+    n_layers = len(choosers[0].value)
+    found = np.stack([pick(np.concatenate([one.value[None], one.resampled.T])) for one in choosers], axis=1)
+    places = np.where(np.isnan(found), n_layers - 1, found).astype(np.int64)
+    # Resamples that choose alike are scored together.
+    combinations, which = np.unique(places, axis=0, return_inverse=True)
+    which = which.reshape(-1)
+    value, resampled = np.nan, np.full(bootstrap.n_boot, np.nan)
+    for number, combination in enumerate(combinations):
+        rows = np.flatnonzero(which[1:] == number)
+        is_observed = which[0] == number
+        if not len(rows) and not is_observed:
+            continue
+        one = score(combination, replace(bootstrap, weights=bootstrap.weights[rows]))
+        resampled[rows] = one.resampled
+        if is_observed:
+            value = float(one.value)
+    return Nested(value, resampled, places[0], int(np.isnan(found[0]).sum()))

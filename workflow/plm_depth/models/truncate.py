@@ -21,6 +21,7 @@ trained on the last layer only, and whoever wants embeddings should not find pre
 import argparse
 import json
 import logging
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -252,6 +253,15 @@ def depth_of(blocks: str, choice: Path | None) -> tuple[int, list[str]]:
                 f"{row['probe']} probe on {row['choice']} ({row['kind']}; {row['n_rows']} labels in {row['n_cluster']} "
                 f"clusters that it did not see, {about['how']}; states {norm}; 95 % interval)."
             )
+    nested = [row for row in table.to_pylist() if row["is_primary"] and row["side"] == "nested_cut"]
+    if blocks == "auto" and nested and not math.isnan(nested[0]["value"]):
+        row = nested[0]
+        measured.append(
+            f"Labels at depths that other labels chose: {row['value']:.3f} [{row['ci_lo']:.3f}, {row['ci_hi']:.3f}], "
+            f"against the whole model {row['over_last']:+.3f} [{row['over_last_lo']:+.3f}, "
+            f"{row['over_last_hi']:+.3f}]: what to expect of a depth chosen so. The scores above are of a layer fixed "
+            "beforehand; labels that chose it may be among those that score it."
+        )
     return n_blocks, measured
 
 
