@@ -402,10 +402,12 @@ PROBES = _schema(
         _cat,
         "score; validation (what layers are chosen by); selectivity (score less kmer); over_untrained, over_onehot "
         "(score less that control); best_layer, shallowest (of the layers within the tolerance of the best, by "
-        "validation); selected (test score of the layer that each fold's validation chose); retention_depth (I4)",
+        "validation); selected (test score of the layer that each fold's validation chose); retention_depth (I4); "
+        "seen_share (of the tested residues, those whose 3-mer stands in their training rows: control kmer is scored "
+        "on these, selectivity as well); undefined (no score: value clusters or residues there are, param needed)",
     ),
     layer=(_i16, "0..n_blocks; -1 in values that belong to no layer, whose value may be a layer"),
-    param=(_f64, "retention_depth: share of the gain; shallowest: tolerance; else NaN"),
+    param=(_f64, "retention_depth: share of the gain; shallowest: tolerance; undefined: what is needed; else NaN"),
     floor=(_cat, "retention_depth: chance or layer_0, from which the gain is counted; else none"),
     value=(_f64, "corpus value"),
     **_interval("cluster bootstrap"),
@@ -413,6 +415,7 @@ PROBES = _schema(
     in_plateau=(_bool, "score rows: whether the validation score is within the tolerance of the best"),
     n_rows=(_i32, "residues, pairs or proteins scored"),
     n_seq=(_i32, "proteins among them"),
+    n_grouped=(_i32, "those of them whose superfamily (group) is known, which folds keep whole; 0: clusters only"),
     n_cluster=(_i32, "similarity clusters among them"),
     n_boot=(_i32, "resamples in which the value was defined"),
 )

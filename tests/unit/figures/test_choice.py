@@ -104,9 +104,9 @@ def test_the_page_says_for_every_model_which_layer_how_sure_and_what_it_saves(tm
     assert "Note: something is odd." in text and "Toy models: no evidence" in text
     small, large, other = (section(text, name) for name in ("A small", "A large", "G"))
     assert small.startswith(
-        "Read layer 2 of 4. On labels that had no part in the choice expect 0.580 [0.380, 0.780]; against the last layer "
-        "-0.010 [-0.310, +0.290] (each fold at the layer that another fold chose: 2, 2, 1, 3, 2). On the curve layer 2 "
-        "has 0.610 [0.510, 0.710]; against the last layer +0.020"
+        "Read layer 2 of 4. On labels that had no part in the choice expect 0.580 [0.380, 0.780]; against the last "
+        "layer -0.010 [-0.310, +0.290] (each fold at the layer that another fold chose: 2, 2, 1, 3, 2). On the curve "
+        "layer 2 has 0.610 [0.510, 0.710]; against the last layer +0.020"
     )
     row = next(line for line in text.split("\n") if line.startswith("| A small"))
     assert "| 0.580 [0.380, 0.780] | 0.590 [0.490, 0.690] | -0.010 [-0.310, +0.290] | 0.610 [0.510, 0.710] |" in row

@@ -133,11 +133,11 @@ def test_labels_without_an_answer_score_at_chance_at_every_layer(tmp_path, probe
     assert np.abs(found).max() < 4.5 / np.sqrt(N)
 
 
-# ------------------------------------------------------------------------------------------------- what a choice is worth
+# ----------------------------------------------------------------------------------------------- what a choice is worth
 
 
 def of_noise(seed, *, split="", n=60, n_layers=16):
-    """Return CHOICE columns, the chosen layers and the sides, of features and numbers that know nothing of each other."""
+    """Return CHOICE columns, the chosen layers and the sides, of features that know nothing of the labels."""
     draw = np.random.default_rng(seed)
     ids = np.array([f"p{i:03d}" for i in range(n)])
     y, x = draw.normal(size=n), draw.normal(size=(n_layers, n, WIDTH))
@@ -147,7 +147,7 @@ def of_noise(seed, *, split="", n=60, n_layers=16):
     settings = Settings(probes=("linear",), penalties=(0.1,))
 
     class Features:
-        layers = list(range(n_layers))
+        layers = range(n_layers)
 
         def __call__(self, layer):
             return x[layer]
@@ -171,7 +171,7 @@ def test_the_score_of_a_choice_among_layers_of_noise_is_none_though_the_best_of_
             excluded += (row["over_last_lo"] > 0) + (row["over_last_hi"] < 0)
         curve.append(deciding(table).filter(pl.col("is_recommended"))["value"].item())
         assert len(chosen) == 5 and row["n_rows"] == 60
-    # Predictions are pulled to the mean of the training rows, which leans away from the rows left out: a little below 0.
+    # Predictions are pulled to the mean of the training rows, which leans away from the rows left out: a bit below 0.
     assert abs(np.mean(expect)) < 0.08 < 0.15 < np.mean(curve)
     assert excluded <= 10, f"{excluded} of 80 intervals of the gain do not hold 0; nominal are 4"
 

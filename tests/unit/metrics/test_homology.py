@@ -2,11 +2,17 @@
 
 import numpy as np
 
-from plm_depth.metrics.homology import kinship, retrieve
+from plm_depth.metrics import homology
+from plm_depth.metrics.homology import parts_of, retrieve
 from plm_depth.randomness import generator
 
 GROUPS = ["a", "a", "a", "a", "b", "b", "c"]
 PARTS = ["1", "1", "2", "", "1", "1", "1"]
+
+
+def kinship(groups, parts, clusters=None):
+    """Return who is right and who wrong; by default every protein is a cluster of its own."""
+    return homology.kinship(groups, parts, range(len(groups)) if clusters is None else clusters)
 
 
 def test_right_is_another_part_of_the_same_group_and_wrong_is_another_group():
@@ -15,6 +21,26 @@ def test_right_is_another_part_of_the_same_group_and_wrong_is_another_group():
     assert wrong[0].tolist() == [False] * 4 + [True] * 3
     # Without a part, or with nothing to find, a protein asks nothing.
     assert not right[3:].any() and not wrong[3:].any()
+
+
+def test_proteins_of_one_similarity_cluster_are_neither_right_nor_wrong_for_each_other():
+    groups, parts = ["a", "a", "a", "b", "b"], ["1", "2", "3", "1", "2"]
+    clusters = ["x", "x", "y", "y", "z"]
+    right, wrong = kinship(groups, parts, clusters)
+    # 0 and 1 are alike; so are 2 and 3, of two groups.
+    assert np.argwhere(right).tolist() == [[0, 2], [1, 2], [2, 0], [2, 1], [3, 4], [4, 3]]
+    assert not wrong[2, 3] and not wrong[3, 2] and wrong[0, 3] and wrong[2, 4]
+    # With everything alike, there is nothing to ask.
+    right, wrong = kinship(groups, parts, ["x"] * 5)
+    assert not right.any() and not wrong.any()
+
+
+def test_where_no_part_of_a_group_is_known_its_clusters_stand_for_parts():
+    groups, parts, clusters = ["a", "a", "b", "b", "b"], ["1", "", "", "", ""], ["u", "v", "w", "w", "x"]
+    found = parts_of(groups, parts, clusters)
+    assert found == ["1", "", "cluster w", "cluster w", "cluster x"]
+    right, _ = kinship(groups, found, clusters)
+    assert np.argwhere(right).tolist() == [[2, 4], [3, 4], [4, 2], [4, 3]]
 
 
 def test_planted_kin_are_found_and_chance_is_the_share_of_the_right():

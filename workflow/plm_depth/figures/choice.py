@@ -307,9 +307,9 @@ def _reading(tolerance: float, how_nested: str) -> str:
         f"layer is among the as good ones: stable from {percent(STABLE)}, likely from {percent(LIKELY)}, open below. "
         "It does not tell how the choice would change with other training rows. To expect is the score of labels by "
         f"layers in whose choice they had no part: {how_nested}. Layers are chosen anew in every resample, so that "
-        "these intervals hold what choosing adds. On the curve stands the score of the recommended layer as if it had been "
-        "fixed beforehand; where labels that chose it are among those that score it, that is too good. Brackets hold "
-        "95 % intervals. Last columns: what a model that ends there saves."
+        "these intervals hold what choosing adds. On the curve stands the score of the recommended layer as if it had "
+        "been fixed beforehand; where labels that chose it are among those that score it, that is too good. Brackets "
+        "hold 95 % intervals. Last columns: what a model that ends there saves."
     )
 
 

@@ -1,8 +1,9 @@
 """Remote homology by retrieval: do the nearest proteins by cosine share the group, though not the part? (metrics G)
 
-A query looks for proteins of its group (superfamily) that are of another part (family). Left aside are the query
-itself, its own part, and proteins of its group whose part is unknown; all proteins of other groups are wrong hits. No
-training.
+A query looks for proteins of its group (superfamily) that are of another part (family) and of another similarity
+cluster. Left aside, neither right nor wrong, are all of its own similarity cluster (which an alignment finds), its own
+part, and proteins of its group whose part is unknown; all others are wrong hits. Where no part of a group is known, its
+similarity clusters stand for parts. No training.
 """
 
 from collections.abc import Sequence
@@ -26,16 +27,32 @@ class Retrieval:
     chance: np.ndarray
 
 
-def kinship(groups: Sequence[str], parts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def parts_of(groups: Sequence[str], parts: Sequence[str], clusters: Sequence[str]) -> list[str]:
+    """Return the part of each protein: as it is known, or the similarity cluster in groups none of whose parts is.
+
+    Empty where others of the group have a part and this one does not.
+    """
+    with_parts = {group for group, part in zip(groups, parts, strict=True) if part}
+    return [
+        part if group in with_parts else f"cluster {cluster}"
+        for group, part, cluster in zip(groups, parts, clusters, strict=True)
+    ]
+
+
+def kinship(groups: Sequence[str], parts: Sequence[str], clusters: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Return which candidates (columns) are right and which wrong for each query (rows), (n, n) bool each.
 
     Rows of proteins without a part are false throughout.
+
+    Args:
+        parts: as ``parts_of``.
     """
-    groups, parts = np.asarray(groups, str), np.asarray(parts, str)
+    groups, parts, clusters = (np.asarray(one, str) for one in (groups, parts, clusters))
     same_group = groups[:, None] == groups[None]
+    apart = clusters[:, None] != clusters[None]
     known = parts != ""
-    right = same_group & (parts[:, None] != parts[None]) & known[:, None] & known[None]
-    wrong = ~same_group & known[:, None]
+    right = same_group & apart & (parts[:, None] != parts[None]) & known[:, None] & known[None]
+    wrong = ~same_group & apart & known[:, None]
     is_query = right.any(1) & wrong.any(1)
     return right & is_query[:, None], wrong & is_query[:, None]
 

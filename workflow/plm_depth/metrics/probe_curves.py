@@ -20,16 +20,19 @@ from plm_depth.metrics.probing import (
     INNER_FOLDS,
     PENALTIES,
     TOLERANCE,
+    Nested,
     Notes,
     ProbeError,
     Scaling,
     Score,
     Split,
+    best_layer,
     choose_penalty,
     cross_validated,
     fit_linear,
     folds_of,
     merged_groups,
+    nested,
     scaled,
     scores,
     splits,
@@ -46,6 +49,8 @@ RAO_PENALTY = 0.15
 P_AT_L = tuple(f"p_at_l_{name}" for name in contacts.SEPARATIONS)
 ALL_TASKS = (*TASKS, "contacts", "homology")
 CONTROLS = ("perm", "kmer", "untrained", "onehot")
+LEAST_CLUSTERS = 20  # of queries of homology: a bootstrap over fewer units says little
+LEAST_SEEN = 50  # residues whose 3-mer the training rows hold, for the control task and its selectivity
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,8 @@ class Curve:
         owner, fold: (n,) protein and test fold of each row.
         y: target; None where ``test`` holds values per protein.
         chance: of values per protein.
+        asked: rows that are scored; None: all.
+        known: proteins whose group (superfamily) is known, which folds keep whole.
         layers, test, valid: a layer each: (n, ...) predictions of probes that did not see the row's group.
         penalty, dim: a layer each, (n_folds,).
         n_train: (n_folds,).
@@ -120,6 +127,8 @@ class Curve:
     y: np.ndarray | None
     n_train: np.ndarray
     chance: float = math.nan
+    asked: np.ndarray | None = None
+    known: frozenset[str] = frozenset()
     layers: list[int] = field(default_factory=list)
     test: list[np.ndarray] = field(default_factory=list)
     valid: list[np.ndarray] = field(default_factory=list)
@@ -133,36 +142,70 @@ class Curve:
         self.penalty.append(penalty)
         self.dim.append(dim)
 
+    @property
+    def rows(self) -> np.ndarray:
+        """Return the rows that are scored."""
+        return np.arange(len(self.owner)) if self.asked is None else self.asked
+
     def score(
-        self, metric: str, predictions: Sequence[np.ndarray], *, rows: np.ndarray | None = None, resample: bool = True
+        self,
+        metric: str,
+        predictions: Sequence[np.ndarray],
+        *,
+        rows: np.ndarray | None = None,
+        resample: bool = True,
+        bootstrap: Bootstrap | None = None,
     ) -> Score:
-        """Return the score of each layer's predictions, of all rows or some."""
+        """Return the score of each layer's predictions, of all rows or some; ``bootstrap``: other resamples."""
         stacked = np.stack(predictions)
-        rows = np.arange(len(self.owner)) if rows is None else rows
+        rows = self.rows if rows is None else rows
+        bootstrap = (bootstrap or self.bootstrap) if resample else None
         if self.y is not None:
-            bootstrap = self.bootstrap if resample else None
             return scores(metric, self.y[rows], stacked[:, rows], owner=self.owner[rows], bootstrap=bootstrap)
         values = np.full((len(stacked), len(self.bootstrap.sequence_ids)), np.nan)
         values[:, self.owner[rows]] = stacked[:, rows]
-        if resample:
-            return Score(*self.bootstrap.means(values), self.chance)
+        if bootstrap is not None:
+            return Score(*bootstrap.means(values), self.chance)
         defined = ~np.isnan(values)
         total = np.where(defined, values, 0).sum(1)
         mean = np.divide(total, defined.sum(1), out=np.full(len(total), np.nan), where=defined.any(1))
         return Score(mean, np.empty((len(values), 0)), self.chance)
 
-    def selected(self, metric: str) -> tuple[np.ndarray, int]:
-        """Return the test predictions with each fold at the layer that its validation rows chose; and NaN folds."""
-        found, n_undefined = self.test[-1].copy(), 0
+    def selected(self, metric: str) -> Nested:
+        """Return the test score with each fold at the layer that its validation rows chose, in every resample anew."""
         n_folds = int(self.fold.max()) + 1
-        for fold in range(n_folds):
-            test, valid = np.flatnonzero(self.fold == fold), np.flatnonzero(self.fold == (fold + 1) % n_folds)
-            score = self.score(metric, self.valid, rows=valid, resample=False).value
-            if np.isnan(score).all():
-                n_undefined += 1
-                continue
-            found[test] = self.test[int(np.nanargmax(score))][test]
-        return found, n_undefined
+        tests = [np.flatnonzero(self.fold == fold) for fold in range(n_folds)]
+        # Fold k is tested by the probe whose validation rows are those of fold k + 1.
+        choosers = [self.score(metric, self.valid, rows=tests[(fold + 1) % n_folds]) for fold in range(n_folds)]
+
+        def at(places: np.ndarray, bootstrap: Bootstrap) -> Score:
+            stitched = self.test[-1].copy()
+            for place, rows in zip(places, tests, strict=True):
+                stitched[rows] = self.test[place][rows]
+            one = self.score(metric, [stitched], bootstrap=bootstrap)
+            return Score(one.value[0], one.resampled[0])
+
+        return nested(choosers, lambda scores: best_layer(scores, range(len(self.layers))), at, self.bootstrap)
+
+
+@dataclass(frozen=True)
+class Undefined:
+    """A score that would say nothing: what there is too little of.
+
+    Attributes:
+        columns: COMMON and PROBE_KEYS columns.
+        there, needed: clusters, or residues.
+        n_rows, n_seq, n_cluster: behind it.
+        known: proteins whose group is known.
+    """
+
+    columns: dict[str, object]
+    there: int
+    needed: int
+    n_rows: int
+    n_seq: int
+    n_cluster: int
+    known: int = 0
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -198,18 +241,25 @@ def fold_of_chains(
 
 def residue_curves(
     stream: Stream, plan: ResiduePlan, settings: Settings, seed: int, notes: Notes, progress: Progress
-) -> list[Curve]:
-    """Return the curves of the tasks of residues, controls included."""
+) -> tuple[list[Curve], list[Undefined]]:
+    """Return the curves of the tasks of residues, controls included.
+
+    The control of 3-mers is scored on the residues whose 3-mer the training rows of their fold hold: the label of
+    another cannot be known, whatever the probe (Hewitt and Liang 2019 give control labels to types, not to tokens).
+    """
     rows, chains = plan.rows, plan.chains
     wanted = [task for task in settings.tasks if task in TASKS and rows.known(task).any()]
     for task in sorted(set(settings.tasks) & set(TASKS) - set(wanted)):
         LOG.warning(f"task {task}: no residue of the {len(chains)} chains has a label; left out")
     if not wanted:
-        return []
+        return [], []
     outer = splits(plan.fold, plan.n_folds)
-    types = kmers(chains, rows)
+    types = np.array(kmers(chains, rows))
     curves: dict[tuple, Curve] = {}
-    targets = {}
+    undefined: list[Undefined] = []
+    targets, seen = {}, {}
+    representations = stream.representations(settings.directions)
+    primary = primary_view(representations)
     for task in wanted:
         y = rows.targets[task]
         known = np.flatnonzero(rows.known(task))
@@ -217,14 +267,27 @@ def residue_curves(
         if "perm" in settings.controls:
             targets[task]["perm"] = permuted(y[known], seed=seed, task=task)
         if "kmer" in settings.controls:
-            targets[task]["kmer"] = control_labels([types[i] for i in known], y[known], seed=seed, task=task)
+            seen[task] = seen_in_training(types[known], restricted(outer, rows.known(task)))
+            if len(seen[task]) >= LEAST_SEEN:
+                targets[task]["kmer"] = control_labels(types[known].tolist(), y[known], seed=seed, task=task)
+            owner = plan.owner[known[seen[task]]]
+            about = {"task": task, "space": next(iter(settings.space_names())), "control": "kmer"}
+            about |= {"probe": _probe_of(task), "metric": TASKS[task].metrics[0]}
+            n_seq, n_cluster = len(set(owner.tolist())), len(set(plan.bootstrap.cluster[owner].tolist()))
+            there = f"3-mers of {len(seen[task])} of {len(known)} tested residues stand in their training rows"
+            if len(seen[task]) < LEAST_SEEN:
+                LOG.warning(f"task {task}, control kmer: undefined: {there}; {LEAST_SEEN} are needed")
+                columns = {**stream.common, **primary.columns, **about}
+                n = len(seen[task])
+                undefined.append(Undefined(columns, n, LEAST_SEEN, n, n_seq, n_cluster))
+            else:
+                LOG.info(f"task {task}, control kmer: {there}; these are scored")
 
     def curve_of(key: tuple, columns: Mapping[str, object], task: str, control: str, space: str) -> Curve:
         known = rows.known(task)
         inner = restricted(outer, known)
         n_train = np.array([len(split.train) for split in inner])
-        probe = "ridge" if TASKS[task].kind == "regression" else "logistic"
-        about = {"task": task, "space": space, "probe": probe, "control": control}
+        about = {"task": task, "space": space, "probe": _probe_of(task), "control": control}
         y = targets[task][control if control in targets[task] else "none"]
         return curves.setdefault(
             key,
@@ -236,6 +299,7 @@ def residue_curves(
                 plan.fold[known],
                 y,
                 n_train,
+                asked=seen[task] if control == "kmer" else None,
             ),
         )
 
@@ -255,8 +319,6 @@ def residue_curves(
         curve.add(layer, found.test, found.valid, found.penalty, found.dim)
         return found.penalty
 
-    representations = stream.representations(settings.directions)
-    primary = primary_view(representations)
     if "onehot" in settings.controls:
         z = scaled(one_hot(chains, rows), outer, capacity=None)
         for task in wanted:
@@ -273,10 +335,20 @@ def residue_curves(
                 )
                 if of.is_untrained or of.views != primary.views:
                     continue
-                for control in (name for name in ("perm", "kmer") if name in settings.controls):
+                for control in (name for name in ("perm", "kmer") if name in targets[task]):
                     fit(curve_of((*key, control), of.columns, task, control, space), layer, z, task, penalty)
         progress.advance()
-    return list(curves.values())
+    return list(curves.values()), undefined
+
+
+def seen_in_training(types: np.ndarray, outer: Sequence[Split]) -> np.ndarray:
+    """Return the rows whose type stands among the training rows of the fold that tests them, sorted."""
+    found = [split.test[np.isin(types[split.test], types[split.train])] for split in outer]
+    return np.sort(np.concatenate(found))
+
+
+def _probe_of(task: str) -> str:
+    return "ridge" if TASKS[task].kind == "regression" else "logistic"
 
 
 _NO_VIEW = {"null_model": "trained", "null_seed": -1, "direction": "none", "noise_t": math.nan, "mask_draw": -1}
@@ -510,39 +582,91 @@ def attention_curves(
 # Homology
 
 
+def homology_folds(
+    names: Sequence[str],
+    groups: Sequence[str],
+    parts: Sequence[str],
+    clusters: Sequence[str],
+    *,
+    n_folds: int,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the fold of each protein of labelled families, and its unit; None where units are too few to part.
+
+    A unit joins proteins of one part of a group and proteins of one similarity cluster; folds are made of whole units,
+    so that neither a part nor a cluster is ever on two sides. Units without a query need no fold.
+
+    Args:
+        parts: as ``homology.parts_of``.
+    Returns:
+        (n,) fold; -1: trains in every fold; -2: never (its part is unknown, and may be one that is tested). (n,) unit.
+    """
+    known = [f"{group}\x1f{part}" if part else "" for group, part in zip(groups, parts, strict=True)]
+    unit = merged_groups(known, clusters)
+    is_query = homology.kinship(groups, parts, clusters)[0].any(1)
+    inside = np.isin(unit, unit[is_query])
+    classes, y = np.unique(groups, return_inverse=True)
+    rows = np.flatnonzero(inside)
+    n_folds = min(n_folds, len(np.unique(unit[rows])))
+    if n_folds < 3:
+        return None
+    # Parts of one group go to different folds where they can: a part is found by what was learned of the others.
+    sizes = {names[i]: np.eye(len(classes))[y[i]] for i in rows}
+    fold_of = folds_of({names[i]: names[unit[i]] for i in rows}, n_folds=n_folds, seed=seed, sizes=sizes)
+    asked_groups = set(np.asarray(groups)[is_query].tolist())
+    fold = np.full(len(unit), -1)
+    for i in range(len(unit)):
+        if inside[i]:
+            fold[i] = fold_of[names[i]]
+        elif not parts[i] and groups[i] in asked_groups:
+            fold[i] = -2
+    return fold, unit
+
+
 def homology_curves(
     stream: Stream,
     members: Sequence[tuple[str, str, str]],
-    bootstrap: Bootstrap,
+    cluster_of: Mapping[str, str],
     settings: Settings,
     seed: int,
+    n_boot: int,
     notes: Notes,
     progress: Progress,
-) -> list[Curve]:
-    """Return the curves of homology: retrieval among all members, logistic probes tested on unseen parts.
+) -> tuple[list[Curve], list[Undefined]]:
+    """Return the curves of homology: retrieval among all members, logistic probes tested on unseen parts and clusters.
 
     Args:
         members: (sequence_id, group, part), sorted.
+        cluster_of: similarity cluster of each member.
     """
     names = [name for name, _, _ in members]
-    groups, parts = [group for _, group, _ in members], [part for _, _, part in members]
-    right, wrong = homology.kinship(groups, parts)
-    is_query = right.any(1)
-    if not is_query.any():
-        LOG.warning("task homology: no group has two known parts beside another group; left out")
-        return []
-    # Parts of one group go to different folds where they can: a part is found by what was learned of the others.
-    part_of = {name: f"{group}\x1f{part}" for name, group, part in members}
-    classes, y = np.unique(groups, return_inverse=True)
-    queries = [name for name, wanted in zip(names, is_query) if wanted]
-    sizes = {name: np.eye(len(classes))[y[names.index(name)]] for name in queries}
-    n_folds = min(settings.folds, len({part_of[name] for name in queries}))
-    if n_folds < 3:
-        LOG.warning(f"task homology: {n_folds} parts of groups; at least 3 are needed; left out")
-        return []
-    fold_of = folds_of({name: part_of[name] for name in queries}, n_folds=n_folds, seed=seed, sizes=sizes)
-    fold = np.array([fold_of.get(name, -1) for name in names])
+    groups, clusters = [group for _, group, _ in members], [cluster_of[name] for name in names]
+    parts = homology.parts_of(groups, [part for _, _, part in members], clusters)
+    right, wrong = homology.kinship(groups, parts, clusters)
+    query = np.flatnonzero(right.any(1))
+    representations = stream.representations(settings.directions)
+    primary = primary_view(representations)
+    n_clusters = len({clusters[i] for i in query})
+    LOG.info(
+        f"task homology: {len(query)} of {len(names)} members have kin beyond their part and similarity cluster; they "
+        f"are of {len({groups[i] for i in query})} groups, in {n_clusters} clusters"
+    )
+    found = homology_folds(names, groups, parts, clusters, n_folds=settings.folds, seed=seed)
+    if n_clusters < LEAST_CLUSTERS or found is None:
+        LOG.warning(
+            f"task homology: undefined: too few clusters, {n_clusters} of those that ask; {LEAST_CLUSTERS} are needed"
+        )
+        about = {"task": "homology", "space": "raw", "probe": "retrieval", "control": "none", "metric": "top1"}
+        columns = {**stream.common, **primary.columns, **about}
+        return [], [Undefined(columns, n_clusters, LEAST_CLUSTERS, len(query), len(query), n_clusters)]
+    fold, unit = found
+    n_folds = int(fold.max()) + 1
     outer = splits_beside(fold, n_folds)
+    is_query = right.any(1)
+    classes, y = np.unique(groups, return_inverse=True)
+    bootstrap = Bootstrap.of({names[i]: clusters[i] for i in query}, n_boot=n_boot, seed=seed)
+    owner = np.full(len(names), -1)
+    owner[query] = bootstrap.index([names[i] for i in query])
     # A class that a fold's training rows lack cannot be said; such rows are no question.
     unanswerable = np.zeros(len(names), bool)
     for split in outer:
@@ -550,17 +674,9 @@ def homology_curves(
             unanswerable[rows] |= ~np.isin(y[rows], y[split.train])
     asked = is_query & ~unanswerable
     if n_left := int((is_query & unanswerable).sum()):
-        LOG.info(
-            f"task homology: {n_left} members whose group has no other part to learn from are not asked (logistic)"
-        )
-    owner = bootstrap.index(names)
-    query = np.flatnonzero(is_query)
-    group_ids = np.array([part_of[name] for name in names])
-    group_ids = np.where(np.array(parts) == "", np.array(names), group_ids)
-    representations = stream.representations(settings.directions)
-    primary = primary_view(representations)
+        LOG.info(f"task homology: {n_left} members whose group no other fold could teach are not asked (logistic)")
     shuffled = np.array(groups)[generator(seed, "perm", "homology").permutation(len(groups))]
-    permuted_kin = homology.kinship(shuffled, parts)
+    permuted_kin = homology.kinship(shuffled, parts, clusters)
     curves: dict[tuple, Curve] = {}
     position = np.full(len(names), MEAN_POSITION)
     for layer, of, x in vectors(stream, representations, names, np.arange(len(names)), position):
@@ -591,7 +707,7 @@ def homology_curves(
             for space, capacity in settings.space_names().items():
                 z = scaled(x, outer, capacity=capacity)
                 options = {"kind": "classification", "n_classes": len(classes), "seed": seed, "notes": notes}
-                found = cross_validated(z, y, group_ids, outer, penalties=settings.penalties, **options)
+                found = cross_validated(z, y, unit, outer, penalties=settings.penalties, **options)
                 key = (of.views, space, control, "logistic")
                 about = {"task": "homology", "space": space, "probe": "logistic", "control": control}
                 if key not in curves:
@@ -606,13 +722,13 @@ def homology_curves(
                     )
                 curves[key].add(layer, found.test[asked], found.valid[asked], found.penalty, found.dim)
         progress.advance()
-    return list(curves.values())
+    return list(curves.values()), []
 
 
 def splits_beside(fold: np.ndarray, n_folds: int) -> list[Split]:
-    """Return the outer folds as ``probing.splits``; rows of fold -1 always train."""
+    """Return the outer folds as ``probing.splits``; rows of fold -1 always train, those of -2 never do."""
     inside = np.flatnonzero(fold >= 0)
-    always = np.flatnonzero(fold < 0)
+    always = np.flatnonzero(fold == -1)
     return [
         Split(s.fold, np.sort(np.r_[inside[s.train], always]), inside[s.valid], inside[s.test])
         for s in splits(fold[inside], n_folds)

@@ -10,8 +10,9 @@ block alone, where they are at hand (``layer`` is then the block); ``homology`` 
 logistic probe that is tested on parts of a group that it did not see.
 
 Folds keep together the chains of one similarity cluster and of one group (superfamily) where it is known; in homology
-they are whole parts. Of an autoregressive model each direction is read, and both side by side. A model whose tokens
-hold several residues has homology only.
+they keep together what shares a part or a similarity cluster. What would rest on too few clusters or residues is not
+scored: the table says so (stat ``undefined``). Of an autoregressive model each direction is read, and both side by
+side. A model whose tokens hold several residues has homology only.
 
 Settings (JSON): tasks, folds, residues (rows a chain), contact_chains, pairs (training pairs of a chain, contacts and
 others each), capacity, spaces (pca, full), penalties, controls, directions, tolerance, retention.
@@ -32,6 +33,7 @@ from plm_depth.metrics.probe_curves import (
     Curve,
     ResiduePlan,
     Settings,
+    Undefined,
     attention_curves,
     contact_curves,
     fold_of_chains,
@@ -54,7 +56,7 @@ def fold_rows(curve: Curve) -> Iterator[dict[str, object]]:
     """Yield the PROBE rows of a curve."""
     for metric in curve.metrics:
         for fold in range(len(curve.n_train)):
-            rows = np.flatnonzero(curve.fold == fold)
+            rows = curve.rows[curve.fold[curve.rows] == fold]
             value = curve.score(metric, curve.test, rows=rows, resample=False).value
             for number, layer in enumerate(curve.layers):
                 yield {
@@ -80,22 +82,27 @@ def summary_rows(curves: Sequence[Curve], settings: Settings) -> list[dict[str, 
             found += _rows_of(curve, metric, test, settings)
             group = by_key.setdefault(_question(curve, metric), {})
             group.setdefault(str(curve.columns["control"]), []).append((curve, test))
+    for curve in curves:
+        if curve.asked is not None:
+            share = np.array(len(curve.asked) / len(curve.owner))
+            found.append(_row(curve, curve.metrics[0], "seen_share", share, np.empty(0), math.nan))
     for key, group in by_key.items():
         one_hot = by_key.get(_one_hot(key), {}).get("onehot", [])
-        for curve, test in group.get("none", []):
+        for curve, whole in group.get("none", []):
             for stat, others in (
                 ("selectivity", group.get("kmer", [])),
                 ("over_untrained", group.get("untrained", [])),
                 ("over_onehot", one_hot),
             ):
                 if others:
+                    metric, rows = key[-1], others[0][0].asked
+                    test = whole if rows is None else curve.score(metric, curve.test, rows=rows)
                     # Several untrained networks: their mean. A control without layers stands beside every layer.
                     value = test.value - np.mean([other.value for _, other in others], axis=0)
                     resampled = test.resampled - np.mean([other.resampled for _, other in others], axis=0)
                     for number, layer in enumerate(curve.layers):
-                        found.append(
-                            _row(curve, key[-1], stat, value[number], resampled[number], math.nan, layer=layer)
-                        )
+                        at = {"layer": layer, "rows": rows}
+                        found.append(_row(curve, metric, stat, value[number], resampled[number], math.nan, **at))
     return found
 
 
@@ -116,11 +123,20 @@ def _one_hot(key: tuple) -> tuple:
 
 
 def _row(
-    curve: Curve, metric: str, stat: str, value: float, resampled: np.ndarray, chance: float, **more: object
+    curve: Curve,
+    metric: str,
+    stat: str,
+    value: float,
+    resampled: np.ndarray,
+    chance: float,
+    *,
+    rows: np.ndarray | None = None,
+    **more: object,
 ) -> dict[str, object]:
     lower, upper, n_boot = interval(resampled[None])
+    rows = curve.rows if rows is None else rows
     proteins = np.zeros(len(curve.bootstrap.sequence_ids), bool)
-    proteins[curve.owner] = True
+    proteins[curve.owner[rows]] = True
     return {
         **curve.columns,
         "metric": metric,
@@ -133,8 +149,9 @@ def _row(
         "ci_lo": float(lower[0]),
         "ci_hi": float(upper[0]),
         "chance": chance,
-        "n_rows": len(curve.owner),
+        "n_rows": len(rows),
         "n_seq": int(proteins.sum()),
+        "n_grouped": sum(name in curve.known for name in curve.bootstrap.sequence_ids[proteins].tolist()),
         "n_cluster": int(curve.bootstrap.clusters_of(proteins)),
         "n_boot": int(n_boot[0]),
         **more,
@@ -142,8 +159,12 @@ def _row(
 
 
 def _rows_of(curve: Curve, metric: str, test: Score, settings: Settings) -> Iterator[dict[str, object]]:
-    valid = curve.score(metric, curve.valid)
     tolerance, layers = settings.tolerance, curve.layers
+    if curve.asked is not None:  # a control that is scored on some test rows, and chooses nothing
+        for number, layer in enumerate(layers):
+            yield _row(curve, metric, "score", test.value[number], test.resampled[number], test.chance, layer=layer)
+        return
+    valid = curve.score(metric, curve.valid)
     inside = plateau(valid.value, tolerance=tolerance)
     for number, layer in enumerate(layers):
         at = {"layer": layer, "in_plateau": bool(inside[number])}
@@ -156,11 +177,10 @@ def _rows_of(curve: Curve, metric: str, test: Score, settings: Settings) -> Iter
     yield _row(curve, metric, "best_layer", *best, math.nan)
     first = (shallowest(x, layers, tolerance=tolerance) for x in (valid.value, valid.resampled.T))
     yield _row(curve, metric, "shallowest", *first, math.nan, param=tolerance)
-    chosen, n_undefined = curve.selected(metric)
-    if n_undefined:
-        LOG.info(f"{curve.columns['task']} {metric}: {n_undefined} folds without a validation score: the last layer")
-    selected = curve.score(metric, [chosen])
-    yield _row(curve, metric, "selected", selected.value[0], selected.resampled[0], test.chance)
+    selected = curve.selected(metric)
+    if n := selected.n_undefined:
+        LOG.info(f"{curve.columns['task']} {metric}: {n} folds without a validation score: the last layer")
+    yield _row(curve, metric, "selected", selected.value, selected.resampled, test.chance)
     floors = {"layer_0": (test.value[0], test.resampled[0])} if layers[0] == 0 else {}
     if not math.isnan(test.chance):
         floors["chance"] = (test.chance, test.chance)
@@ -171,6 +191,28 @@ def _rows_of(curve: Curve, metric: str, test: Score, settings: Settings) -> Iter
                 retention_depth(test.resampled.T, layers, floor=resampled_floor, share=share),
             )
             yield _row(curve, metric, "retention_depth", *depth, math.nan, param=share, floor=name)
+
+
+def undefined_rows(found: Sequence[Undefined]) -> list[dict[str, object]]:
+    """Return the PROBES rows of scores that would say nothing."""
+    return [
+        {
+            **one.columns,
+            "stat": "undefined",
+            "layer": -1,
+            "param": float(one.needed),
+            "floor": "none",
+            "in_plateau": False,
+            "value": float(one.there),
+            **dict.fromkeys(("ci_lo", "ci_hi", "chance"), math.nan),
+            "n_rows": one.n_rows,
+            "n_seq": one.n_seq,
+            "n_grouped": one.known,
+            "n_cluster": one.n_cluster,
+            "n_boot": 0,
+        }
+        for one in found
+    ]
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -210,7 +252,7 @@ def probe(
     if wants_chains and not states.table.constants["tokens_are_residues"]:
         log.warning(f"{states.common['model_id']}: its tokens hold several residues: no task of residues or pairs")
         wants_chains = False
-    notes, curves = Notes(), []
+    notes, curves, undefined = Notes(), [], []
     n_steps = len(states.table.layers) * len(states.representations(settings.directions))
     progress = Progress(log, total=None, unit="layers and tasks")
     if wants_chains and (backbone is None or not chains):
@@ -224,6 +266,12 @@ def probe(
         sizes = sizes_of(sample)
         fold, group = fold_of_chains(cluster_of, dict(chains), sizes, settings.folds, seed)
         bootstrap = Bootstrap.of({name: cluster_of[name] for name, _ in chains}, n_boot=n_boot, seed=seed)
+        known = frozenset(name for name, of_chain_group in chains if of_chain_group)
+        log.info(
+            f"superfamilies: {len(known)} of {len(chains)} chains have one; folds keep these whole beside clusters"
+            if known
+            else "superfamilies: no superfamily of the chains is known: folds keep clusters whole, and only these"
+        )
         log.info(
             f"{len(chains)} chains of {len(set(group.values()))} groups in {settings.folds} folds, "
             f"{len(sample.owner)} residues; {len(states.table.layers)} layers, {n_steps} passes"
@@ -238,25 +286,43 @@ def probe(
                 bootstrap,
                 bootstrap.index(sample.names)[sample.owner],
             )
-            curves += residue_curves(states, plan, settings, seed, notes, progress)
+            found, few = residue_curves(states, plan, settings, seed, notes, progress)
+            curves += found
+            undefined += few
         if "contacts" in settings.tasks:
             pairs = pair_plan(of_chain, fold, group, settings=settings, seed=seed)
             curves += contact_curves(states, pairs, bootstrap, settings, seed, notes, progress)
             maps = AttentionMaps(attention) if attention is not None else None
             if maps is not None and maps.proteins:
                 curves += attention_curves(states, maps, pairs, bootstrap, settings, progress)
+        for curve in curves:
+            curve.known = known
     if "homology" in settings.tasks and members:
-        bootstrap = Bootstrap.of({name: cluster_of[name] for name, *_ in members}, n_boot=n_boot, seed=seed)
-        curves += homology_curves(states, members, bootstrap, settings, seed, notes, progress)
+        found, few = homology_curves(states, members, cluster_of, settings, seed, n_boot, notes, progress)
+        for curve in found:
+            curve.known = frozenset(name for name, *_ in members)
+        curves += found
+        undefined += few
+        if few and set(settings.tasks) == {"homology"}:
+            raise ProbeError(
+                f"task homology: {few[0].n_rows} members have kin beyond their part and similarity cluster, in "
+                f"{few[0].there} clusters; expected at least {few[0].needed} and three to part: give more families, or "
+                "do without this task"
+            )
     progress.finish()
     log.info(str(notes))
-    if not curves:
+    if not curves and not undefined:
         raise ProbeError(f"none of the tasks {', '.join(settings.tasks)} could be done; see the log above")
     common = (*COMMON, *PROBE_KEYS)
     n_rows = []
     for path, schema, found, keys in (
         (probe, PROBE, [row for curve in curves for row in fold_rows(curve)], (*common, "layer", "fold")),
-        (probes, PROBES, summary_rows(curves, settings), (*common, "stat", "param", "floor", "layer")),
+        (
+            probes,
+            PROBES,
+            summary_rows(curves, settings) + undefined_rows(undefined),
+            (*common, "stat", "param", "floor", "layer"),
+        ),
     ):
         columns = {name: np.array([row[name] for row in found]) for name in schema.names}
         n_rows.append(write_table(sorted_rows(columns, keys), schema, path, seed=seed, resamples=n_boot))
