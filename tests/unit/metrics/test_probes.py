@@ -7,11 +7,23 @@ import logging
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from plm_depth.metrics import homology
 from plm_depth.metrics.bootstrap import Bootstrap
-from plm_depth.metrics.probe_curves import Curve, Settings, fold_of_chains, splits_beside
+from plm_depth.metrics.probe_curves import (
+    LEAST_CLUSTERS,
+    LEAST_SEEN,
+    Curve,
+    Settings,
+    fold_of_chains,
+    homology_folds,
+    seen_in_training,
+    splits_beside,
+)
 from plm_depth.metrics.probes import main, probe
-from plm_depth.metrics.probing import ProbeError
+from plm_depth.metrics.probing import ProbeError, Split
 from plm_depth.metrics.stream import Stream
 from plm_depth.randomness import generator
 from plm_depth.tables import (
@@ -36,15 +48,16 @@ N_SITES = 6
 class World:
     """Chains and families with planted answers, and streams of invented models in which they can be read."""
 
-    def __init__(self, folder, *, n_chains=12, length=36, seed=0):
+    def __init__(self, folder, *, n_chains=12, length=36, seed=0, letters="ACDEFG"):
         self.folder, random = folder, generator(seed, "world")
-        self.chains = {f"C{i:02d}": "".join(random.choice(list(AMINO_ACIDS), size=length)) for i in range(n_chains)}
+        self.chains = {f"C{i:02d}": "".join(random.choice(list(letters), size=length)) for i in range(n_chains)}
         self.state = {name: random.choice(list("HEC"), size=length) for name in self.chains}
         self.site = {name: random.integers(N_SITES, size=length) for name in self.chains}
         self.hse = {name: random.normal(size=length) for name in self.chains}
         self.rsa = {name: np.full(length, np.nan) for name in self.chains}
         members = [(f"M{g}{p}{i}", f"G{g}", f"P{p}") for g in range(3) for p in range(3) for i in range(3)]
         self.members = [*members, ("M_lone", "G9", "")]
+        self.superfamily, self.cluster_of = {}, {}
         self.random = random
         self.write_tables()
 
@@ -72,11 +85,14 @@ class World:
                 for column, value in row.items():
                     rows[column].append(value)
         write_table(rows, BACKBONE, self.folder / "backbone")
-        known = [(name, "structures", "", "") for name in self.chains]
+        known = [(name, "structures", self.superfamily.get(name, ""), "") for name in self.chains]
         known += [(name, "families", group, part) for name, group, part in self.members]
         write_table(dict(zip(ANNOTATIONS.names, zip(*known))), ANNOTATIONS, self.folder / "annotations")
         names = [name for name, *_ in known]
-        cluster = [f"{name[0]}{int(name[1:]) // 2}" if name in self.chains else name for name in names]
+        cluster = [
+            f"{name[0]}{int(name[1:]) // 2}" if name in self.chains else self.cluster_of.get(name, name)
+            for name in names
+        ]
         write_table({"sequence_id": names, "cluster_id": cluster}, CLUSTERS, self.folder / "clusters")
 
     def vectors(self, name, layer, noise):
@@ -221,19 +237,60 @@ def test_planted_kin_are_found_by_cosine_and_by_probes_on_parts_that_were_not_se
     assert asked == [27]  # the member without a part only trains
 
 
-def test_untrained_networks_and_permuted_labels_score_chance_and_selectivity_is_the_difference(tables):
+def test_untrained_networks_and_permuted_labels_score_chance_and_differences_are_of_the_same_residues(tables):
     _, probes = tables
     for control in ("untrained", "perm"):
         for layer, value in by_layer(probes, task="ss3", metric="accuracy", control=control).items():
             assert abs(value - 1 / 3) < 3 * np.sqrt(2 / 9 / 360) + 0.06, (control, layer)
     score = by_layer(probes, task="ss3", metric="accuracy")
-    for control, stat in (("kmer", "selectivity"), ("untrained", "over_untrained")):
-        other = by_layer(probes, task="ss3", metric="accuracy", control=control)
-        difference = by_layer(probes, task="ss3", metric="accuracy", stat=stat)
-        assert difference == pytest.approx({layer: score[layer] - other[layer] for layer in score})
+    other = by_layer(probes, task="ss3", metric="accuracy", control="untrained")
+    difference = by_layer(probes, task="ss3", metric="accuracy", stat="over_untrained")
+    assert difference == pytest.approx({layer: score[layer] - other[layer] for layer in score})
     one_hot = by_layer(probes, task="ss3", metric="accuracy", control="onehot")
     over = by_layer(probes, task="ss3", metric="accuracy", stat="over_onehot")
     assert set(one_hot) == {-1} and over[N_BLOCKS] == pytest.approx(score[N_BLOCKS] - one_hot[-1])
+
+
+def test_selectivity_is_of_the_residues_whose_3_mer_was_there_to_be_learned(tables):
+    folds, probes = tables
+    rows = probes.filter(task="ss3", metric="accuracy")
+    control = rows.filter(control="kmer", stat="score")
+    n_seen = control["n_rows"].unique().item()
+    assert LEAST_SEEN <= n_seen < 360
+    share = rows.filter(control="kmer", stat="seen_share").row(0, named=True)
+    assert (share["value"], share["n_rows"], share["layer"]) == (pytest.approx(n_seen / 360), n_seen, -1)
+    assert folds.filter(task="ss3", metric="accuracy", control="kmer", layer=1)["n_test"].sum() == n_seen
+    selectivity = rows.filter(stat="selectivity")
+    assert selectivity["n_rows"].unique().to_list() == [n_seen]
+    kmer = by_layer(rows, control="kmer")
+    for layer, value in by_layer(rows, stat="selectivity").items():
+        # Where the task is solved for all residues, it is for these; before, both are guesses.
+        assert value == pytest.approx(1 - kmer[layer]) if layer >= PLANTED else abs(value) < 0.2
+    assert set(rows.filter(control="kmer")["stat"]) == {"score", "seen_share"}  # it chooses no layer
+    assert "undefined" not in set(rows["stat"])
+
+
+def test_a_control_that_nearly_no_residue_can_tell_is_undefined_and_says_how_many_could(tmp_path, caplog):
+    world = World(tmp_path, letters=AMINO_ACIDS)
+    with caplog.at_level(logging.WARNING):
+        folds, probes = world.probe(world.write_stream(tmp_path / "stream"), tasks=("ss3",), controls=("kmer",))
+    row = probes.filter(stat="undefined").row(0, named=True)
+    assert (row["control"], row["task"], row["param"]) == ("kmer", "ss3", LEAST_SEEN)
+    assert row["value"] == row["n_rows"] < LEAST_SEEN and row["n_boot"] == 0
+    assert "kmer" not in set(folds["control"]) and "selectivity" not in set(probes["stat"])
+    assert (
+        f"3-mers of {row['n_rows']} of 360 tested residues stand in their training rows; 50 are needed" in caplog.text
+    )
+
+
+def test_seen_types_are_those_of_the_training_rows_of_the_fold_that_tests():
+    types = np.array(["AAA", "AAC", "AAA", "AAC", "AAD", "AAA"])
+    outer = [
+        Split(0, np.array([2, 3]), np.array([4]), np.array([0, 1])),
+        Split(1, np.array([4, 5]), np.array([0, 1]), np.array([2, 3])),
+        Split(2, np.array([0, 1]), np.array([2, 3]), np.array([4, 5])),
+    ]
+    assert seen_in_training(types, outer).tolist() == [0, 1, 2, 5]
 
 
 def test_depth_in_one_number_is_the_planted_layer(tables):
@@ -377,11 +434,85 @@ def test_chains_of_one_superfamily_share_a_fold_though_they_are_not_similar():
         fold_of_chains(dict.fromkeys(names, "x") | {"C0": "y"}, dict.fromkeys(names, ""), sizes, 4, 0)
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abcd"), st.sampled_from(["", "1", "2", "3"]), st.integers(0, 15)),
+        min_size=12,
+        max_size=50,
+    ),
+    st.integers(0, 5),
+)
+def test_no_training_protein_of_homology_shares_a_cluster_or_a_part_with_one_that_is_tested(members, seed):
+    groups, parts, clusters = [g for g, _, _ in members], [p for _, p, _ in members], [f"c{c}" for *_, c in members]
+    names = [f"p{i:02d}" for i in range(len(members))]
+    parts = homology.parts_of(groups, parts, clusters)
+    options = {"n_folds": 4, "seed": seed}
+    found = homology_folds(names, groups, parts, clusters, **options)
+    right, _ = homology.kinship(groups, parts, clusters)
+    if found is None:
+        return
+    fold, _ = found
+    whole = np.array([f"{group} {part}" if part else "" for group, part in zip(groups, parts)])
+    clusters = np.array(clusters)
+    assert (fold[right.any(1)] >= 0).all(), "every query is tested once"
+    for split in splits_beside(fold, int(fold.max()) + 1):
+        for some, others in ((split.train, split.test), (split.train, split.valid), (split.valid, split.test)):
+            assert not set(clusters[some]) & set(clusters[others])
+            assert not (set(whole[some]) & set(whole[others])) - {""}
+    order = generator(seed, "order").permutation(len(members))
+    again = homology_folds(*([one[i] for i in order] for one in (names, groups, parts, clusters.tolist())), **options)
+    assert (again[0] == fold[order]).all()
+
+
+def test_a_protein_whose_part_may_be_the_one_that_is_tested_does_not_train():
+    names = [f"p{i}" for i in range(9)]
+    groups = ["a"] * 5 + ["b"] * 4
+    parts = ["1", "2", "3", "4", "", "1", "2", "3", "4"]
+    fold, _ = homology_folds(names, groups, parts, names, n_folds=4, seed=0)
+    assert fold[4] == -2 and (np.delete(fold, 4) >= 0).all()
+
+
+def test_homology_in_too_few_clusters_is_undefined_and_says_so(tmp_path, caplog):
+    world = World(tmp_path)
+    stream = world.write_stream(tmp_path / "stream")
+    # Three clusters that cross the parts: every protein has kin in two others.
+    world.cluster_of = {name: f"m{i % 3}" for i, (name, *_) in enumerate(world.members)}
+    world.write_tables()
+    with caplog.at_level(logging.WARNING):
+        folds, probes = world.probe(stream, tasks=("ss3", "homology"), controls=())
+    row = probes.filter(task="homology").row(0, named=True)
+    assert probes.filter(task="homology").height == 1 and set(folds["task"]) == {"ss3"}
+    assert (row["stat"], row["value"], row["param"], row["n_cluster"]) == ("undefined", 3, LEAST_CLUSTERS, 3)
+    assert "task homology: undefined: too few clusters, 3 of those that ask; 20 are needed" in caplog.text
+    with pytest.raises(ProbeError, match="27 members have kin beyond their part and similarity cluster, in 3 clusters"):
+        world.probe(stream, tasks=("homology",), controls=())
+    pieces = world.write_stream(tmp_path / "pieces", tokens_are_residues=False)
+    folds, probes = world.probe(pieces, tasks=("ss3", "homology"))
+    assert folds.is_empty() and probes["stat"].to_list() == ["undefined"]
+
+
+def test_chains_with_a_superfamily_are_counted_and_their_absence_is_said(tmp_path, caplog):
+    world = World(tmp_path)
+    stream = world.write_stream(tmp_path / "stream")
+    with caplog.at_level(logging.INFO):
+        _, probes = world.probe(stream, tasks=("ss3",), controls=())
+    assert probes["n_grouped"].unique().to_list() == [0]
+    assert "no superfamily of the chains is known: folds keep clusters whole, and only these" in caplog.text
+    world.superfamily = {"C00": "s", "C07": "s", "C03": "t"}
+    world.write_tables()
+    with caplog.at_level(logging.INFO):
+        _, probes = world.probe(stream, tasks=("ss3",), controls=())
+    assert probes["n_grouped"].unique().to_list() == [3]
+    assert "3 of 12 chains have one; folds keep these whole beside clusters" in caplog.text
+
+
 def test_proteins_that_ask_nothing_train_in_every_fold():
-    fold = np.array([0, -1, 1, 2, -1, 0])
+    fold = np.array([0, -1, 1, 2, -1, 0, -2])
     for split in splits_beside(fold, 3):
         assert {1, 4} <= set(split.train.tolist())
         assert not {1, 4} & {*split.test.tolist(), *split.valid.tolist()}
+        assert 6 not in {*split.train.tolist(), *split.test.tolist(), *split.valid.tolist()}
         assert (fold[split.test] == split.fold).all()
 
 
@@ -393,8 +524,21 @@ def test_the_selected_score_takes_each_fold_at_the_layer_its_validation_rows_cho
     # Fold 1 validates fold 0, fold 2 validates fold 1, fold 0 validates fold 2.
     curve.add(0, np.array([10.0, 10, 11, 11, 12, 12]), np.array([0.9, 0.9, 0.1, 0.1, 0.9, 0.9]), nothing, nothing)
     curve.add(1, np.array([20.0, 20, 21, 21, 22, 22]), np.array([0.1, 0.1, 0.9, 0.9, 0.1, 0.1]), nothing, nothing)
-    chosen, n_undefined = curve.selected("top1")
-    assert chosen.tolist() == [20, 20, 11, 11, 12, 12] and n_undefined == 0
+    found = curve.selected("top1")
+    assert found.places.tolist() == [1, 0, 0] and found.n_undefined == 0
+    assert found.value == np.mean([20, 20, 11, 11, 12, 12])
+    # By hand, resample by resample: layers are chosen anew with the weights of the resample.
+    assert found.resampled.shape == (3,)
+    for weights, value in zip(bootstrap.weights, found.resampled):
+        said = np.empty(6)
+        for k in range(3):
+            rows, chooser = fold == k, fold == (k + 1) % 3
+            score = [
+                np.average(valid[chooser], weights=weights[chooser]) if weights[chooser].any() else np.nan
+                for valid in curve.valid
+            ]
+            said[rows] = curve.test[1 if np.isnan(score).all() else int(np.nanargmax(score))][rows]
+        assert value == pytest.approx(np.average(said, weights=weights))
 
 
 def test_a_row_that_is_not_in_the_stream_is_named(world, tables):
