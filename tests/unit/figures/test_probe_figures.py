@@ -60,7 +60,7 @@ def _rows(model, task, probe, direction, noise, space, metric, control, seed):
         "null_seed": seed, "condition": "seq", "readout": "seq", "direction": direction, "noise_t": noise,
         "mask_draw": -1, "task": task, "space": space, "probe": probe, "control": control, "metric": metric,
         "param": math.nan, "floor": "none", "chance": CHANCE.get(metric, math.nan), "in_plateau": False,
-        "n_rows": 400, "n_seq": 20, "n_cluster": 12, "n_boot": 500,
+        "n_rows": 400, "n_seq": 20, "n_grouped": 0, "n_cluster": 12, "n_boot": 500,
     }  # fmt: skip
     if probe == "attention":
         layers = range(2, model.n_blocks + 1, 2)
@@ -120,6 +120,7 @@ def test_the_csv_is_exactly_the_rows_of_the_tables(stage, n_rows, study, folder,
     with files["csv"].open(newline="") as file:
         found = [row for row in csv.DictReader(file) if row["network"] == "trained" and row["aggregate"] == "mean"]
     found = [row for row in found if not row["quantity"].startswith("shallowest_")]
+    assert not any(row["quantity"].startswith("undefined_") for row in found)
     n_layers = sum(model.n_blocks // 2 + 1 for model in MODELS)
     assert len(found) == n_rows * n_layers - (len(MODELS) if stage is contacts.STAGE else 0)  # blocks are one fewer
     for row in found:
@@ -202,6 +203,30 @@ def test_models_that_were_not_probed_are_named_and_a_study_without_the_task_is_r
     path = write(MODELS[0], tmp_path / "other.parquet", scores=SCORES[-1:])
     with pytest.raises(FigureError, match="none of the tasks ss3"):
         probes.numbers(door.read_study(models, {"probes": [path]}))
+
+
+def test_what_is_undefined_is_said_and_not_drawn(tmp_path):
+    about = {"stat": "undefined", "layer": -1, "ci_lo": math.nan, "ci_hi": math.nan, "chance": math.nan, "n_boot": 0}
+    rows = [row for row in unique(rows_of(MODELS[0], scores=SCORES[:2])) if row["control"] != "kmer"]
+    plain = next(row for row in rows if row["control"] == "none" and row["space"] == "pca256")
+    few = {"task": "homology", "probe": "retrieval", "space": "raw", "metric": "top1", "param": 20.0, "value": 5.0}
+    rows.append({**plain, **about, **few, "n_cluster": 5})
+    rows.append({**plain, **about, "control": "kmer", "param": 50.0, "value": 14.0, "n_rows": 14})
+    write_table({name: [row[name] for row in rows] for name in PROBES.names}, PROBES, tmp_path / "one.parquet")
+    one = door.read_study(invented.models_json(MODELS[:1], tmp_path / "m.json"), {"probes": [tmp_path / "one.parquet"]})
+    numbers, figure = picture(probes.STAGE, one)
+    words = " ".join(words_of(figure).split())
+    assert (
+        "Homology: undefined: too few clusters. Proteins with kin in another cluster are in 5; 20 are needed." in words
+    )
+    assert "3-mers (ss3): undefined: 14 tested residues have a 3-mer that training chains hold; 50 are needed." in words
+    assert "No superfamily of these chains is known" in words and "homology, nearest" not in words
+    assert len(figure.axes) == 3 and "20 proteins in 12 similarity clusters" in words
+    row = numbers.filter(pl.col("quantity") == "undefined_homology").row(0, named=True)
+    assert (row["value"], row["parameter"], row["network"]) == (5.0, 20.0, "none")
+    check_texts(figure)
+    known = replace(one, probes=one.probes.with_columns(n_grouped=pl.lit(7, pl.Int32)))
+    assert "where known: 7 chains have one" in " ".join(words_of(picture(probes.STAGE, known)[1]).split())
 
 
 def test_a_model_with_homology_alone_is_drawn_beside_the_others(tmp_path):

@@ -241,7 +241,7 @@ def test_attributions_and_probes_stand_beside_the_others(folder, tmp_path):
         {**invented._common(MODELS[2], null, seed, direction, np.nan), "task": "ss3", "space": "pca256",
          "probe": "logistic", "control": control, "metric": "accuracy", "stat": stat, "layer": -1, "param": 0.95,
          "floor": "chance", "value": 3.0, "ci_lo": 2.0, "ci_hi": 4.0, "chance": 0.3, "in_plateau": False, "n_rows": 90,
-         "n_seq": 9, "n_cluster": 9, "n_boot": 100}
+         "n_seq": 9, "n_grouped": 0, "n_cluster": 9, "n_boot": 100}
         for null, seed, control in (("trained", -1, "none"), ("trained", -1, "perm"), ("randinit", 0, "untrained"))
         for direction in ("both", "c2n")
         for stat in ("retention_depth", "best_layer")

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from plm_depth.figures.door import FigureStage, run
 from plm_depth.figures.draw import Row, profile_figure
-from plm_depth.figures.probed import Probed, chances, headings_of, levels_of, probe_numbers
+from plm_depth.figures.probed import Probed, chances, fact_notes, headings_of, levels_of, probe_numbers
 from plm_depth.figures.select import FigureError, Model, Study
 from plm_depth.figures.style import name_of
 
@@ -28,7 +28,7 @@ def numbers(study: Study) -> pl.DataFrame:
         FigureError: contacts were not probed.
     """
     found = probe_numbers(study, WANTED)
-    if found.is_empty():
+    if found.filter(pl.col("network") == "trained").is_empty():
         raise FigureError("--probes hold no contacts; add contacts to probes.tasks or leave this figure out")
     chance = chances(study, WANTED)
     return found.with_columns(parameter=pl.col("quantity").replace_strict(chance, default=pl.col("parameter")))
@@ -36,7 +36,8 @@ def numbers(study: Study) -> pl.DataFrame:
 
 def draw(numbers: pl.DataFrame, models: Sequence[Model]) -> Figure:
     """Return the picture of these numbers."""
-    shown = [model for model in models if model.model in set(numbers["model"])]
+    probed = set(numbers.filter(pl.col("network") == "trained")["model"])
+    shown = [model for model in models if model.model in probed]
     missing = [name_of(model) for model in models if model not in shown]
     chance = {row["quantity"]: row["parameter"] for row in numbers.iter_rows(named=True) if row["layer"] is not None}
     rows = [
@@ -44,13 +45,14 @@ def draw(numbers: pl.DataFrame, models: Sequence[Model]) -> Figure:
         for one in WANTED
         if one.quantity in set(numbers["quantity"])
     ]
-    notes = ["Scores on chains of held-out clusters. Inputs: nothing hidden."]
+    notes = ["Scores on chains of held-out clusters. Inputs: nothing hidden.", *fact_notes(numbers, WANTED)]
     if OF_MAPS.quantity in set(numbers["quantity"]):
         notes.append(
             "Attention maps: of the heads of one block alone, at (block - 1/2) / blocks, where the family tells them."
         )
     if missing:
         notes.append(f"Not probed: {'; '.join(missing)}.")
+    numbers = numbers.filter(pl.col("network") != "none")  # what is told of the chains is in the notes
     return profile_figure(numbers, shown, title=TITLE, rows=rows, notes=notes, headings=headings_of(numbers, shown))
 
 

@@ -16,6 +16,9 @@ from plm_depth.figures.select import NUMBERS, TRAINED, UNTRAINED, FigureError, M
 
 CONTROL = "3-mer"  # the aggregate under which the control task of 3-mers stands beside a score
 ONE_HOT = "onehot_"  # prefix of the quantity that is the score of the one-hot control
+UNDEFINED = "undefined_"  # prefix of what there is too little of for a score; the parameter: how much would be needed
+KMER = "kmer_"  # second prefix, where it is the control of 3-mers that is undefined
+GROUPED = "grouped_"  # prefix of the quantity that is the number of chains whose superfamily is known
 SHALLOWEST = "shallowest_"  # prefix of the quantity that is the first of the layers that are as good as the best
 
 
@@ -92,8 +95,8 @@ def probe_rows(study: Study) -> pl.DataFrame:
 
 
 def probe_numbers(study: Study, wanted: Sequence[Probed]) -> pl.DataFrame:
-    """Return (``select.NUMBERS``) of every model that was probed the wanted scores: trained, untrained, controls, and
-    the shallowest of the best layers by relative depth."""
+    """Return (``select.NUMBERS``) of every model that was probed the wanted scores: trained, untrained, controls, the
+    shallowest of the best layers by relative depth; and what is undefined, and how many superfamilies are known."""
     rows = probe_rows(study)
     parts = []
     for place, one in enumerate(wanted):
@@ -109,6 +112,16 @@ def probe_numbers(study: Study, wanted: Sequence[Probed]) -> pl.DataFrame:
         parts.append(_tidy(one_hot, ONE_HOT + one.quantity, "none", "mean"))
         first = mine.filter((pl.col("stat") == "shallowest") & (pl.col("control") == "none"))
         parts.append(_tidy(first, SHALLOWEST + one.quantity, "trained", "mean", is_layer=True))
+        for control, prefix in (("none", UNDEFINED), ("kmer", UNDEFINED + KMER)):
+            too_few = mine.filter((pl.col("stat") == "undefined") & (pl.col("control") == control))
+            parts.append(_tidy(too_few, prefix + one.quantity, "none", "mean"))
+        if one.task != "homology":
+            of_chains = trained.unique("model_id", keep="first", maintain_order=True)
+            known = of_chains.with_columns(
+                pl.col("n_grouped").cast(pl.Float64).alias("value"), layer=pl.lit(-1, pl.Int16), ci_lo=math.nan,
+                ci_hi=math.nan, n_boot=pl.lit(0, pl.Int32),
+            )  # fmt: skip
+            parts.append(_tidy(known, GROUPED + one.quantity, "none", "mean"))
     found = pl.concat(parts)
     names = pl.DataFrame(
         [(m.model, m.display_name, place) for place, m in enumerate(study.models)],
@@ -196,6 +209,36 @@ def levels_of(numbers: pl.DataFrame, quantity: str, chance: Mapping[str, float])
     return levels + (
         [Level(float(one_hot[0]), "15 residues around, one-hot, no model", DASHED)] if len(one_hot) else []
     )
+
+
+def fact_notes(numbers: pl.DataFrame, wanted: Sequence[Probed]) -> list[str]:
+    """Return the sentences on what is undefined, and on what folds keep together."""
+    notes, few = [], {}
+    for one in wanted:
+        for there, needed in _facts(numbers, UNDEFINED + one.quantity):
+            notes.append(
+                f"{one.words.split(',')[0].capitalize()}: undefined: too few clusters. Proteins with kin in another "
+                f"cluster are in {there:.0f}; {needed:.0f} are needed."
+            )
+        for there, needed in _facts(numbers, UNDEFINED + KMER + one.quantity):
+            few.setdefault((there, needed), []).append(one.tick)
+    for (there, needed), ticks in few.items():
+        notes.append(
+            f"Random labels of 3-mers ({', '.join(ticks)}): undefined: {there:.0f} tested residues have a 3-mer that "
+            f"training chains hold; {needed:.0f} are needed."
+        )
+    known = numbers.filter(pl.col("quantity").str.starts_with(GROUPED))["value"]
+    if len(known) and known.max() == 0:
+        notes.append("No superfamily of these chains is known: folds keep similarity clusters whole, nothing more.")
+    elif len(known):
+        notes.append(f"Folds keep superfamilies whole, too, where known: {known.max():.0f} chains have one.")
+    return notes
+
+
+def _facts(numbers: pl.DataFrame, quantity: str) -> list[tuple[float, float]]:
+    """Return what there is and what is needed, (value, parameter), each once."""
+    rows = numbers.filter(pl.col("quantity") == quantity).select("value", "parameter")
+    return rows.unique(maintain_order=True).rows()
 
 
 def headings_of(numbers: pl.DataFrame, models: Sequence[Model]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from plm_depth.figures.probed import (
     SHALLOWEST,
     Probed,
     chances,
+    fact_notes,
     headings_of,
     levels_of,
     probe_numbers,
@@ -37,10 +38,10 @@ def numbers(study: Study) -> pl.DataFrame:
         FigureError: no task of this figure was probed.
     """
     found = probe_numbers(study, WANTED)
-    if found.is_empty():
+    if found.filter(pl.col("network") == "trained").is_empty():
         raise FigureError(
-            "--probes hold none of the tasks ss3, rsa, exposed, hse and homology; probe one of them or do without this "
-            "figure"
+            "--probes hold none of the tasks ss3, rsa, exposed, hse and homology, or too few proteins for it; probe "
+            "one of them or do without this figure"
         )
     chance = chances(study, WANTED)
     return found.with_columns(parameter=pl.col("quantity").replace_strict(chance, default=pl.col("parameter")))
@@ -48,7 +49,8 @@ def numbers(study: Study) -> pl.DataFrame:
 
 def draw(numbers: pl.DataFrame, models: Sequence[Model]) -> Figure:
     """Return the picture of these numbers."""
-    shown = [model for model in models if model.model in set(numbers["model"])]
+    probed = set(numbers.filter(pl.col("network") == "trained")["model"])
+    shown = [model for model in models if model.model in probed]
     missing = [name_of(model) for model in models if model not in shown]
     tasks = [one for one in WANTED if one.quantity in set(numbers["quantity"])]
     has_control = set(numbers.filter(pl.col("aggregate") == CONTROL)["quantity"])
@@ -59,11 +61,11 @@ def draw(numbers: pl.DataFrame, models: Sequence[Model]) -> Figure:
             one.words,
             references=levels_of(numbers, one.quantity, chance),
             also=CONTROL if one.quantity in has_control else None,
-            also_label="probe of random labels of 3-mers",
+            also_label="probe of random labels of 3-mers, where training holds them",
         )
         for one in tasks
     ]
-    notes = ["Scores on proteins of held-out clusters. Inputs: nothing hidden."]
+    notes = ["Scores on proteins of held-out clusters. Inputs: nothing hidden.", *fact_notes(numbers, WANTED)]
     if missing:
         notes.append(f"Not probed: {'; '.join(missing)}.")
     points = Points({SHALLOWEST + one.quantity: one.tick for one in tasks}, "shallowest of the\nbest layers", "task")
