@@ -177,6 +177,24 @@ def test_the_commented_section_on_proteingym_is_a_good_one():
     assert all(source["url"].startswith("https://") for source in sources)
 
 
+def test_the_paper_study_asks_no_task_by_default_and_its_commented_probes_and_choices_are_good_ones(tmp_path):
+    assert not {"probes", "fitness", "choices"} & set(paper()), "no data for them come with the workflow"
+    text = (ROOT / "config" / "config.yaml").read_text().splitlines()
+    sections = {}
+    for first in ("# structures:", "# choices:"):
+        start = next(i for i, line in enumerate(text) if line.startswith(first))
+        end = next(i for i in range(start, len(text)) if text[i] in ("#", ""))
+        sections |= yaml.safe_load("\n".join(line[2:] for line in text[start:end]))
+    assert set(sections) == {"structures", "probes", "choices"}
+    (tmp_path / "my").mkdir()
+    for path in (sections["probes"]["families"]["table"], sections["choices"][0]["table"]):
+        (tmp_path / path).write_text("id\tsequence\tsuperfamily\tfamily\n")
+    (tmp_path / "config").symlink_to(ROOT / "config")
+    resolved = Study(paper(**sections), OBJECTIVES, FIGURES, tmp_path)
+    assert resolved.config["probes"]["tasks"] == ["ss3", "rsa", "exposed", "contacts", "homology"]
+    assert resolved.config["choices"][0]["name"] == "stability"
+
+
 def test_the_shipped_study_of_structures_is_accepted_over_the_paper_config():
     over = yaml.safe_load((ROOT / "config" / "structure.yaml").read_text())
     base = paper()
