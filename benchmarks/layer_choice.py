@@ -10,11 +10,13 @@ and keep it in half precision.
 
 * Nearest neighbours (k = 10, standardised features), their default: each side embeds, fits and scores with its own
   code.
-* Their linear probe, their code, on their embeddings and on ours; shown, not judged: it has no penalty for numbers, and
-  where features are nearly dependent (layer 0: means of 20 vectors) the last bit of half precision decides its score.
+* Their linear probe, their code, on their embeddings and on ours. Of classes (a logistic regression with a penalty) it
+  is judged, too. Of numbers it is shown, not judged: it has no penalty there, and where features are nearly dependent
+  (layer 0: means of 20 vectors) the last bit of half precision decides its score.
 
 Printed are the largest difference of the embeddings, the scores side by side, whether the layers come in the same order
-(pairs closer than TIE on either side count as equal), and the CPU seconds a layer of both, each with its own default
+(pairs closer than TIE on either side count as equal; beside it how many pairs are in opposite order at all, and
+Kendall's tau), and the CPU seconds a layer of both, each with its own default
 batches, taken in turns in one run, medians. Exit status 1 when order, scores or time are off.
 """
 
@@ -29,6 +31,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.stats import kendalltau
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow"))
 
@@ -46,7 +49,7 @@ from plm_depth.views import View
 MINI = Path(__file__).resolve().parents[1] / "resources" / "mini"
 TIE = 0.02  # scores closer than this are taken as equal: half precision moves a neighbour now and then
 LARGEST = 0.03  # allowed difference of a score
-JUDGED = "nearest neighbours"
+JUDGED = (("nearest neighbours", "classification"), ("nearest neighbours", "regression"), ("linear", "classification"))
 SLOWEST = 1.25  # allowed time over theirs
 LOG = logging.getLogger("benchmark")
 LOG.setLevel(logging.ERROR)
@@ -169,6 +172,12 @@ def same_order(ours: list[float], theirs: list[float]) -> bool:
     return not ((a > TIE) & (b < -TIE)).any()
 
 
+def opposite(ours: list[float], theirs: list[float]) -> tuple[int, int]:
+    """Return how many pairs of layers stand in opposite orders, by whatever little, and how many pairs there are."""
+    a, b = (np.subtract.outer(x, x) for x in (ours, theirs))
+    return int((a * b < 0).sum()) // 2, len(ours) * (len(ours) - 1) // 2
+
+
 def seconds(action, *arguments) -> float:
     started = time.process_time()
     action(*arguments)
@@ -200,17 +209,20 @@ def main() -> int:
                 f"\n{table} ({kind}), {folder.name}; embeddings differ by {apart(ours, theirs):.2g} of their deviation"
             )
             for probe, mine, other in (
-                (JUDGED, ours.curve(), theirs.curve()),
+                ("nearest neighbours", ours.curve(), theirs.curve()),
                 ("linear", ours.linear(), theirs.curve("lr")),
             ):
                 gap = float(np.abs(np.subtract(mine, other)).max())
                 order = same_order(mine, other)
                 print(f"  {probe}: same order {'yes' if order else 'NO'}, best layer {np.argmax(mine)} and "
                       f"{np.argmax(other)}, largest difference {gap:.4f}")  # fmt: skip
+                swapped, n_pairs = opposite(mine, other)
+                tau = kendalltau(mine, other).statistic
+                print(f"    {swapped} of {n_pairs} pairs of layers in opposite order, tau {tau:.3f}")
                 print("    layer  ours    theirs")
                 for layer, (x, y) in enumerate(zip(mine, other)):
                     print(f"    {layer:5d}  {x:.4f}  {y:.4f}")
-                if probe == JUDGED and (not order or gap > LARGEST):
+                if (probe, kind) in JUDGED and (not order or gap > LARGEST):
                     failed.append(f"{table}, {probe}")
             n_layers = len(ours.curve())
             middle = {what: statistics.median(found) / n_layers for what, found in times.items()}

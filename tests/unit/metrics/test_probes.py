@@ -460,6 +460,8 @@ def test_no_training_protein_of_homology_shares_a_cluster_or_a_part_with_one_tha
         for some, others in ((split.train, split.test), (split.train, split.valid), (split.valid, split.test)):
             assert not set(clusters[some]) & set(clusters[others])
             assert not (set(whole[some]) & set(whole[others])) - {""}
+        tested = set(np.array(groups)[split.test][right.any(1)[split.test]])
+        assert all(parts[i] or groups[i] not in tested for i in split.train), "its part may be the one that is tested"
     order = generator(seed, "order").permutation(len(members))
     again = homology_folds(*([one[i] for i in order] for one in (names, groups, parts, clusters.tolist())), **options)
     assert (again[0] == fold[order]).all()
@@ -484,7 +486,7 @@ def test_homology_in_too_few_clusters_is_undefined_and_says_so(tmp_path, caplog)
     row = probes.filter(task="homology").row(0, named=True)
     assert probes.filter(task="homology").height == 1 and set(folds["task"]) == {"ss3"}
     assert (row["stat"], row["value"], row["param"], row["n_cluster"]) == ("undefined", 3, LEAST_CLUSTERS, 3)
-    assert "task homology: undefined: too few clusters, 3 of those that ask; 20 are needed" in caplog.text
+    assert "task homology: undefined: too few clusters, 3 of those that ask; 20 are needed, and" in caplog.text
     with pytest.raises(ProbeError, match="27 members have kin beyond their part and similarity cluster, in 3 clusters"):
         world.probe(stream, tasks=("homology",), controls=())
     pieces = world.write_stream(tmp_path / "pieces", tokens_are_residues=False)

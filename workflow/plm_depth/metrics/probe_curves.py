@@ -616,10 +616,10 @@ def homology_folds(
     asked_groups = set(np.asarray(groups)[is_query].tolist())
     fold = np.full(len(unit), -1)
     for i in range(len(unit)):
-        if inside[i]:
-            fold[i] = fold_of[names[i]]
-        elif not parts[i] and groups[i] in asked_groups:
+        if not parts[i] and groups[i] in asked_groups:
             fold[i] = -2
+        elif inside[i]:
+            fold[i] = fold_of[names[i]]
     return fold, unit
 
 
@@ -654,7 +654,8 @@ def homology_curves(
     found = homology_folds(names, groups, parts, clusters, n_folds=settings.folds, seed=seed)
     if n_clusters < LEAST_CLUSTERS or found is None:
         LOG.warning(
-            f"task homology: undefined: too few clusters, {n_clusters} of those that ask; {LEAST_CLUSTERS} are needed"
+            f"task homology: undefined: too few clusters, {n_clusters} of those that ask; {LEAST_CLUSTERS} are needed, "
+            "and three units of parts and clusters"
         )
         about = {"task": "homology", "space": "raw", "probe": "retrieval", "control": "none", "metric": "top1"}
         columns = {**stream.common, **primary.columns, **about}
