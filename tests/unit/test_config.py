@@ -342,7 +342,7 @@ CASES = [
     ("probes.families.columns.clan", "c", "probes.families.columns.clan: unknown key; known keys: id, sequence"),
     ("probes.folds", 2, "probes.folds: 2; expected at least 3"),
     ("probes.penalties", [0], "probes.penalties[0]: 0; expected more than 0"),
-    ("probes.min_length", 300, "probes: min_length 300 is above max_length 200"),
+    ("probes.min_length", 600, "probes: min_length 600 is above max_length 500"),
     ("probes.untrained", 9, "probes.untrained: 9 networks, but nulls lists 3 of randinit"),
     ("clusters.tool", "cdhit", "clusters.tool: 'cdhit' is not allowed; choose from auto, mmseqs, builtin"),
     ("figures", ["contribution"], "figures: no figure 'contribution'; did you mean 'contributions'?"),

@@ -220,7 +220,12 @@ def test_a_choice_that_cannot_be_scored_elsewhere_has_no_score_and_says_so(tmp_p
     y, x = planted()
     write_stream(tmp_path / "stream.parquet", x)
     split = np.array(["train"] * 80 + ["test"] * 40)
-    write_labels(tmp_path / "labels.parquet", y, split=split, group=np.where(split == "test", "one", "other"))
+    write_labels(
+        tmp_path / "labels.parquet",
+        y,
+        split=split,
+        group=[one if one == "test" else str(i) for i, one in enumerate(split)],
+    )
     table, about = run(tmp_path)
     row = deciding(table, "nested").row(0, named=True)
     assert np.isnan(row["value"]) and row["n_boot"] == 0 and json.loads(about["chosen"]) == []
@@ -228,7 +233,7 @@ def test_a_choice_that_cannot_be_scored_elsewhere_has_no_score_and_says_so(tmp_p
 
 
 def test_an_answer_that_is_there_is_worth_what_the_curve_says_and_a_cut_keeps_a_block(tmp_path):
-    y, x = planted(first=0)
+    y, x = planted(first=0, noise=0.01)
     write_labels(tmp_path / "labels.parquet", y)
     write_stream(tmp_path / "stream.parquet", x)
     table, about = run(tmp_path)

@@ -374,7 +374,7 @@ def test_a_label_that_a_block_of_a_network_writes_is_chance_before_it_and_certai
     from plm_depth.activations.nulls import Null
     from plm_depth.views import View
 
-    world = World(tmp_path, n_chains=10, length=40)
+    world = World(tmp_path, n_chains=10, length=40, letters=AMINO_ACIDS)
     world.state = {
         name: np.array(["EH"[label_of(letter)] for letter in sequence]) for name, sequence in world.chains.items()
     }

@@ -84,8 +84,8 @@ def summary_rows(curves: Sequence[Curve], settings: Settings) -> list[dict[str, 
             group.setdefault(str(curve.columns["control"]), []).append((curve, test))
     for curve in curves:
         if curve.asked is not None:
-            share = np.array(len(curve.asked) / len(curve.owner))
-            found.append(_row(curve, curve.metrics[0], "seen_share", share, np.empty(0), math.nan))
+            share = len(curve.asked) / len(curve.owner)
+            found.append(_row(curve, curve.metrics[0], "seen_share", share, np.full(1, np.nan), math.nan))
     for key, group in by_key.items():
         one_hot = by_key.get(_one_hot(key), {}).get("onehot", [])
         for curve, whole in group.get("none", []):
