@@ -192,7 +192,8 @@ def write_choice(path, *, cut_after=2):
     columns["value"] = [0.1, 0.2, 0.3, 0.4]
     nested = {"side": "nested_cut", "layer": -1, "value": 0.25, "over_last": -0.15}
     columns = {
-        key: np.r_[np.broadcast_to(value, 4), nested.get(key, np.ravel(value)[0])] for key, value in columns.items()
+        key: [*np.broadcast_to(value, 4).tolist(), nested.get(key, np.ravel(value).tolist()[0])]
+        for key, value in columns.items()
     }
     write_table(columns, CHOICE, path, cut_after=cut_after, how="5 folds of whole clusters", norm="final")
 
