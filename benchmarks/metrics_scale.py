@@ -13,8 +13,8 @@ read them; where both variants were made, ``metrics.profile`` and ``metrics.summ
 
 Depths: the per-protein tables of all six networks, enlarged in the same way, through ``metrics.profile`` and
 ``metrics.summary``; by default every distinct objective and depth of the paper's variants (config/models.tsv), whose
-views are those of config/config.yaml. The figures are then drawn of all 20 variants. Profiles and summaries have as many
-rows for few proteins as for many: those of depths that were not asked for are made of 64 proteins.
+views are those of config/config.yaml. The figures are then drawn of all 20 variants. Profiles and summaries have as
+many rows for few proteins as for many: those of depths that were not asked for are made of 64 proteins.
 
 Every stage is a process of its own with one thread. A line a stage is printed and, with --record, kept as JSON;
 what was enlarged is removed as soon as it was read.

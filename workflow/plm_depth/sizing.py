@@ -44,8 +44,8 @@ class Room(NamedTuple):
 
 
 METRICS = {
-    "contributions": Room(500, 45, 17e3, 0, 0, 0.9e-6, 0),
-    "lens": Room(600, 60, 12e3, 0, 0, 3e-6, 0),
+    "contributions": Room(500, 45, 15e3, 0, 0, 0.9e-6, 0),
+    "lens": Room(700, 45, 5e3, 0, 0, 3e-6, 0),
     "profile": Room(0, 0, 20e3, 24, 0, 0, 50e-6),
     "summary": Room(0, 0, 20e3, 24, 13 * 16, 0, 30e-6),
 }
