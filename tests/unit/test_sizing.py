@@ -75,6 +75,9 @@ MEASURED = [
     ("summary", "esm2_8m", None, 1.62, 0.3),
     ("profile", "esm2_15b", None, 1.67, 3.4),
     ("summary", "esm2_15b", None, 1.71, 1.8),
+    ("profile", "progen2_small", None, 1.06, 0.5),
+    ("profile", "dplm_150m", None, 3.36, 6.3),
+    ("summary", "dplm_150m", None, 3.43, 2.2),
 ]
 
 

@@ -47,8 +47,8 @@ class Room(NamedTuple):
 METRICS = {
     "contributions": Room(500, 45, 15e3, 0, 0, 0, 0.9e-6, 0),
     "lens": Room(700, 45, 5e3, 0, 0, 0, 3e-6, 0),
-    "profile": Room(0, 0, 17e3, 24, 450e3, 0, 0, 50e-6),
-    "summary": Room(0, 0, 17e3, 24, 0, 13 * 16, 0, 30e-6),
+    "profile": Room(0, 0, 18e3, 24, 450e3, 0, 0, 70e-6),
+    "summary": Room(0, 0, 18e3, 24, 0, 13 * 16, 0, 35e-6),
 }
 READS_LOGITS = {"lens"}
 START = 600  # megabytes of a process that has read nothing
