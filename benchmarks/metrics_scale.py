@@ -13,7 +13,8 @@ read them; where both variants were made, ``metrics.profile`` and ``metrics.summ
 
 Depths: the per-protein tables of all six networks, enlarged in the same way, through ``metrics.profile`` and
 ``metrics.summary``; by default every distinct objective and depth of the paper's variants (config/models.tsv), whose
-views are those of config/config.yaml. The figures are then drawn of all variants whose depth was measured.
+views are those of config/config.yaml. The figures are then drawn of all 20 variants. Profiles and summaries have as
+many rows for few proteins as for many: those of depths that were not asked for are made of 64 proteins.
 
 Every stage is a process of its own with one thread. A line a stage is printed and, with --record, kept as JSON;
 what was enlarged is removed as soon as it was read.
@@ -53,6 +54,7 @@ from plm_depth.tables import (
     TableWriter,
     VectorTable,
     VectorWriter,
+    as_table,
     iterate_table,
     read_metadata,
     read_table,
@@ -317,9 +319,10 @@ def enlarge_rows(source: Path, target: Path, schema: pa.Schema, *, bench: Bench,
             layer, own = (int(pc.max(rows.column(name)).as_py()) for name in ("layer", "n_blocks"))
             columns = copied(rows, bench.names, rng=rng)
             columns["n_blocks"] = np.full(len(columns["layer"]), n_blocks, np.int16)
+            table, place = as_table(columns, schema), schema.get_field_index("layer")
             for new in range(layer, n_blocks + 1, own) if layer > 0 else [layer]:
-                columns["layer"] = np.full(len(columns["layer"]), new, np.int16)
-                writer.append(columns)
+                numbers = pa.array(np.full(len(table), new, np.int16))
+                writer.append(table.set_column(place, schema.field(place), numbers))
         return writer.n_rows
 
 
@@ -437,9 +440,12 @@ def main() -> None:
             if (case.objective, case.n_blocks) not in written:
                 source = given.source / "metrics" / given.dataset / TOYS[case.objective]
                 written[case.objective, case.n_blocks] = measure_depth(bench, case, source)
-        drawn = [model for model in models if (model["objective"], model["n_blocks"]) in written]
-        if drawn:
-            draw(bench, drawn, written)
+        (bench.folder / "few").mkdir()
+        few = Bench(bench.folder / "few", names[:64], resamples=given.resamples, record=None)
+        for objective, n_blocks in sorted(set(counts) - set(written)):
+            source = given.source / "metrics" / given.dataset / TOYS[objective]
+            written[objective, n_blocks] = measure_depth(few, Case(objective, n_blocks), source)
+        draw(bench, models, written)
 
 
 if __name__ == "__main__":

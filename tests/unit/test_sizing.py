@@ -68,6 +68,16 @@ def tables(model: str, variant: str | None = None, *, size: int = 5000, **change
 # Gigabytes that benchmarks/metrics_scale.py measured at 5,000 proteins, and CPU minutes: docs/scale.md.
 MEASURED = [
     ("contributions", "dplm_150m", "null", 4.75, 0),
+    ("lens", "dplm_150m", "null", 2.70, 0),
+    ("contributions", "esm2_650m", "trained", 0.68, 1.5),
+    ("lens", "esm2_650m", "trained", 0.47, 2.6),
+    ("profile", "esm2_8m", None, 1.57, 0.5),
+    ("summary", "esm2_8m", None, 1.62, 0.3),
+    ("profile", "esm2_15b", None, 1.67, 3.4),
+    ("summary", "esm2_15b", None, 1.71, 1.8),
+    ("profile", "progen2_small", None, 1.06, 0.5),
+    ("profile", "dplm_150m", None, 3.36, 6.3),
+    ("summary", "dplm_150m", None, 3.43, 2.2),
 ]
 
 
@@ -87,7 +97,7 @@ def test_metrics_ask_for_more_with_proteins_networks_and_attempts(stage):
 
     memory, minutes = asked("dplm_3b")
     small = asked("dplm_3b", size=1024)
-    assert small[0] < memory / 2 and small[1] <= minutes and minutes % 10 == 0
+    assert small[0] < memory / 1.5 and small[1] <= minutes and minutes % 10 == 0
     assert asked("dplm_3b", attempt=2)[0] == 2 * memory
     assert asked("dplm_3b", "trained")[0] < memory
     assert asked("esm2_3b")[0] < memory, "three views instead of six"

@@ -30,24 +30,25 @@ class Room(NamedTuple):
 
     Tokens are read positions where the stage reads logits. Bytes ``of_shard``: of a token of the largest shard and
     network; ``of_token``: of a token of all of them; ``of_group``: of a protein, view and network; ``of_resample``: of
-    a protein in a resample; ``of_profile``: of a layer, view, network and resample. Seconds: of a token, or of a group,
-    at one layer.
+    a protein in a resample; ``of_layer``: of a layer, view and network; ``of_profile``: of these in a resample.
+    Seconds: of a token, or of a group, at one layer.
     """
 
     of_shard: float
     of_token: float
     of_group: float
     of_resample: float
+    of_layer: float
     of_profile: float
     seconds_of_token: float
     seconds_of_group: float
 
 
 METRICS = {
-    "contributions": Room(500, 45, 17e3, 0, 0, 0.9e-6, 0),
-    "lens": Room(600, 60, 12e3, 0, 0, 3e-6, 0),
-    "profile": Room(0, 0, 20e3, 24, 0, 0, 50e-6),
-    "summary": Room(0, 0, 20e3, 24, 13 * 16, 0, 30e-6),
+    "contributions": Room(500, 45, 15e3, 0, 0, 0, 0.9e-6, 0),
+    "lens": Room(700, 45, 5e3, 0, 0, 0, 3e-6, 0),
+    "profile": Room(0, 0, 18e3, 24, 450e3, 0, 0, 70e-6),
+    "summary": Room(0, 0, 18e3, 24, 0, 13 * 16, 0, 35e-6),
 }
 READS_LOGITS = {"lens"}
 START = 600  # megabytes of a process that has read nothing
@@ -83,7 +84,8 @@ def metrics_mb(stage: str, tables: "Tables", *, resamples: int, attempt: int = 1
     shard, tokens = (tables.shard_reads, tables.reads) if is_of_logits else (tables.shard_tokens, tables.tokens)
     n_bytes = (room.of_shard * shard + room.of_token * tokens + room.of_group * tables.groups) * tables.networks
     n_bytes += room.of_resample * tables.proteins * resamples
-    n_bytes += room.of_profile * tables.layers * tables.views * tables.all_networks * resamples
+    layers = tables.layers * tables.views * tables.all_networks
+    n_bytes += (room.of_layer + room.of_profile * resamples) * layers
     return math.ceil(START + n_bytes / 1e6) * 2 ** (attempt - 1)
 
 
