@@ -520,9 +520,9 @@ def test_no_batch_exceeds_the_token_budget(monkeypatch, tmp_path):
 
 
 def test_more_proteins_make_more_batches_not_larger_ones(monkeypatch, tmp_path):
-    few = sizes_of_batches(monkeypatch, proteins_of([40] * 20), tmp_path, token_budget=420)
-    many = sizes_of_batches(monkeypatch, proteins_of([40] * 200), tmp_path, token_budget=420)
-    assert max(few) == max(many) == (10, 42)
+    few = sizes_of_batches(monkeypatch, proteins_of([40] * 32), tmp_path, token_budget=340)
+    many = sizes_of_batches(monkeypatch, proteins_of([40] * 320), tmp_path, token_budget=340)
+    assert max(few) == max(many) == (8, 42)
     assert len(many) == 10 * len(few)
 
 
