@@ -12,6 +12,8 @@ from plm_depth.metrics.choice import ChoiceError, Settings
 from plm_depth.tables import CHOICE, CLUSTERS, LABELS, STREAM_KEYS, VectorWriter, read_metadata, write_table
 
 LOG = logging.getLogger("test")
+QUIET = logging.getLogger("test of noise")
+QUIET.setLevel(logging.ERROR)
 N, WIDTH, LAYERS = 120, 8, 5
 IDS = np.array([f"p{i:03d}" for i in range(N)])
 CLUSTER = np.array([f"c{i // 3}" for i in range(N)])  # three proteins each
@@ -152,7 +154,7 @@ def of_noise(seed, *, split="", n=60, n_layers=16):
         def __call__(self, layer):
             return x[layer]
 
-    predicted = choice.predictions(Features(), task, parted, settings, seed=seed, log=LOG)
+    predicted = choice.predictions(Features(), task, parted, settings, seed=seed, log=QUIET)
     about = {"model_id": "m", "family": "esm2", "objective": "mlm", "n_blocks": n_layers - 1}
     columns, chosen = choice.judged(
         "q", about, Features.layers, task, parted, predicted, settings, n_boot=100, seed=seed
@@ -161,7 +163,6 @@ def of_noise(seed, *, split="", n=60, n_layers=16):
 
 
 def test_the_score_of_a_choice_among_layers_of_noise_is_none_though_the_best_of_them_looks_good():
-    LOG.setLevel(logging.ERROR)
     expect, curve, excluded = [], [], 0
     for seed in range(40):
         table, chosen, _ = of_noise(seed)
