@@ -9,10 +9,22 @@ import pytest
 import yaml
 from snakemake.utils import update_config
 
+from plm_depth import tables
 from plm_depth.activations.cost import Cost
 from plm_depth.config import Study
 from plm_depth.models.registry import FAMILIES, adapter_class
-from plm_depth.prices import PRICES, Price, priced, prices, process_bytes, size_of, sizes_of, sweeps_of, unknown_sizes
+from plm_depth.prices import (
+    NEAREST_PAIR,
+    PRICES,
+    Price,
+    priced,
+    prices,
+    process_bytes,
+    size_of,
+    sizes_of,
+    sweeps_of,
+    unknown_sizes,
+)
 from plm_depth.views import View
 from small_study import CONFIG, resolved
 
@@ -209,3 +221,23 @@ def test_prices_load_no_model_library(tmp_path):
     )
     environment = {"PYTHONPATH": str(ROOT / "workflow"), "PATH": "/usr/bin:/bin"}
     assert subprocess.run([sys.executable, "-c", program], env=environment, check=False).returncode == 0
+
+
+def test_attention_maps_of_contacts_are_priced_as_they_are_written():
+    structures = {"source": "folder", "folder": "resources/mini/structures"}
+    section = {"tasks": ["ss3", "contacts"], "chains": 14, "attention_chains": 3, "min_length": 50, "max_length": 150}
+
+    def priced_at(**changes: object) -> Price:
+        study = resolved(tiny(structures=structures, probes={**section, **changes}))
+        return next(p for p in prices(study) if p.rule == "embed_annotated" and p.model == "esm2_tiny")
+
+    with_maps, without = priced_at(), priced_at(attention_chains=0)
+    size = size_of(resolved(tiny()), "esm2_tiny")
+    networks = 1 + resolved(tiny(structures=structures, probes=section)).config["probes"]["untrained"]
+    assert NEAREST_PAIR == tables.NEAREST_PAIR
+    pairs = sum(1 for i in range(100) for j in range(100) if j - i >= NEAREST_PAIR)
+    views = round((with_maps.disk_bytes - without.disk_bytes) / (3 * pairs * size.n_blocks * 4 * networks))
+    assert views in (1, 2)
+    assert with_maps.disk_bytes - without.disk_bytes == 3 * pairs * size.n_blocks * 4 * networks * views
+    assert with_maps.cost.flops / without.cost.flops == pytest.approx(17 / 14)
+    assert priced_at(tasks=["ss3"]).disk_bytes == without.disk_bytes, "no contacts, no maps"

@@ -31,6 +31,8 @@ DRAWN_BYTES = 4  # of a parameter of an untrained network as its library draws i
 VOCABULARY = 33  # real tokens of a read-out; families have 26 to 34
 MOMENT_NUMBERS = 15
 ASSUMED_BLOCKS = 24  # where only the number of parameters is known
+NEAREST_PAIR = 6  # as in plm_depth.tables, which loads more than a dry run needs
+HEAD_WIDTH = 64  # of the attention heads of published models; their number decides the size of attention maps
 # Measured on the mini study's tables: bytes of one row as it lies on the disk.
 KEY_BYTES = 6.0  # keys of a row of a vector table
 METRIC_BYTES = 1300.0  # contributions and lens together, for one protein, view and layer
@@ -688,21 +690,25 @@ def probes(study: Study) -> Iterator[Price]:
     length = (section["min_length"] + section["max_length"]) / 2
     n_chains = section["chains"] if set(section["tasks"]) - {"homology"} else 0
     n_members = section["chains"] if "homology" in section["tasks"] else 0
+    n_attended = min(section["attention_chains"], n_chains) if "contacts" in section["tasks"] else 0
+    n_pairs = max(0.0, length - NEAREST_PAIR) * (length - NEAREST_PAIR + 1) / 2
     untrained = section["untrained"] if "untrained" in section["controls"] else 0
     networks = ["trained", *["randinit"] * untrained]
     for name in _priced_in_any(study, "probes"):
         entry, size = study.models[name], size_of(study, name)
         views = 2 if entry["objective"] == "ar" else 1 + len(section["noise"])
-        cost = forward_cost(size, round(length) + 2) * ((n_chains + n_members) * views * len(networks))
+        n_passes = (n_chains + n_members + n_attended) * views * len(networks)
+        cost = forward_cost(size, round(length) + 2) * n_passes
         layers = size.n_blocks // section["every"] + 1
         rows = n_chains * (length + 1) + n_members
+        maps = n_attended * n_pairs * (layers - 1) * math.ceil(size.d_model / HEAD_WIDTH) * 4
         yield Price(
             "embed_annotated",
             f"{_results(study)}/probes/stream/{name}.parquet",
             name,
             cost,
             itemsize(entry),
-            disk_bytes=rows * views * len(networks) * (layers * size.d_model * 2 + KEY_BYTES),
+            disk_bytes=views * len(networks) * (rows * (layers * size.d_model * 2 + KEY_BYTES) + maps),
             memory_bytes=process_bytes(study, name, networks),
             device_bytes=device_bytes(study, name),
         )
