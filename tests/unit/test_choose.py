@@ -66,3 +66,10 @@ def test_labels_of_residues_are_not_put_to_a_model_of_pieces(tmp_path):
 def test_a_depth_that_is_none_is_refused_first(tmp_path):
     with pytest.raises(SystemExit, match="--truncate half: expected none, auto"):
         run(tmp_path, tmp_path / "my.csv", "--truncate", "half")
+
+
+def test_rows_that_cannot_be_parted_are_refused_before_the_model_is_looked_at(tmp_path):
+    path = table(tmp_path / "my.csv", [(s, i + 0.5) for i, s in enumerate(proteins(24))])
+    with pytest.raises(SystemExit, match=r"choice: .*99 folds"):
+        run(tmp_path, path, "--folds", "99", model=tmp_path / "nowhere")
+    assert not (tmp_path / "out" / "card.json").exists()

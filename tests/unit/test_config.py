@@ -316,6 +316,7 @@ CASES = [
     ("choices.0.models", ["esm2_toy_5"], "choices[0].models: no model 'esm2_toy_5' in this study; did you mean"),
     ("choices.0.sequence", "sequence", "choices[0]: sequence and mutant; expected one of them"),
     ("choices.0.wild_type", "no.fasta#A", "choices[0].wild_type: no file no.fasta"),
+    ("choices.0.truncate", 9, "choices[0].truncate: 9 blocks, but esm2_toy_8 has 8; expected at most as many"),
     ("choices.0.truncate", "half", "choices[0].truncate: 'half' does not fit; expected auto, none, or how many blocks"),
     ("choices.0.kind", "colour", "choices[0].kind: 'colour' is not allowed; choose from auto, regression"),
     ("choices.0.tolerance", 1, "choices[0].tolerance: 1; expected less than 1"),

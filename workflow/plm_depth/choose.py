@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     from plm_depth.metrics import choice
     from plm_depth.models import describe, registry, truncate
     from plm_depth.sequences import cluster
-    from plm_depth.tables import read_metadata, write_text
+    from plm_depth.tables import TableError, read_metadata, write_text
 
     if options.truncate not in ("none", "auto") and not options.truncate.isdecimal():
         raise SystemExit(f"--truncate {options.truncate}: expected none, auto, or how many blocks stay")
@@ -84,6 +84,15 @@ def run(options: argparse.Namespace) -> int:
             cluster.main, *where, "--identity", options.identity, "--coverage", options.coverage, "--tool", options.tool
         )
         grouped = ["--clusters", at("clusters.parquet")]
+    keys = ("folds", "probes", "neighbours", "tolerance", "capacity", "direction")
+    settings = {key: getattr(options, key) for key in keys}
+    try:
+        task = choice.read_task(at("labels.parquet"))
+        choice.parted(
+            task, grouped[1] if grouped else None, choice.Settings.of(json.dumps(settings)), seed=options.seed
+        )
+    except (choice.ChoiceError, TableError) as error:
+        raise SystemExit(f"choice: {error}") from error
     stage(
         *(describe.main, "--model", model, "--family", options.family, "--folder", options.model),
         *("--dtype", options.dtype, "--output", at("card.json")),
@@ -95,8 +104,6 @@ def run(options: argparse.Namespace) -> int:
         *("--norm", options.norm, "--seed", options.seed, "--token-budget", options.token_budget),
         *("--device", options.device, "--output", at("stream.parquet")),
     )
-    keys = ("folds", "probes", "neighbours", "tolerance", "capacity", "direction")
-    settings = {key: getattr(options, key) for key in keys}
     stage(
         *(choice.main, "--labels", at("labels.parquet"), "--stream", at("stream.parquet"), *grouped),
         *("--name", options.name, "--settings", json.dumps(settings), "--resamples", options.resamples),

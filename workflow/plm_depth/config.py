@@ -792,6 +792,14 @@ class Study:
                     close = difflib.get_close_matches(model, self.models, n=1)
                     hint = f"did you mean {close[0]!r}?" if close else f"its models: {_list(self.models)}"
                     lines.append(f"{where}.models: no model {model!r} in this study; {hint}")
+            blocks = choice["truncate"]
+            for model in choice.get("models", self.models) if isinstance(blocks, int) else ():
+                entry = self.models.get(model, {})
+                known = entry.get("n_blocks") or entry.get("recipe", {}).get("n_blocks")
+                if known and blocks > int(known):
+                    lines.append(
+                        f"{where}.truncate: {blocks} blocks, but {model} has {known}; expected at most as many"
+                    )
             self.choices[name] = choice
         return lines
 

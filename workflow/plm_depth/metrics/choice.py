@@ -631,6 +631,19 @@ def cut_after(columns: Mapping[str, np.ndarray]) -> int:
     return int(columns["layer"][deciding].min(initial=columns["layer"].max())) if deciding.any() else 1
 
 
+def parted(task: Task, clusters: str | Path | None, settings: Settings, *, seed: int) -> Sides:
+    """Return how the rows of a task are parted, by a CLUSTERS table where labels bring no groups; needs no features.
+
+    Raises:
+        ChoiceError, TableError: they cannot be.
+    """
+    cluster_of = None
+    if clusters is not None:
+        table = read_table(clusters, CLUSTERS)
+        cluster_of = dict(zip(table.column("sequence_id").to_pylist(), table.column("cluster_id").to_pylist()))
+    return sides_of(task, cluster_of, n_folds=settings.folds, seed=seed)
+
+
 def choose(
     *,
     labels: str | Path,
@@ -658,11 +671,7 @@ def choose(
     if task.kind.startswith("residue-") and kept.any() and not kept.all():  # of none: told below
         log.info("labels of %d of %d residues are used: those whose states were kept", kept.sum(), len(kept))
         task = task.take(kept)
-    cluster_of = None
-    if clusters is not None:
-        table = read_table(clusters, CLUSTERS)
-        cluster_of = dict(zip(table.column("sequence_id").to_pylist(), table.column("cluster_id").to_pylist()))
-    sides = sides_of(task, cluster_of, n_folds=settings.folds, seed=seed)
+    sides = parted(task, clusters, settings, seed=seed)
     features = Features(stream, task, direction=settings.direction)
     features.check()
     log.info("%s: %d labels (%s), %s", name, len(task.y), task.kind, sides.how)
