@@ -397,17 +397,10 @@ class TestAblations:
 class TestHalfPrecision:
     @pytest.mark.parametrize("family", ["esm2", "progen2", "esmc"])
     def test_effects_are_those_of_single_precision_within_a_few_percent(self, tmp_path, family):
-        sizes = {"n_blocks": 3, "d_model": 64, "n_heads": 1 if family == "esmc" else 8}
         view = FORWARD if family == "progen2" else MASKED
         found = {}
         for dtype in ("float32", "bfloat16"):
-            adapter = build(family, sizes, seed=1)
-            with torch.no_grad():
-                for parameter in adapter.module.parameters():
-                    if parameter.ndim > 1:
-                        parameter.mul_(4)
-            checkpoints.cast_parameters(adapter.module, dtype)
-            adapter.dtype = dtype
+            adapter = in_dtype(family, dtype)
             found[dtype], _ = run(
                 tmp_path,
                 adapter,
@@ -463,7 +456,10 @@ class TestNoiseFloor:
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
     @pytest.mark.parametrize("family", ["esm2", "esmc", "progen2"])
     def test_what_the_batches_change_is_less(self, tmp_path, family, dtype):
-        """Alone, beside others with padding, lanes in groups: token budgets and neighbours of any run."""
+        """Alone, beside others with padding, lanes in groups: token budgets and neighbours of any run.
+
+        The floor is an estimate from two proteins, so what is called measured lies ``FLOORS`` times above it.
+        """
         adapter, view = in_dtype(family, dtype), FORWARD if family == "progen2" else MASKED
         sequences = proteins(5, lengths=(61, 63, 58, 61, 30))
         skips = {"pos_sets": ("all", "prefix" if family == "progen2" else "other"), "draws": 2}
@@ -483,11 +479,12 @@ class TestNoiseFloor:
                     n = np.maximum(row["n"], 1)
                     apart = np.abs(np.array(row["sum"]) - other["sum"]) / n
                     if kind == 0:
-                        assert (apart <= floor["target"]).all(), (name, row)
+                        assert (apart <= effects.FLOORS * np.array(floor["target"])).all(), (name, row)
                     elif row["quantity"] == "flip1":
                         assert apart * n <= 4, "likeliest residues that are hardly so"
                     else:
-                        assert apart <= floor["output"][f"{row['vocab']} {row['quantity']}"], (name, row)
+                        limit = effects.FLOORS * floor["output"][f"{row['vocab']} {row['quantity']}"]
+                        assert apart <= limit, (name, row)
                     largest = max(largest, np.max(apart))
         # Nothing of a causal protein sees padding.
         assert family == "progen2" or largest > (1e-4 if dtype == "bfloat16" else 1e-8), "the batches do differ"
