@@ -68,9 +68,10 @@ def test_conditions_go_from_the_structures_to_the_summary_side_by_side(tmp_path)
     assert shifts["statistic"].to_list() == [
         "shift of depth score rel_u",
         "shift of KL depth",
+        "shift of retention depth at 0.95",
         "shift of depth score influence",
     ]
-    assert shifts["n_seq"].to_list() == [3, 3, 3] and shifts["value"].is_finite().any()
+    assert shifts["n_seq"].to_list() == [3, 3, 3, 3] and shifts["value"].is_finite().any()
     assert "K5: holds with the structure as input" in (folder / figures[1]).read_text()
 
     # A study without conditions plans the passes of the models that can be shown structures, and no others.

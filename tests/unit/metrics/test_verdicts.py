@@ -256,13 +256,29 @@ class TestDepth:
         assert str(claim_of_family(members[::-1], Margins())) == str(claim_of_family(members, Margins()))
 
 
+def judged_as(model: Model, k1: str, k2: str, spread: float = 0.01) -> Evidence:
+    """Return a model whose claims get these verdicts, among untrained networks that are ``spread`` apart."""
+    of = {"pass": 0.5, "pass_descriptive": 0.85, "inconclusive": 0.95, "fail": 1.2}
+    nulls = tuple(
+        network(**{"LL/EE": v, "late/early locality": v, "late share of KL fall": 0.3})
+        for v in (0.85 - spread, 0.85, 0.85 + spread)
+    )
+    trained = network(**{"LL/EE": of[k1], "late/early locality": of[k2], "late share of KL fall": 0.8})
+    return Evidence(model, trained, nulls)
+
+
 class TestAllObjectives:
     models = (Model("a", "esm2", "mlm", 6), Model("b", "progen2", "ar", 6), Model("c", "dplm", "diffusion", 6))
     more = (*models, Model("d", "esmc", "mlm", 6), Model("e", "esm2", "mlm", 12))
 
-    def claim(self, models=models, **verdicts: str) -> dict:
-        both = {(claim, m.model): verdicts.get(m.model, "pass") for claim in ("K1", "K2") for m in models}
-        return claim_of_all(models, both)[-1]
+    def claim(self, models=models, spread=0.01, **verdicts: str) -> dict:
+        both = {m.model: verdicts.get(m.model, "pass") for m in models}
+        return claim_of_all([judged_as(m, both[m.model], both[m.model], spread) for m in models], Margins())[-1]
+
+    def test_the_verdicts_of_models_are_those_asked_for(self):
+        for verdict in ("pass", "pass_descriptive", "inconclusive", "fail"):
+            rows = claims_of_model(judged_as(self.models[0], verdict, "pass"), Margins())
+            assert verdicts_by(rows) == {("K1", "a"): verdict, ("K2", "a"): "pass"}
 
     def test_true_if_a_family_passes_for_each(self):
         assert self.claim()["verdict"] == "pass"
@@ -279,8 +295,42 @@ class TestAllObjectives:
         assert self.claim(self.models[:1])["verdict"] == "inconclusive"
 
     def test_both_claims_are_needed(self):
-        verdicts = {("K1", "a"): "pass", ("K2", "a"): "inconclusive", ("K1", "b"): "pass", ("K2", "b"): "pass"}
-        assert claim_of_all(self.models[:2], verdicts)[-1]["verdict"] == "inconclusive"
+        one, other = (judged_as(self.models[0], "pass", "inconclusive"), judged_as(self.models[1], "pass", "pass"))
+        assert claim_of_all([one, other], Margins())[-1]["verdict"] == "inconclusive"
+
+    def test_one_pass_among_many_models_of_an_objective_must_be_a_clearer_one(self):
+        spread = 0.08  # of untrained networks: 0.5 lies beyond it for one model, not for one of three
+        alone, among = (
+            self.claim(spread=spread),
+            self.claim(self.more, spread=spread, d="inconclusive", e="inconclusive"),
+        )
+        assert (alone["verdict"], among["verdict"]) == ("pass", "pass_descriptive")
+        rows = claim_of_all([judged_as(m, "pass", "pass") for m in self.more], Margins())
+        assert next(row["reason"] for row in rows if row["scope"] == "esm2") == "mlm; pass at level 98.33%: a, e"
+        assert next(row["reason"] for row in rows if row["scope"] == "dplm") == "diffusion; pass at level 95.00%: c"
+
+    def test_families_of_many_untrained_models_hardly_pass(self):
+        """Eight models of one family that are no different from the untrained networks beside them, 200 times."""
+        passes = {"corrected": 0, "each alone": 0}
+        for family in range(200):
+            random = generator("holm", family)
+            members = []
+            for number in range(8):
+                values = 0.6 * np.exp(0.1 * random.standard_normal(6))
+                trained, *nulls = (
+                    network(**{"LL/EE": v, "late/early locality": 0.1, "late share of KL fall": 0.9}) for v in values
+                )
+                known = [
+                    replace(one, statistics={**one.statistics, "late/early locality": around(0.5 + 0.001 * i),
+                                             "late share of KL fall": around(0.5 + 0.001 * i)})
+                    for i, one in enumerate(nulls)
+                ]  # fmt: skip
+                members.append(Evidence(Model(f"m{number}", "f", "mlm", 6), trained, tuple(known)))
+            row = next(row for row in claim_of_all(members, Margins()) if row["scope"] == "f")
+            passes["corrected"] += row["verdict"] == "pass"
+            rows = [row for one in members for row in claims_of_model(one, Margins())]
+            passes["each alone"] += "pass" in [v for (claim, _), v in verdicts_by(rows).items() if claim == "K1"]
+        assert passes["corrected"] <= 0.05 * 200 < 0.1 * 200 <= passes["each alone"], passes
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -472,10 +522,13 @@ class TestStructure:
     def test_a_structure_that_says_nothing_new_shifts_nothing(self, found):
         rows = claim_of_structure(found["same"], FEW)
         shifts = [row for row in rows if row["statistic"].startswith("shift of ")]
-        assert [row["statistic"] for row in shifts] == ["shift of depth score rel_u", "shift of KL depth"]
-        for row in shifts:
+        names = ["depth score rel_u", "KL depth", "retention depth at 0.95"]
+        assert [row["statistic"] for row in shifts] == [f"shift of {name}" for name in names]
+        for row in shifts[:2]:
             assert row["value"] == row["ci_lo"] == row["ci_hi"] == row["null_value"] == 0
             assert row["verdict"] == "pass" and row["n_seq"] == len(NAMES)
+        # A network that was never trained knows less than chance does: nothing is retained.
+        assert shifts[2]["verdict"] == "inconclusive" and "undefined" in shifts[2]["reason"]
 
     def test_another_structure_shifts_depths(self, found):
         shown = found["other"].with_structure
@@ -499,6 +552,7 @@ class TestStructure:
     def test_it_passes_where_k1_and_k2_do_and_nothing_shifts(self):
         statistics = {"LL/EE": 0.5, "late/early locality": 0.5, "late share of KL fall": 0.8}
         depths = {"depth score rel_u": 0.6, "KL depth": 0.7, "depth score influence": 0.4}
+        depths["retention depth at 0.95"] = 0.8
 
         def under(shift: float, ratio: float = 0.5, with_structure: Evidence | None = None) -> Evidence:
             values = {**statistics, "LL/EE": ratio, **{name: value + shift for name, value in depths.items()}}

@@ -9,9 +9,11 @@
         when a late block is removed
     K3  more so in deeper models of a family: LL/EE, depth score of the influence, half contrast and n80 of the output
         change are smaller in the deepest than in the shallowest model, two of the four (Holm) and none larger
-    K4  for all objectives: every objective has a family that passes K1 and K2, and no family fails
-    K5  with the structure as input: K1 and K2 under condition seq_struct, and depth score and KL depth as without it,
-        protein by protein (only for models that were measured under seq_struct)
+    K4  for all objectives: every objective has a family of which a model passes K1 and K2, and no family fails. A pass
+        of any of the m models of an objective is one chance in m: for it each is judged at level 1 - 0.05 / m, the step
+        of Holm's method that decides whether there is any
+    K5  with the structure as input: K1 and K2 under condition seq_struct, and depth score, KL depth and retention depth
+        as without it, protein by protein (only for models that were measured under seq_struct)
 
     K6  computation is concentrated in a subset of blocks, and the rest refine: half of the blocks or fewer hold 80 % of
         the loss that the removal of single blocks costs (and of the attributions of gates, where they were measured);
@@ -45,6 +47,7 @@ import functools
 import json
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -77,11 +80,12 @@ from plm_depth.metrics.skip import (
     views_in,
     with_noise_mean,
 )
-from plm_depth.metrics.summary import depth_score, kl_depth
+from plm_depth.metrics.summary import depth_score, kl_depth, retention_depth
 from plm_depth.positions import PRIMARY_POSITIONS
 from plm_depth.progress import Progress, stage_log
 from plm_depth.tables import (
     ABLATE_SEQ,
+    AMINO_ACIDS,
     ATTR_SEQ,
     CONTRIB_SEQ,
     LENS_SEQ,
@@ -203,6 +207,15 @@ def median_of_rest(values: np.ndarray, blocks: np.ndarray) -> np.ndarray:
     return np.where(n > 0, (middle[0] + middle[1]) / 2, np.nan)
 
 
+def retention_of_exit(nll: np.ndarray) -> np.ndarray:
+    """Return the relative depth from which on the read-out keeps 95 % of what the last layer's gains over chance (I4).
+
+    Args:
+        nll: (..., n_blocks + 1) of the true residue among 20, nats, by layer at which the model is left.
+    """
+    return retention_depth(-nll, fraction=RETAINED, floor=-math.log(len(AMINO_ACIDS)))
+
+
 def kl_share(kl: np.ndarray) -> np.ndarray:
     """Return the share of the fall of a lens KL (..., n_blocks + 1) that lies in the late half."""
     middle = -(-(kl.shape[-1] - 1) // 2)
@@ -297,10 +310,16 @@ class Judgement:
     null_hi: float = math.nan
 
 
-def judge(trained: Statistic, untrained: Sequence[Statistic], rule: Rule, margins: Margins) -> Judgement:
-    """Return the verdict on one statistic; see the module for the four outcomes."""
-    (low,), (high,), (n_defined,) = interval(trained.resampled[None])
-    null = _null(untrained, rule)
+def judge(
+    trained: Statistic, untrained: Sequence[Statistic], rule: Rule, margins: Margins, *, level: float = LEVEL
+) -> Judgement:
+    """Return the verdict on one statistic; see the module for the four outcomes.
+
+    Args:
+        level: of the interval, and of what another untrained network would give, 0..1.
+    """
+    (low,), (high,), (n_defined,) = interval(trained.resampled[None], level=level)
+    null = _null(untrained, rule, level)
     shown = dict(ci_lo=low, ci_hi=high, null_value=null.mean, null_lo=null.low, null_hi=null.high)
 
     def verdict(which: str, reason: str) -> Judgement:
@@ -337,8 +356,9 @@ def judge(trained: Statistic, untrained: Sequence[Statistic], rule: Rule, margin
 
 @dataclass(frozen=True, eq=False)
 class _Null:
-    """What untrained networks give: mean over seeds and the 95 % prediction interval of another one."""
+    """What untrained networks give: mean over seeds and the prediction interval of another one, at a level."""
 
+    level: float
     n: int
     mean: float
     low: float
@@ -351,7 +371,7 @@ class _Null:
         """Return whether the trained network lies beyond another untrained one, on the claimed side."""
         scale = _scale(rule)
         distance = scale(np.array(trained.value)) - self.centre
-        (low,), (high,), (n_defined,) = interval((scale(trained.resampled) - self.resampled)[None])
+        (low,), (high,), (n_defined,) = interval((scale(trained.resampled) - self.resampled)[None], level=self.level)
         if not n_defined:
             return False
         if rule.side < 0:
@@ -365,21 +385,21 @@ def _scale(rule: Rule) -> Callable[[np.ndarray], np.ndarray]:
     return lambda x: np.log(np.where(np.asarray(x) > 0, x, np.nan))
 
 
-def _null(untrained: Sequence[Statistic], rule: Rule) -> _Null:
+def _null(untrained: Sequence[Statistic], rule: Rule, level: float = LEVEL) -> _Null:
     scale = _scale(rule)
     kept = [s for s in untrained if np.isfinite(scale(np.array(s.value)))]
     n = len(kept)
     if not n:
-        return _Null(0, math.nan, math.nan, math.nan, None, math.nan, math.nan)
+        return _Null(level, 0, math.nan, math.nan, math.nan, None, math.nan, math.nan)
     values = scale(np.array([s.value for s in kept]))
     resampled = np.mean([scale(s.resampled) for s in kept], axis=0)
     centre = float(values.mean())
     reach = math.nan
     if n > 1:
-        reach = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * values.std(ddof=1) * math.sqrt(1 + 1 / n))
+        reach = float(stats.t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) * math.sqrt(1 + 1 / n))
     back = math.exp if rule.is_ratio else float
     low, high = (back(centre - reach), back(centre + reach)) if n > 1 else (math.nan, math.nan)
-    return _Null(n, back(centre), low, high, resampled, centre, reach)
+    return _Null(level, n, back(centre), low, high, resampled, centre, reach)
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -389,8 +409,8 @@ def _null(untrained: Sequence[Statistic], rule: Rule) -> _Null:
 Row = dict[str, object]
 
 
-def claims_of_model(evidence: Evidence, margins: Margins) -> list[Row]:
-    """Return the rows of K1 and K2 of one model, the claims' own rows last within each."""
+def claims_of_model(evidence: Evidence, margins: Margins, *, level: float = LEVEL) -> list[Row]:
+    """Return the rows of K1 and K2 of one model, the claims' own rows last within each; ``level`` as in ``judge``."""
     ratio = Rule(-1, margins.late_over_early, 1.0, True)
     locality = Rule(-1, margins.locality, 1.0, True)
     share = Rule(1, margins.kl_share, 0.5, False)
@@ -413,10 +433,10 @@ def claims_of_model(evidence: Evidence, margins: Margins) -> list[Row]:
             [("late cos_u", Rule(1, 0.0, 0.0, False)), ("late flips", Rule(-1, margins.late_flips, 1.0, False))],
         ),
     ):
-        decided = [_row_of(evidence, claim, name, "decides", rule, margins) for name, rule in deciding]
+        decided = [_row_of(evidence, claim, name, "decides", rule, margins, level) for name, rule in deciding]
         rows += decided
         rows += [
-            _row_of(evidence, claim, name, "supports", rule, margins)
+            _row_of(evidence, claim, name, "supports", rule, margins, level)
             for name, rule in supporting
             if name in evidence.trained.statistics
         ]
@@ -429,10 +449,12 @@ def claims_of_model(evidence: Evidence, margins: Margins) -> list[Row]:
     return rows
 
 
-def _row_of(evidence: Evidence, claim: str, name: str, role: str, rule: Rule, margins: Margins) -> Row:
+def _row_of(
+    evidence: Evidence, claim: str, name: str, role: str, rule: Rule, margins: Margins, level: float = LEVEL
+) -> Row:
     trained = evidence.trained.statistics.get(name, Statistic(math.nan, np.array([math.nan])))
     untrained = [network.statistics[name] for network in evidence.untrained if name in network.statistics]
-    judgement = judge(trained, untrained, rule, margins)
+    judgement = judge(trained, untrained, rule, margins, level=level)
     if name not in evidence.trained.statistics:
         judgement = replace(judgement, reason="not measured")
     return _row(claim, evidence.model.model, name, role, trained, judgement, rule.margin)
@@ -560,7 +582,8 @@ def _p_value(resampled: np.ndarray) -> float:
     return min(1.0, 2 * (tail + 1) / (len(kept) + 1))
 
 
-SHIFTS = ("depth score rel_u", "KL depth", "depth score influence")  # the last rests on skip effects
+# The last rests on skip effects, the others on profiles.
+SHIFTS = ("depth score rel_u", "KL depth", f"retention depth at {RETAINED:g}", "depth score influence")
 
 
 def claim_of_structure(evidence: Evidence, margins: Margins) -> list[Row]:
@@ -651,26 +674,32 @@ def judge_shift(shift: Statistic, untrained: Sequence[Statistic], margins: Margi
     return Judgement(verdict, reason, **shown)
 
 
-def claim_of_all(models: Sequence[Model], verdicts: Mapping[tuple[str, str], str]) -> list[Row]:
-    """Return the rows of K4: one a family, one for all. ``verdicts`` is by (claim, model).
+def claim_of_all(members: Sequence[Evidence], margins: Margins) -> list[Row]:
+    """Return the rows of K4: one a family, one for all.
 
     A family fails if one of its models fails K1 or K2, and passes if one passes both; all objectives must have a family
-    that passes, and none may fail (intersection-union: no correction for many tests).
+    that passes, and none may fail (intersection-union: no correction for many objectives). That any of the m models of
+    an objective passes is judged at level 1 - 0.05 / m (Holm).
     """
     rows, of_family = [], {}
-    families = sorted({(model.family, model.objective) for model in models})
+    n_of = Counter(one.model.objective for one in members)
+    families = sorted({(one.model.family, one.model.objective) for one in members})
     for family, objective in families:
-        members = [model.model for model in models if model.family == family]
-        both = [combined([(claim, verdicts[claim, name]) for claim in ("K1", "K2")])[0] for name in members]
-        failing = [name for name in members if "fail" in (verdicts["K1", name], verdicts["K2", name])]
+        level = 1 - (1 - LEVEL) / n_of[objective]
+        own = {one.model.model: one for one in members if one.model.family == family}
+        failing = [name for name, one in own.items() if "fail" in _both_claims(one, margins, LEVEL)]
         if failing:
             of_family[family] = "fail", f"fails: {', '.join(failing)}"
         else:
-            best = next((v for v in ("pass", "pass_descriptive") if v in both), "inconclusive")
-            names = [name for name, found in zip(members, both) if found == best]
-            of_family[family] = best, f"{best}: {', '.join(names)}"
+            both = {
+                name: combined(list(zip(("K1", "K2"), _both_claims(one, margins, level))))[0]
+                for name, one in own.items()
+            }
+            best = next((v for v in ("pass", "pass_descriptive") if v in both.values()), "inconclusive")
+            names = ", ".join(name for name, found in both.items() if found == best)
+            of_family[family] = best, f"{best} at level {level:.2%}: {names}"
         rows.append(_claim_row("K4", family, of_family[family][0], f"{objective}; {of_family[family][1]}", []))
-    objectives = sorted({objective for _, objective in families})
+    objectives = sorted(n_of)
     failing = [family for family, _ in families if of_family[family][0] == "fail"]
     best = {
         objective: {of_family[family][0] for family, own in families if own == objective} for objective in objectives
@@ -687,6 +716,13 @@ def claim_of_all(models: Sequence[Model], verdicts: Mapping[tuple[str, str], str
         lacking = [o for o, found in best.items() if not found & {"pass", "pass_descriptive"}]
         verdict, reason = "inconclusive", f"no family passes for {', '.join(lacking)}"
     return [*rows, _claim_row("K4", "all", verdict, reason, [])]
+
+
+def _both_claims(evidence: Evidence, margins: Margins, level: float) -> tuple[str, str]:
+    """Return the verdicts on K1 and K2 of one model."""
+    rows = claims_of_model(evidence, margins, level=level)
+    found = {row["claim"]: str(row["verdict"]) for row in rows if row["role"] == "claim"}
+    return found["K1"], found["K2"]
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -995,7 +1031,7 @@ def _gate_statistics(
     return found
 
 
-WANTED = {"lens": (("kl_lf",), "logit", "aa20"), "contributions": (("cos_u", "rel_u"), "residue", "none")}
+WANTED = {"lens": (("kl_lf", "nll"), "logit", "aa20"), "contributions": (("cos_u", "rel_u"), "residue", "none")}
 
 
 def _profiles(
@@ -1031,17 +1067,21 @@ def _profiles(
 def _lens_statistics(
     profiles: Mapping[str, Mapping[int, np.ndarray]], model: Model, bootstrap: Bootstrap
 ) -> dict[str, Statistic]:
-    profile, layers = profiles["kl_lf"], range(model.n_blocks + 1)
-    if sorted(profile) != list(layers):
-        raise TableError(f"lens KL of {model.model}: layers {sorted(profile)}, expected 0..{model.n_blocks}")
-    values = np.stack([profile[layer] for layer in layers])
-    point, resampled = bootstrap.means(values)
-    about = _about(~np.isnan(values), np.zeros(values.shape), bootstrap)
+    layers, found = range(model.n_blocks + 1), {}
     halved = functools.partial(kl_depth, fraction=0.5, reference="kl_0")
-    return {
-        "late share of KL fall": Statistic(float(kl_share(point)), kl_share(resampled.T), **about),
-        "KL depth": Statistic(float(halved(point)), halved(resampled.T), **about),
-    }
+    for quantity, reductions in (
+        ("kl_lf", {"late share of KL fall": kl_share, "KL depth": halved}),
+        ("nll", {f"retention depth at {RETAINED:g}": retention_of_exit}),
+    ):
+        profile = profiles.get(quantity, {})
+        if sorted(profile) != list(layers):
+            raise TableError(f"lens {quantity} of {model.model}: layers {sorted(profile)}, expected {layers}")
+        values = np.stack([profile[layer] for layer in layers])
+        point, resampled = bootstrap.means(values)
+        about = _about(~np.isnan(values), np.zeros(values.shape), bootstrap)
+        for name, reduce in reductions.items():
+            found[name] = Statistic(float(reduce(point)), reduce(resampled.T), **about)
+    return found
 
 
 def _contribution_statistics(
@@ -1182,11 +1222,10 @@ def verdicts(
 def judged(evidence: Sequence[Evidence], margins: Margins) -> list[Row]:
     """Return all rows of a study: K1 and K2 by model, K3 by family, K4 by family and for all, K5 and K6 by model."""
     rows = [row for one in evidence for row in claims_of_model(one, margins)]
-    found = {(str(r["claim"]), str(r["scope"])): str(r["verdict"]) for r in rows if r["role"] == "claim"}
     families = list(dict.fromkeys(one.model.family for one in evidence))
     for family in families:
         rows += claim_of_family([one for one in evidence if one.model.family == family], margins)
-    rows += claim_of_all([one.model for one in evidence], found)
+    rows += claim_of_all(evidence, margins)
     rows += [row for one in evidence for row in claim_of_structure(one, margins)]
     return rows + [row for one in evidence for row in claim_of_concentration(one, margins)]
 
