@@ -50,7 +50,7 @@ fitness:
   resamples: 100
 bootstrap: {resamples: 200}
 summary: {kl_fraction: [0.5], overlap: 0.3}
-compute: {device: cpu, token_budget: 4096, threads: 1, memory_gb: 1}
+compute: {device: cpu, token_budget: 4096, batch_window: 2, threads: 1, memory_gb: 1}
 """
 
 

@@ -552,18 +552,43 @@ def test_a_config_is_checked_without_loading_what_only_stages_need():
 
 
 @pytest.mark.parametrize(
-    "given, n_shards, first",
-    [({"shard_size": 10}, 7, (0, 10)), ({"shard_tokens": 3000}, 3, (0, 24)), ({}, 1, (0, 64))],
+    "given, window, n_shards, first",
+    [
+        ({"shard_size": 10}, 5, 7, (0, 10)),
+        ({"shard_tokens": 3000}, 8, 3, (0, 24)),
+        ({"shard_tokens": 3000}, 64, 1, (0, 64)),
+        ({"shard_tokens": 30}, 8, 8, (0, 8)),
+        ({}, 64, 1, (0, 64)),
+    ],
 )
-def test_shards_hold_so_many_proteins_or_residues_and_the_data_are_not_looked_at(good, given, n_shards, first):
+def test_shards_hold_so_many_proteins_or_residues_and_the_data_are_not_looked_at(good, given, window, n_shards, first):
     dataset = {key: value for key, value in good["datasets"][0].items() if key != "shard_size"}
+    good["compute"]["batch_window"], good["effects"]["shard_size"], good["ablation"]["shard_size"] = window, 64, 64
     found = study({**good, "datasets": [{**dataset, "size": 64, "min_length": 50, "max_length": 200, **given}]})
     (name,) = found.datasets
     assert found.n_shards(name) == n_shards and found.ranks(name, 0) == first
 
 
+def test_no_shard_cuts_the_proteins_that_share_batches(good):
+    """The numbers of a study do not depend on the number of its shards, down to the last bit."""
+    good["datasets"][0] |= {"size": 200, "reserve": 200, "shard_size": 100}
+    good["effects"] |= {"size": 200, "shard_size": 192}
+    good["ablation"] |= {"size": 200, "shard_size": 1}
+    lines = complaint(good).splitlines()
+    name = (
+        "datasets.mini.shard_size: 100 of 200 proteins; expected a multiple of compute.batch_window (64), or the whole"
+    )
+    assert any(name in line and "64, 128 would do" in line for line in lines)
+    assert any("ablation.shard_size: 1 of 200" in line and "64 would do" in line for line in lines)
+    assert not any("effects.shard_size" in line for line in lines)
+    good["compute"]["batch_window"] = 1
+    study(good)
+    good["compute"]["batch_window"] = 0
+    assert "compute.batch_window: 0; expected at least 1" in complaint(good)
+
+
 def test_a_shard_of_two_sizes_is_a_contradiction(good):
-    dataset = {**good["datasets"][0], "shard_size": 10, "shard_tokens": 3000}
+    dataset = {**good["datasets"][0], "shard_size": 64, "shard_tokens": 3000}
     assert "shard_size and shard_tokens both say" in complaint({**good, "datasets": [dataset]})
 
 

@@ -50,8 +50,8 @@ def test_a_model_of_unknown_size_asks_for_the_room_and_a_few_hours():
     assert minutes(None) == sizing.UNPRICED and minutes(None, attempt=2) == 2 * sizing.UNPRICED
 
 
-@pytest.mark.parametrize("longest, expected", [(512, 256), (2000, 64), (3000, 43), (400_000, 1)])
-def test_shards_of_longer_proteins_hold_fewer_and_never_none(longest, expected):
+@pytest.mark.parametrize("longest, expected", [(512, 256), (2000, 64), (3000, 64), (400_000, 64)])
+def test_shards_of_longer_proteins_hold_fewer_but_never_less_than_what_shares_batches(longest, expected):
     assert sizing.shard_size_of(65536, min_length=50, max_length=longest) == expected
 
 

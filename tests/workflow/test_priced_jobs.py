@@ -21,7 +21,7 @@ def changed(config: str) -> dict:
     study = yaml.safe_load(config)
     study["sources"].append({"name": "idle", "url": "https://example.org/idle.fasta"})
     study["datasets"][0] |= {"models": ["progen2_tiny"], "size": 5, "shard_size": 2}
-    study["effects"] |= {"size": 64, "shard_size": 3, "null_models": []}
+    study["effects"] |= {"size": 64, "shard_size": 4, "null_models": []}
     study["fitness"]["null_models"] = []
     return study
 

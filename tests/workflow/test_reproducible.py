@@ -12,7 +12,7 @@ pytestmark = pytest.mark.workflow
 
 
 def measured(folder: Path, *, cores: int, shard_size: int, effect_shard_size: int) -> list[Digest]:
-    """Run the small study of one model with one protein a batch, and return the digests of its tables."""
+    """Run the small study of one model, whose proteins share batches by twos, and return the digests of its tables."""
     folder.mkdir()
     copy_repository(folder)
     config = yaml.safe_load(CONFIG)
@@ -22,8 +22,6 @@ def measured(folder: Path, *, cores: int, shard_size: int, effect_shard_size: in
     config["figures"] = ["variance"]
     config["datasets"][0]["shard_size"] = shard_size
     config["effects"]["shard_size"] = effect_shard_size
-    # These shards are smaller than a window, and what shares a batch decides the last bits (cf. test_windows.py).
-    config["compute"]["token_budget"] = 1
     # As the default config, too: a config is laid over that one, and gets its sections.
     for name in ("tiny.yaml", "config/config.yaml"):
         (folder / name).write_text(yaml.safe_dump(config), encoding="utf-8")

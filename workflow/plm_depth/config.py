@@ -16,7 +16,7 @@ from plm_depth.conditions import BACKBONE_TELLS, CONDITIONS
 from plm_depth.positions import PRIMARY_POSITIONS
 from plm_depth.sequences import ASSAY_FILES, ASSAY_FORMATS, SourceError
 from plm_depth.sequences.accessions import Entry, entries_of
-from plm_depth.sizing import shard_size_of
+from plm_depth.sizing import WINDOW, shard_size_of
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")  # as the wildcard filename of the workflow
 FROM_STRUCTURES = "structures"  # as the source of a data set: the sequences of the section of that name
@@ -33,6 +33,7 @@ DEFAULTS: dict[str, object] = {
     "compute": {
         "device": "auto",
         "token_budget": 16384,
+        "batch_window": WINDOW,
         "threads": 1,
         "memory_gb": 4,
         "tflops": None,
@@ -303,6 +304,17 @@ def _join(where: str, key: object) -> str:
     return str(key) if where in ("", "config") else f"{where}.{key}"
 
 
+def _uncut(where: str, shard_size: int, size: int, window: int) -> list[str]:
+    """Return a complaint about shards that cut windows of proteins that share batches."""
+    if shard_size >= size or shard_size % window == 0:
+        return []
+    near = sorted({max(1, shard_size // window) * window, -(-shard_size // window) * window})
+    return [
+        f"{where}.shard_size: {shard_size} of {size} proteins; expected a multiple of compute.batch_window ({window}), "
+        f"or the whole: what shares a batch decides the last bits, which no shard may change. {_list(near)} would do"
+    ]
+
+
 def _list(values: Iterable[object]) -> str:
     return ", ".join(str(value) for value in values)
 
@@ -514,12 +526,16 @@ class Study:
                     lines.append(f"{where}.source: {FROM_STRUCTURES!r} needs a section structures, and there is none")
             elif item["source"] not in self.sources:
                 lines.append(f"{where}.source: no source {item['source']!r}; there are: {_list(self.sources)}")
+        window = self.config["compute"]["batch_window"]
         for name, dataset in self.datasets.items():
             self.datasets[name] = dataset = {**DATASET_DEFAULTS, **dataset}
             if "shard_size" in dataset and "shard_tokens" in dataset:
                 lines.append(f"datasets.{name}: shard_size and shard_tokens both say how large a shard is; give one")
             lengths = {key: dataset[key] for key in ("min_length", "max_length")}
-            dataset.setdefault("shard_size", shard_size_of(dataset.get("shard_tokens", SHARD_TOKENS), **lengths))
+            dataset.setdefault(
+                "shard_size", shard_size_of(dataset.get("shard_tokens", SHARD_TOKENS), window, **lengths)
+            )
+            lines += _uncut(f"datasets.{name}", dataset["shard_size"], dataset["size"], window)
             if dataset["size"] > dataset["reserve"]:
                 lines.append(
                     f"datasets.{name}.size: {dataset['size']} is above reserve {dataset['reserve']}; raise reserve "
@@ -615,6 +631,10 @@ class Study:
         lines += self._check_section("ablation", found)
         lines += self._check_section("attribution", found)
         lines += self._check_section("tuned_lens", found, has_size=False)
+        for section in ("effects", "ablation"):
+            if section in self.config:
+                largest = max((self.section_size(section, name) for name in self.datasets), default=0)
+                lines += _uncut(section, self.config[section]["shard_size"], largest, window)
         seen = set()
         for null in self.config["nulls"]:
             key = (null["null_model"], null["seed"])

@@ -18,8 +18,8 @@ CPU_TFLOPS_PER_THREAD = 0.01
 HALF_PRECISION = 5.0  # times as fast, on a GPU
 SAFETY = 2.0  # minutes asked for, over minutes expected
 LOADING = 20e6  # bytes a second of weights: read once from a shared disk, drawn or permuted once for each null model
-# Proteins of a data set, in its order, that may share a batch. What shares a batch decides the last bits of a number,
-# so shards of a multiple of it have the batches, and the bits, of one shard.
+# Proteins of a data set, in its order, that may share a batch, unless the config says another number. What shares a
+# batch decides the last bits of a number, so shards are multiples of it: they have the batches, and the bits, of one.
 WINDOW = 64
 SHORTEST = 30  # minutes: queues care about hours, a slow disk at the start about minutes
 UNPRICED = 240  # minutes of a job whose model has no known size
@@ -133,10 +133,10 @@ def _weights(price: "Price | None", room_gb: float) -> float:
     return max(0.0, price.memory_bytes - room_gb * 1e9) if price else 0.0
 
 
-def shard_size_of(shard_tokens: int, *, min_length: int, max_length: int) -> int:
-    """Return how many proteins have about ``shard_tokens`` residues, at least one; the data are not looked at.
+def shard_size_of(shard_tokens: int, window: int = WINDOW, *, min_length: int, max_length: int) -> int:
+    """Return how many proteins have about ``shard_tokens`` residues; the data are not looked at.
 
-    A multiple of ``WINDOW``, unless that would be far too many.
+    A multiple of ``window``, the proteins that may share a batch, and at least one.
     """
     wanted = 2 * shard_tokens / (min_length + max_length)
-    return WINDOW * round(wanted / WINDOW) if wanted >= WINDOW else max(1, round(wanted))
+    return window * max(1, round(wanted / window))

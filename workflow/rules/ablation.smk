@@ -32,6 +32,7 @@ rule ablate_depth:
         runtime=minutes_for(ABLATIONS),
         device=COMPUTE["device"],
         token_budget=COMPUTE["token_budget"],
+        batch_window=COMPUTE["batch_window"],
     params:
         ranks=lambda wc: study.ranks_in("ablation", wc.dataset, int(wc.shard)),
         nulls=lambda wc: as_json(ablation_nulls_of(wc.variant)),
@@ -61,6 +62,7 @@ rule ablate_depth:
         " --clusters {input.clusters:q} --first {params.ranks[0]} --last {params.ranks[1]}"
         " --nulls {params.nulls:q} --inputs {params.inputs:q} --ablations {params.ablations:q}"
         " {params.conditions:q} --seed {params.seed} --token-budget {resources.token_budget}"
+        " --batch-window {resources.batch_window}"
         " --device {resources.device} --threads {threads} --output {output:q} > {log:q} 2>&1"
 
 

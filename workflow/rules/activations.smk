@@ -38,6 +38,7 @@ rule extract_activations:
         runtime=minutes_for(PASSES),
         device=COMPUTE["device"],
         token_budget=COMPUTE["token_budget"],
+        batch_window=COMPUTE["batch_window"],
     params:
         nulls=lambda wc: as_json(nulls_of(wc)),
         inputs=lambda wc: as_json(inputs_of(wc.model)),
@@ -51,5 +52,6 @@ rule extract_activations:
         " --nulls {params.nulls:q} --inputs {params.inputs:q} {params.conditions:q}"
         " --anchors {params.anchors}"
         " --stream-dtype {params.dtype} --seed {params.seed} --token-budget {resources.token_budget}"
+        " --batch-window {resources.batch_window}"
         " --device {resources.device} --threads {threads}"
         " --moments {output.moments:q} --lens {output.lens:q} --stream {output.stream:q} > {log:q} 2>&1"

@@ -58,6 +58,7 @@ rule measure_effects:
         runtime=minutes_for(SWEEPS),
         device=COMPUTE["device"],
         token_budget=COMPUTE["token_budget"],
+        batch_window=COMPUTE["batch_window"],
     params:
         nulls=lambda wc: as_json(effect_nulls_of(wc)),
         inputs=lambda wc: as_json(effect_inputs_of(wc.model)),
@@ -69,7 +70,8 @@ rule measure_effects:
         "python -m plm_depth.activations.effects --card {input.card:q} --sequences {input.sequences:q}"
         " --reference {input.reference:q} --nulls {params.nulls:q} --inputs {params.inputs:q} --skips {params.skips:q}"
         " {params.conditions:q}"
-        " --seed {params.seed} --token-budget {resources.token_budget} --device {resources.device}"
+        " --seed {params.seed} --token-budget {resources.token_budget}"
+        " --batch-window {resources.batch_window} --device {resources.device}"
         " --threads {threads} --skip {output.skip:q} --output-change {output.change:q} > {log:q} 2>&1"
 
 

@@ -63,6 +63,7 @@ from plm_depth.activations.door import (
     ExtractionError,
     add_model_options,
     add_structure_options,
+    add_window_option,
     check_sequences,
     loaded,
     running,
@@ -418,6 +419,7 @@ def measure(
     conditions: Sequence[str] = ("seq",),
     structures: Mapping[str, Structure] | None = None,
     token_budget: int = 4096,
+    window: int = WINDOW,
     log: logging.Logger,
 ) -> int:
     """Ablate the proteins of some ranks under every null model, condition and view; write ABLATE_SEQ.
@@ -428,6 +430,7 @@ def measure(
         seed: of masks and random spans.
         conditions, structures: as in ``activations.extract``.
         token_budget: largest rows x tokens held at once; changes speed and memory only.
+        window: proteins, by rank, that may share a batch.
     Returns:
         Rows written. A model without a token for each residue gets none, which is logged.
     Raises:
@@ -459,12 +462,13 @@ def measure(
                     for view in views:
                         unread += _measure_view(
                             adapter, proteins, ranks, view, condition, null, shown, ablations, geometric, common,
-                            table=table, progress=progress, seed=seed, token_budget=token_budget, log=log,
+                            table=table, progress=progress, seed=seed, token_budget=token_budget, window=window,
+                            log=log,
                         )  # fmt: skip
                     if single and condition == "seq":
                         _measure_single(
                             adapter, [p for p in proteins if p.rank < single], ranks, proteins, null, ablations,
-                            common, table=table, seed=seed, token_budget=token_budget, log=log,
+                            common, table=table, seed=seed, token_budget=token_budget, window=window, log=log,
                         )  # fmt: skip
     progress.finish()
     if unread:
@@ -489,6 +493,7 @@ def _measure_view(
     progress: Progress,
     seed: int,
     token_budget: int,
+    window: int,
     log: logging.Logger,
 ) -> int:
     """Ablate the shard's proteins under one view; return how many have nothing to read."""
@@ -519,7 +524,7 @@ def _measure_view(
                 unread += 1
                 progress.advance()
         background = composition(protein.sequence for protein in others)
-        for rows in _rows(adapter, copies, planned, background, token_budget, log, advance=progress.advance):
+        for rows in _rows(adapter, copies, planned, background, token_budget, window, log, advance=progress.advance):
             table.append({**about, **rows})
     return unread
 
@@ -536,6 +541,7 @@ def _measure_single(
     table: TableWriter,
     seed: int,
     token_budget: int,
+    window: int,
     log: logging.Logger,
 ) -> None:
     """Mask every residue of some proteins alone."""
@@ -546,7 +552,7 @@ def _measure_single(
         background = composition(protein.sequence for protein in proteins if protein.fold != fold)
         for protein in (one for one in chosen if one.fold == fold and one.rank in ranks):
             copies = single_copies(adapter, protein, as_seen(null, protein.sequence_id, protein.sequence)[0])
-            for rows in _rows(adapter, copies, planned, background, token_budget, log):
+            for rows in _rows(adapter, copies, planned, background, token_budget, window, log):
                 table.append({**about, **rows})
 
 
@@ -556,6 +562,7 @@ def _rows(
     planned: Plan,
     background: np.ndarray,
     token_budget: int,
+    window: int,
     log: logging.Logger,
     advance=lambda: None,
 ) -> Iterator[dict[str, object]]:
@@ -567,8 +574,8 @@ def _rows(
     left = {copy.protein.sequence_id: 0 for copy in copies}
     for copy in copies:
         left[copy.protein.sequence_id] += 1
-    windows_of_ranks = itertools.groupby(copies, key=lambda copy: copy.protein.rank // WINDOW)
-    for part in (part for _, window in windows_of_ranks for part in windows(list(window), WORKS_AT_ONCE)):
+    windows_of_ranks = itertools.groupby(copies, key=lambda copy: copy.protein.rank // window)
+    for part in (part for _, own in windows_of_ranks for part in windows(list(own), WORKS_AT_ONCE)):
         works = [copy.work for copy in part]
         for index, values in travel(
             adapter, works, planned.detours, token_budget=token_budget, max_padding=max_padding, log=log
@@ -637,6 +644,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--nulls", required=True, help="JSON list of {null_model, seed}")
     parser.add_argument("--inputs", required=True, help="JSON: the inputs section of the config")
     parser.add_argument("--ablations", required=True, help="JSON: what is done to the course of blocks; see Ablations")
+    add_window_option(parser)
     add_structure_options(parser)
     parser.add_argument("--seed", type=int, required=True, help="of masks and random spans")
     parser.add_argument("--output", type=Path, required=True, help="table ABLATE_SEQ")
@@ -660,6 +668,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             conditions=conditions,
             structures=structures,
             token_budget=options.token_budget,
+            window=options.batch_window,
             log=log,
         )
 

@@ -25,6 +25,7 @@ from plm_depth.models.base import Adapter, CheckpointError, SequenceError, Showi
 from plm_depth.models.structures import read_codes, read_structures
 from plm_depth.progress import stage_log
 from plm_depth.sequences import SourceError
+from plm_depth.sizing import WINDOW
 from plm_depth.tables import SEQUENCES, TableError, read_table
 from plm_depth.views import View, views_of
 
@@ -68,6 +69,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--token-budget", type=int, default=4096, help="largest rows x padded length of a batch")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=int, help="CPU threads of torch")
+
+
+def add_window_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--batch-window``: shards that hold whole windows have the very numbers of one shard."""
+    parser.add_argument(
+        "--batch-window", type=int, default=WINDOW, help="proteins, in their order, that may share a batch"
+    )
 
 
 def loaded(options: argparse.Namespace, log: logging.Logger) -> tuple[str, Adapter]:

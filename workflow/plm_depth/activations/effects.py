@@ -39,11 +39,12 @@ import torch
 from torch import Tensor
 
 from plm_depth.activations import EFFECTS_VERSION, keys
-from plm_depth.activations.batches import MAX_PADDING, padding_on, windows
+from plm_depth.activations.batches import MAX_PADDING, WINDOW, padding_on, windows
 from plm_depth.activations.door import (
     ExtractionError,
     add_model_options,
     add_structure_options,
+    add_window_option,
     check_sequences,
     loaded,
     read_shard,
@@ -752,6 +753,7 @@ def measure(
     seed: int,
     reference: Sequence[tuple[str, str]] = (),
     token_budget: int = 4096,
+    window: int = WINDOW,
     max_padding: float | None = None,
     conditions: Sequence[str] = ("seq",),
     structures: Mapping[str, Structure] | None = None,
@@ -764,6 +766,7 @@ def measure(
         reference: proteins behind the means and donors of the ablations mean and resample.
         token_budget: largest rows x tokens carried through a block at once; changes speed and memory, and results by
             less than the noise floor.
+        window: proteins, in their order, that may share a batch.
         max_padding: share of padding when proteins go side by side, by default what pays on the device; the same.
         conditions, structures: as in ``extract.extract``; of the reference proteins too, where they are used.
     Returns:
@@ -832,12 +835,12 @@ def measure(
                     prepared = (
                         (
                             protein
-                            for i, s, structure in ((i, *seen(i, s)) for i, s in sorted(window, key=_longest_first))
+                            for i, s, structure in ((i, *seen(i, s)) for i, s in sorted(part, key=_longest_first))
                             for protein in proteins_of(
                                 adapter, i, s, view, skips, donors=donors, structure=structure, **in_view
                             )
                         )
-                        for window in windows(sequences)
+                        for part in windows(sequences, window)
                     )
                     for proteins in itertools.chain.from_iterable(map(in_portions, prepared)):
                         missing += sum(expected_sets(skips, view) for protein in proteins if protein.is_first)
@@ -922,6 +925,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sequences", type=Path, required=True, help="shard (SEQUENCES table)")
     parser.add_argument("--nulls", required=True, help="JSON list of {null_model, seed}")
     parser.add_argument("--inputs", required=True, help="JSON: the inputs section of the config")
+    add_window_option(parser)
     add_structure_options(parser)
     parser.add_argument("--skips", required=True, help="JSON: what is silenced; see the module")
     parser.add_argument("--reference", type=Path, help="SEQUENCES table behind the ablations mean and resample")
@@ -943,11 +947,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             output_change=options.output_change,
             model_id=model_id,
             nulls=nulls,
-            views=views_for(adapter, options.inputs),
+            views=views_for(adapter, options.inputs, log),
             skips=skips,
             seed=options.seed,
             reference=reference,
             token_budget=options.token_budget,
+            window=options.batch_window,
             conditions=conditions,
             structures=structures,
             log=log,

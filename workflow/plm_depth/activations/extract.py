@@ -46,6 +46,7 @@ from plm_depth.activations.door import (
     ExtractionError,
     add_model_options,
     add_structure_options,
+    add_window_option,
     check_sequences,
     loaded,
     read_shard,
@@ -401,6 +402,7 @@ def extract(
     seed: int,
     n_anchors: int = 8,
     token_budget: int = 4096,
+    window: int = WINDOW,
     stream_dtype: str = "float16",
     conditions: Sequence[str] = ("seq",),
     structures: Mapping[str, Structure] | None = None,
@@ -412,6 +414,7 @@ def extract(
         seed: of masks and anchors.
         n_anchors: anchors per protein in the stream table, >= 0.
         token_budget: largest rows x padded length of a batch; changes speed and memory only.
+        window: proteins, in their order, that may share a batch.
         stream_dtype: numpy dtype of the stored stream.
         conditions: which of the adapter's.
         structures: by sequence_id, of every protein, for the conditions with structure.
@@ -429,7 +432,7 @@ def extract(
             item_of(adapter, *pair, views[0], structure=structures.get(pair[0]), **shown).tokens.n_tokens
             for pair in sequences
         ]
-        plans[condition] = batches = plan(n_tokens, token_budget=token_budget, window=WINDOW, log=log)
+        plans[condition] = batches = plan(n_tokens, token_budget=token_budget, window=window, log=log)
         padded = sum(len(batch) * n_tokens[batch[0]] for batch in batches)
         log.info(
             f"{condition}: {len(sequences)} proteins, {sum(n_tokens)} tokens in {len(batches)} batches "
@@ -593,6 +596,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sequences", type=Path, required=True, help="shard (SEQUENCES table)")
     parser.add_argument("--nulls", required=True, help="JSON list of {null_model, seed}")
     parser.add_argument("--inputs", required=True, help="JSON: the inputs section of the config")
+    add_window_option(parser)
     add_structure_options(parser)
     parser.add_argument("--anchors", type=int, default=8, help="anchor residues per protein in the stream table")
     parser.add_argument("--seed", type=int, required=True, help="of masks and anchors")
@@ -618,6 +622,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             seed=options.seed,
             n_anchors=options.anchors,
             token_budget=options.token_budget,
+            window=options.batch_window,
             stream_dtype=options.stream_dtype,
             conditions=conditions,
             structures=structures,
