@@ -76,20 +76,25 @@ def copy_repository(to: Path) -> Path:
 
 
 def snakemake(
-    folder: Path, *options: str, configfile: str = "tiny.yaml", variables: Mapping[str, str] | None = None
+    folder: Path,
+    *options: str,
+    configfile: str = "tiny.yaml",
+    variables: Mapping[str, str] | None = None,
+    timeout_s: int = 900,
 ) -> subprocess.CompletedProcess:
     """Run Snakemake in ``folder`` and return what it said; nothing is inherited but a bare environment.
 
     Args:
         configfile: of the study, below ``folder``.
         variables: further ones of the environment.
+        timeout_s: seconds.
     """
     environment = {"PATH": "/usr/bin:/bin", "HOME": os.environ.get("HOME", "/"), "LANG": "C.UTF-8"}
     environment |= {"XDG_CACHE_HOME": str(folder / ".cache"), **(variables or {})}
     # Alone, not laid over the paper study: that has sections which these studies do without.
     command = [sys.executable, "-m", "snakemake", "--configfile", configfile, "--replace-workflow-config", *options]
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=900
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=timeout_s
     )
 
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import yaml
 
 from plm_depth.digest import digests
 from small_study import CONFIG, ROOT, copy_repository, snakemake
@@ -32,8 +31,10 @@ pytestmark = [
 ]
 
 SCRIPT = ROOT / "tests" / "slurm_one_node.sh"
+MINI = "config/mini.yaml"
 WAIT_S = 600
-FAST = ["--slurm-init-seconds-before-status-checks", "3", "--max-status-checks-per-second", "1"]
+STUDY_S = 7200
+FAST = ["--slurm-init-seconds-before-status-checks", "2", "--max-status-checks-per-second", "1"]
 # A job that needs more memory than its first attempt asks for, and one that tells its GPU.
 RULES = """
 
@@ -57,6 +58,23 @@ rule tell_gpu:
     shell:
         "echo $CUDA_VISIBLE_DEVICES > {output} && sleep 20"
 """
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One sbatch, as the accounts of Slurm have it.
+
+    Attributes:
+        state: the last one.
+        memory, asked: what it asked for: memory, and everything.
+        what: the rule or group and the wildcards of the job.
+    """
+
+    number: str
+    state: str
+    memory: str
+    asked: str
+    what: str
 
 
 @dataclass
@@ -110,13 +128,16 @@ class Cluster:
         time.sleep(5)
         self.script("start")
 
-    def history(self, rule: str) -> list[tuple[str, str]]:
-        """Return (state, memory asked for) of all jobs of a rule or group, in the order of their numbers."""
-        jobs = self.ask("sacct", "-X", "-n", "-P", "--starttime=now-1hours", "--format=JobIDRaw,State,ReqMem,Comment")
-        jobs = sorted(
-            (int(number), state.split()[0], memory) for number, state, memory, comment in jobs if rule in comment
+    def submissions(self) -> list["Submission"]:
+        """Return all jobs that were ever submitted, in the order of their numbers."""
+        jobs = self.ask(
+            "sacct", "-X", "-n", "-P", "--starttime=now-1days", "--format=JobIDRaw,State,ReqMem,ReqTRES,Comment"
         )
-        return [(state, memory) for _, state, memory in jobs]
+        # "CANCELLED by 0" is CANCELLED.
+        return [
+            Submission(number, state.split()[0], memory, asked, what)
+            for number, state, memory, asked, what in sorted(jobs, key=lambda job: int(job[0]))
+        ]
 
 
 def until(what: str, found: Callable[[], object], process: subprocess.Popen | None = None) -> object:
@@ -194,25 +215,35 @@ def start(started: list[subprocess.Popen], cluster: Cluster, folder: Path, *comm
     return process
 
 
-def test_a_study_survives_a_cancelled_job_a_killed_run_and_a_dead_controller_with_the_same_numbers(
-    cluster, started, tmp_path
+def is_finished(folder: Path) -> bool:
+    """Return whether a dry run finds nothing to do for the mini study of a copy of the repository."""
+    result = snakemake(folder, "--dry-run", configfile=MINI)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return "Nothing to be done" in result.stdout + result.stderr
+
+
+def without_slurm(folder: Path) -> tuple[str, Path]:
+    """Return whose results are those of the mini study on this machine alone, and where they are.
+
+    ``make study`` left them, if it ran and nothing was changed since; else the study is run, in a new copy.
+    """
+    if is_finished(ROOT):
+        return "the repository's own run", ROOT
+    result = snakemake(copy_repository(folder), "--cores", "all", configfile=MINI, timeout_s=STUDY_S)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return "a run for this test", folder
+
+
+def test_the_mini_study_survives_a_cancelled_job_a_killed_run_and_a_dead_controller_with_the_same_numbers(
+    cluster, started, tmp_path, record_property
 ):
-    config = yaml.safe_load(CONFIG)
-    kept = ("study", "seed", "sources", "training", "datasets", "models", "inputs", "nulls", "effects", "bootstrap")
-    config = {key: config[key] for key in (*kept, "compute")}
-    config["models"] = config["models"][:1]
-    config["figures"] = ["contributions", "lens_kl"]
-    config["compute"]["device"] = "auto"  # asks for GPUs, and goes on without where torch finds none
-    here, there = (copy_repository(tmp_path / name) for name in ("here", "there"))
-    for folder in (here, there):
-        # As the default config, too: a config is laid over that one, and gets its sections.
-        for name in ("tiny.yaml", "config/config.yaml"):
-            (folder / name).write_text(yaml.safe_dump(config), encoding="utf-8")
-    options = ["--workflow-profile", "profiles/slurm", "--configfile", "tiny.yaml", *FAST]
+    there = copy_repository(tmp_path / "there")
+    options = ["--workflow-profile", "profiles/slurm", "--configfile", MINI, *FAST]
+    begun = time.monotonic()
 
     run = start(started, cluster, there, "-m", "snakemake", *options, log="first.log")
-    (training,) = until("training", lambda: cluster.running("train_checkpoint"), run)
-    cluster.ask("scancel", training)
+    training = until("training", lambda: cluster.running("train_checkpoint"), run)
+    cluster.ask("scancel", training[0])
     until("passes", lambda: cluster.running("extract_activations"), run)
     refused = subprocess.run(
         [sys.executable, "-m", "plm_depth", "resume"],
@@ -231,36 +262,51 @@ def test_a_study_survives_a_cancelled_job_a_killed_run_and_a_dead_controller_wit
     run = start(started, cluster, there, "-m", "plm_depth", "resume", log="second.log")
     until("jobs of the second run", lambda: set(cluster.running("rule_")) - set(orphans), run)
     cluster.lose_the_controller(run)
-    assert run.wait(timeout=WAIT_S) == 0, (there / "second.log").read_text()[-4000:]
+    assert run.wait(timeout=STUDY_S) == 0, (there / "second.log").read_text()[-4000:]
+    minutes = (time.monotonic() - begun) / 60
     told = (there / "second.log").read_text()
     (cancelled,) = re.findall(r"^cancelled \d+ jobs of a lost run: (.*)$", told, flags=re.MULTILINE)
     assert set(cancelled.split(", ")) & set(orphans)
     assert f"going on with: snakemake {' '.join(options)}" in told
+    assert is_finished(there)
 
-    assert [state for state, _ in cluster.history("train_checkpoint")] == ["CANCELLED", "COMPLETED"]
-    states = [state for state, _ in cluster.history("extract_activations")]
-    assert "CANCELLED" in states and states.count("COMPLETED") == 2, "one each for trained and null networks"
-    gpus = cluster.ask("sacct", "-X", "-n", "-P", "--starttime=now-1hours", "--format=ReqTRES,Comment")
-    asking = {"gpu" in asked for asked, comment in gpus if "extract_activations" in comment}
-    assert asking == {True} and {"gpu" in asked for asked, comment in gpus if "cluster_dataset" in comment} == {False}
-    assert [state for state, _ in cluster.history("rule_metrics")] == ["COMPLETED"], "six jobs, one submission"
+    jobs = cluster.submissions()
+    of_the_first = {job.what for job in jobs if job.number == training[0]}
+    assert [job.state for job in jobs if job.what in of_the_first] == ["CANCELLED", "COMPLETED"]
+    # Only what somebody cancelled was submitted twice.
+    ended = {state: [job for job in jobs if job.state == state] for state in ("COMPLETED", "CANCELLED")}
+    assert len(ended["COMPLETED"]) + len(ended["CANCELLED"]) == len(jobs)
+    assert {job.number for job in ended["CANCELLED"]} <= {training[0], *cancelled.split(", ")}
+    models = {path.name for path in (there / "results" / "mini" / "checkpoints").iterdir()}
+    assert sum("train_checkpoint" in job.what for job in ended["COMPLETED"]) == len(models) >= 12
 
-    result = snakemake(here, "--cores", "1")
-    assert result.returncode == 0, result.stderr[-3000:]
-    expected = digests([here / "results"])
-    assert len(expected) > 20 and digests([there / "results"]) == expected
+    whose, folder = without_slurm(tmp_path / "here")
+    here, on_slurm = (digests([one / "results" / "mini"]) for one in (folder, there))
+    assert len(here) > 400 and [table.name for table in on_slurm] == [table.name for table in here]
+    assert [table for table in on_slurm if table not in here] == []
+    record_property(
+        "told",
+        f"the mini study through sbatch: {len(jobs)} submissions in {minutes:.1f} minutes;"
+        f" all {len(here)} tables equal those of {whose} without Slurm",
+    )
 
 
 def test_a_job_out_of_memory_is_retried_with_more_and_gpus_are_handed_out_one_by_one(cluster, started, tmp_path):
     folder = copy_repository(tmp_path)
-    shutil.copy(folder / "tiny.yaml", folder / "config" / "config.yaml")
+    # As the default config, too: a config is laid over that one, and gets its sections.
+    for name in ("tiny.yaml", "config/config.yaml"):
+        (folder / name).write_text(CONFIG.replace("device: cpu", "device: auto"), encoding="utf-8")
     with (folder / "Snakefile").open("a", encoding="utf-8") as snakefile:
         snakefile.write(RULES)
-    targets = ["filled.txt", "gpu_a.txt", "gpu_b.txt"]
+    targets = ["filled.txt", "gpu_a.txt", "gpu_b.txt", "results/tiny/losses/esm2_tiny.parquet"]
     options = ["--workflow-profile", "profiles/slurm", "--configfile", "tiny.yaml", *FAST]
     run = start(started, cluster, folder, "-m", "snakemake", *options, *targets, log="run.log")
     assert run.wait(timeout=WAIT_S) == 0, (folder / "run.log").read_text()[-4000:]
-    first, second = cluster.history("rule_fill")
-    assert first[0] in ("FAILED", "OUT_OF_MEMORY") and second[0] == "COMPLETED"
-    assert (first[1], second[1]) == ("700M", "1400M")
-    assert {(folder / name).read_text().strip() for name in targets[1:]} == {"0", "1"}
+    jobs = cluster.submissions()
+    first, second = (job for job in jobs if "rule_fill" in job.what)
+    assert first.state in ("FAILED", "OUT_OF_MEMORY") and second.state == "COMPLETED"
+    assert (first.memory, second.memory) == ("700M", "1400M")
+    # Of the study's own jobs, those with a model ask for a GPU, and go on without where torch finds none.
+    assert {"gpu" in job.asked for job in jobs if "train_checkpoint" in job.what} == {True}
+    assert {"gpu" in job.asked for job in jobs if "training_data" in job.what} == {False}
+    assert {(folder / name).read_text().strip() for name in targets[1:3]} == {"0", "1"}

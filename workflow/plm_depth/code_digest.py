@@ -2,10 +2,14 @@
 
 import ast
 import hashlib
+import json
+import os
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
+HANDED_ON = "PLM_DEPTH_CODE"
 
 
 def code_of(stage: str) -> str:
@@ -28,6 +32,26 @@ def code_of(stage: str) -> str:
         waiting.extend(imported)
     text = "\n".join(f"{name} {digest}" for name, digest in sorted(seen.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def within_run(*, is_job: bool) -> Callable[[str], str]:
+    """Return ``code_of`` for the rules of a run, whose jobs take the digests from the environment of the run.
+
+    Jobs in processes of their own evaluate every rule, two processes each on a cluster; most of a second of that was
+    spent on digests that the run had made already.
+
+    Args:
+        is_job: whether this process runs a job of a run. One that does not takes nothing from the environment.
+    """
+    known: dict[str, str] = json.loads(os.environ.get(HANDED_ON, "{}")) if is_job else {}
+
+    def code_of_stage(stage: str) -> str:
+        if stage not in known:
+            known[stage] = code_of(stage)
+            os.environ[HANDED_ON] = json.dumps(known)
+        return known[stage]
+
+    return code_of_stage
 
 
 @cache

@@ -11,7 +11,7 @@ sys.path.insert(0, str(WORKFLOW))
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-from plm_depth import clock, preflight, runtime, sizing
+from plm_depth import clock, code_digest, preflight, runtime, sizing
 from plm_depth.activations import (
     ABLATION_VERSION,
     ATTRIBUTION_VERSION,
@@ -21,7 +21,6 @@ from plm_depth.activations import (
     TUNED_LENS_VERSION,
 )
 from plm_depth.activations import VERSION as EXTRACTION
-from plm_depth.code_digest import code_of
 from plm_depth.config import FROM_STRUCTURES, ConfigError, Study
 from plm_depth.models import pins
 from plm_depth.models.letters import policies
@@ -137,8 +136,10 @@ try:
 except pins.PinError as error:
     raise WorkflowError(str(error)) from None
 
-# Only once: jobs on other machines and in processes of their own evaluate this file, too.
-if not (workflow.remote_exec or workflow.subprocess_exec):
+# Jobs on other machines and in processes of their own evaluate this file, too.
+IS_JOB = workflow.remote_exec or workflow.subprocess_exec
+code_of = code_digest.within_run(is_job=IS_JOB)
+if not IS_JOB:
     if files := clock.settle([RESULTS, "resources/downloads", "resources/checkpoints"]):
         logger.warning(
             f"{len(files)} files were written in the future, by a clock that ran ahead; they are from now on: {files[0]}, ..."
