@@ -4,6 +4,7 @@ VENV ?= .venv
 PIP_ARGS ?=
 OPTIONS ?=
 CORES ?= all
+WORKERS ?= 2
 READY = $(VENV)/.ready
 # A bare environment must do: call everything by its path.
 RUN = PATH="$(abspath $(VENV))/bin:$$PATH"
@@ -12,7 +13,7 @@ RUN = PATH="$(abspath $(VENV))/bin:$$PATH"
 
 help:
 	@echo "make study   set up and run the embedded mini study; report in results/mini/report.zip"
-	@echo "make test    set up, check format, lint and import contracts, and run all tests"
+	@echo "make test    set up, check format, lint and import contracts, and run all tests (WORKERS=$(WORKERS) side by side)"
 	@echo "make check   only the format, lint and import checks"
 	@echo "make resume  go on after a killed run: cancel what is left of it on a cluster, unlock, start its command again"
 	@echo "make clean   remove what the mini study made (the environment stays)"
@@ -35,8 +36,10 @@ study: setup
 resume: setup
 	@$(RUN) PYTHONPATH=workflow python -m plm_depth resume $(OPTIONS)
 
+# Files go whole to workers, the longest first (tests/conftest.py); workers share the cores. WORKERS=0: one after the other.
 test: setup check
-	$(RUN) python -m pytest
+	threads=$$($(VENV)/bin/python -c 'import os; print(max(1, (os.cpu_count() or 1) // max(1, $(WORKERS))))'); \
+	$(RUN) OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$threads} python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: setup
 	$(RUN) ruff format --check workflow tests benchmarks

@@ -1,15 +1,23 @@
 """What tests have to tell beside passing, and the order of their files where several workers share them."""
 
-from pathlib import Path
+import pytest
+from hypothesis import HealthCheck, settings
 
-# Longest first, so that all workers end together; the others follow in pytest's order.
+# An example that takes long beside a busy neighbour is not a fault.
+settings.register_profile("beside others", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("beside others")
+
+# Longest first, so that all workers end together; then what else runs Snakemake, then the others, in pytest's order.
 LONGEST = ("test_on_slurm", "test_tiny_study", "test_reproducible", "test_prefetch", "test_readme")
 
 
 def pytest_collection_modifyitems(config, items):
+    def place(item: pytest.Item) -> tuple[int, bool]:
+        name = item.path.stem
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST), item.get_closest_marker("workflow") is None
+
     if config.getoption("numprocesses", None):
-        places = {name: place for place, name in enumerate(LONGEST)}
-        items.sort(key=lambda item: places.get(Path(item.path).stem, len(LONGEST)))
+        items.sort(key=place)
 
 
 def pytest_terminal_summary(terminalreporter):

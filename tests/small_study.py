@@ -12,6 +12,8 @@ from plm_depth.config import Study
 from plm_depth.models.registry import FAMILIES
 
 ROOT = Path(__file__).parents[1]
+# Seconds after which a run hangs, however busy its neighbours are.
+STUDY_S = 7200
 
 CONFIG = """\
 study: tiny
@@ -76,25 +78,20 @@ def copy_repository(to: Path) -> Path:
 
 
 def snakemake(
-    folder: Path,
-    *options: str,
-    configfile: str = "tiny.yaml",
-    variables: Mapping[str, str] | None = None,
-    timeout_s: int = 900,
+    folder: Path, *options: str, configfile: str = "tiny.yaml", variables: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess:
     """Run Snakemake in ``folder`` and return what it said; nothing is inherited but a bare environment.
 
     Args:
         configfile: of the study, below ``folder``.
         variables: further ones of the environment.
-        timeout_s: seconds.
     """
     environment = {"PATH": "/usr/bin:/bin", "HOME": os.environ.get("HOME", "/"), "LANG": "C.UTF-8"}
     environment |= {"XDG_CACHE_HOME": str(folder / ".cache"), **(variables or {})}
     # Alone, not laid over the paper study: that has sections which these studies do without.
     command = [sys.executable, "-m", "snakemake", "--configfile", configfile, "--replace-workflow-config", *options]
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=timeout_s
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=STUDY_S
     )
 
 

@@ -51,3 +51,12 @@ def test_what_is_not_imported_does_not_count_nor_does_progress(package):
 def test_an_unknown_stage_is_an_error(package):
     with pytest.raises(FileNotFoundError):
         code_digest.code_of("metrics.nothing")
+
+
+def test_jobs_take_the_digests_of_their_run_and_a_run_takes_none(package, monkeypatch):
+    monkeypatch.setenv(code_digest.HANDED_ON, '{"metrics.one": "of another run"}')
+    of_run = code_digest.within_run(is_job=False)("metrics.one")
+    assert of_run == digest()
+    monkeypatch.setattr(code_digest, "code_of", lambda stage: "worked out")
+    in_job = code_digest.within_run(is_job=True)
+    assert (in_job("metrics.one"), in_job("metrics.two")) == (of_run, "worked out")

@@ -306,10 +306,10 @@ def test_a_stalled_connection_times_out_and_is_taken_up_again(server, tmp_path, 
     server.plan = [stall_after(1000, release)]
     started = time.monotonic()
     with caplog.at_level("INFO"):
-        assert fetch(server, tmp_path / "file", waits, timeout=0.3) == SHA256
+        assert fetch(server, tmp_path / "file", waits, timeout=1) == SHA256
     release.set()
-    assert time.monotonic() - started < 5
-    assert "stalled: nothing came for 0.3 s; 1000 bytes so far" in caplog.text
+    assert time.monotonic() - started < 9
+    assert "stalled: nothing came for 1 s; 1000 bytes so far" in caplog.text
     assert server.ranges_asked() == [None, "bytes=1000-"]
 
 

@@ -139,7 +139,7 @@ def test_jobs_that_do_not_end_stop_the_resuming():
     started = time.monotonic()
     with pytest.raises(ResumeError, match="do not end: 11"):
         resume.cancel(["plm-depth_a"], run=run, wait_s=0.2)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 60
 
 
 def test_processes_of_cancelled_jobs_may_linger_a_moment_and_others_may_not(tmp_path, started, monkeypatch):
@@ -165,7 +165,7 @@ def test_processes_of_cancelled_jobs_that_do_not_end_are_killed_and_said(tmp_pat
     said = []
     resume.clear(tmp_path, say=said.append)
     assert said[1].startswith(f"killing what is left of a cancelled job: process {job.pid}: ")
-    assert job.wait(timeout=5) == -9
+    assert job.wait(timeout=60) == -9
 
 
 def test_slurm_jobs_of_an_earlier_run_need_a_machine_that_can_see_them(tmp_path, monkeypatch):

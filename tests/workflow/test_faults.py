@@ -26,7 +26,7 @@ MOMENTS = f"{STUDY}/activations/mini/esm2_tiny/trained/0/moments.parquet"
 LENS = f"{STUDY}/activations/mini/esm2_tiny/trained/0/lens.parquet"
 CONTRIBUTIONS = f"{STUDY}/metrics/mini/esm2_tiny/trained/contributions.parquet"
 EXTRACTION_LOG = f"logs/{STUDY}/extract_activations/mini/esm2_tiny/trained/0.log"
-WAIT_S = 120
+WAIT_S = 1800
 
 
 def smallest(folder: Path, **changes: object) -> Path:

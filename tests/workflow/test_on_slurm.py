@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from plm_depth.digest import digests
-from small_study import CONFIG, ROOT, copy_repository, snakemake
+from small_study import CONFIG, ROOT, STUDY_S, copy_repository, snakemake
 
 SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 NEEDED = ("munged", "slurmctld", "slurmd", "slurmdbd", "mariadbd", "sbatch", "sacct")
@@ -32,8 +32,7 @@ pytestmark = [
 
 SCRIPT = ROOT / "tests" / "slurm_one_node.sh"
 MINI = "config/mini.yaml"
-WAIT_S = 600
-STUDY_S = 7200
+WAIT_S = 1800
 FAST = ["--slurm-init-seconds-before-status-checks", "2", "--max-status-checks-per-second", "1"]
 # A job that needs more memory than its first attempt asks for, and one that tells its GPU.
 RULES = """
@@ -178,7 +177,8 @@ def cluster() -> Iterator[Cluster]:
     }
     found = Cluster(folder, variables)
     try:
-        found.script("start", "--accounting", "--cpus", "4", "--gpus", "2")
+        # More than the machine has: half of a small job is waiting, and a group that asks for four must not be alone.
+        found.script("start", "--accounting", "--cpus", "6", "--gpus", "2", "--mem-mb", "64000")
         yield found
     finally:
         subprocess.run(["bash", str(SCRIPT), "stop", str(folder)], check=False, capture_output=True)
@@ -229,7 +229,7 @@ def without_slurm(folder: Path) -> tuple[str, Path]:
     """
     if is_finished(ROOT):
         return "the repository's own run", ROOT
-    result = snakemake(copy_repository(folder), "--cores", "all", configfile=MINI, timeout_s=STUDY_S)
+    result = snakemake(copy_repository(folder), "--cores", "all", configfile=MINI)
     assert result.returncode == 0, result.stderr[-3000:]
     return "a run for this test", folder
 
@@ -271,14 +271,16 @@ def test_the_mini_study_survives_a_cancelled_job_a_killed_run_and_a_dead_control
     assert is_finished(there)
 
     jobs = cluster.submissions()
-    of_the_first = {job.what for job in jobs if job.number == training[0]}
-    assert [job.state for job in jobs if job.what in of_the_first] == ["CANCELLED", "COMPLETED"]
-    # Only what somebody cancelled was submitted twice.
-    ended = {state: [job for job in jobs if job.state == state] for state in ("COMPLETED", "CANCELLED")}
-    assert len(ended["COMPLETED"]) + len(ended["CANCELLED"]) == len(jobs)
-    assert {job.number for job in ended["CANCELLED"]} <= {training[0], *cancelled.split(", ")}
+    (of_the_first,) = (job.what for job in jobs if job.number == training[0])
+    states = [job.state for job in jobs if job.what == of_the_first]
+    assert (states[0], states[-1]) == ("CANCELLED", "COMPLETED")
+    # No job failed, and only what somebody cancelled did not complete.
+    completed = [job for job in jobs if job.state == "COMPLETED"]
+    others = {job.number: job for job in jobs if job not in completed}
+    assert others.keys() <= {training[0], *cancelled.split(", ")}, others
     models = {path.name for path in (there / "results" / "mini" / "checkpoints").iterdir()}
-    assert sum("train_checkpoint" in job.what for job in ended["COMPLETED"]) == len(models) >= 12
+    trained = {job.what for job in completed if "train_checkpoint" in job.what}
+    assert len(trained) == len(models) >= 12
 
     whose, folder = without_slurm(tmp_path / "here")
     here, on_slurm = (digests([one / "results" / "mini"]) for one in (folder, there))

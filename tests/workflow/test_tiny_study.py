@@ -288,7 +288,7 @@ def test_the_report_is_whole_and_says_that_toys_are_no_evidence(finished):
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
     options += ["--disable-component-update", "--disable-sync", f"--user-data-dir={finished / 'profile'}"]
     options += ["--virtual-time-budget=8000", "--dump-dom", page.as_uri()]
-    dom = subprocess.run([chromium, *options], capture_output=True, text=True, check=False, timeout=120).stdout
+    dom = subprocess.run([chromium, *options], capture_output=True, text=True, check=False, timeout=600).stdout
     text = re.sub(r"<[^>]+>", " ", dom)
     assert "toy" in text and "no evidence" in text
     assert "Figures" in text

@@ -69,7 +69,7 @@ def test_a_job_that_ends_well_gives_its_device_back(start):
     second = start("GPU-a")
     assert "waits" in said(second)
     first.stdin.close()
-    assert first.wait(timeout=20) == 0
+    assert first.wait(timeout=120) == 0
     said(second)
     assert said(second) == "has 0"
 

@@ -149,7 +149,7 @@ def test_what_an_earlier_attempt_with_other_settings_left_does_not_come_in(hub, 
 def test_a_stall_times_out_and_is_taken_up_again(hub, tmp_path, waits):
     release = threading.Event()
     hub.plan["vocab.txt"] = [stall(0, 6, release)]
-    fetch(hub, tmp_path / "checkpoint", waits, timeout=0.3)
+    fetch(hub, tmp_path / "checkpoint", waits, timeout=1)
     release.set()
     assert (tmp_path / "checkpoint" / "vocab.txt").read_bytes() == FILES["vocab.txt"]
     assert waits == [1.0]
