@@ -244,7 +244,6 @@ def test_the_mini_study_survives_a_cancelled_job_a_killed_run_and_a_dead_control
     run = start(started, cluster, there, "-m", "snakemake", *options, log="first.log")
     training = until("training", lambda: cluster.running("train_checkpoint"), run)
     cluster.ask("scancel", training[0])
-    until("passes", lambda: cluster.running("extract_activations"), run)
     refused = subprocess.run(
         [sys.executable, "-m", "plm_depth", "resume"],
         cwd=there,
@@ -254,13 +253,15 @@ def test_the_mini_study_survives_a_cancelled_job_a_killed_run_and_a_dead_control
         check=False,
     )
     assert refused.returncode == 1 and f"process {run.pid}" in refused.stderr
+    until("passes", lambda: cluster.running("extract_activations"), run)
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
     orphans = cluster.running("extract_activations")
     assert orphans, "jobs outlive the run that submitted them"
+    last = max(int(job.number) for job in cluster.submissions())
 
     run = start(started, cluster, there, "-m", "plm_depth", "resume", log="second.log")
-    until("jobs of the second run", lambda: set(cluster.running("rule_")) - set(orphans), run)
+    until("jobs of the second run", lambda: any(int(number) > last for number in cluster.running("rule_")), run)
     cluster.lose_the_controller(run)
     assert run.wait(timeout=STUDY_S) == 0, (there / "second.log").read_text()[-4000:]
     minutes = (time.monotonic() - begun) / 60
