@@ -124,7 +124,7 @@ _SUMS = {
     "sum": (_f64, "sum of the values"),
     "sumsq": (_f64, "sum of their squares"),
 }
-_VOCAB = (_cat, "aa20: renormalised over the canonical residues; full: all real tokens")
+_VOCAB = (_cat, "aa20: renormalised over the canonical residues; full: all real tokens (classes of a structure head)")
 
 
 def _interval(resampling: str) -> dict[str, tuple[pa.DataType, str]]:
@@ -169,7 +169,11 @@ LENS_SEQ = _schema(
     **COMMON,
     **PER_SEQUENCE,
     layer=(_i16, "0..n_blocks; -1 in settling rows, whose values are layers, and in rows of kl_bg"),
-    lens=(_cat, "logit: read at masked or next residues; tuned: through translators; copy: at visible residues"),
+    lens=(
+        _cat,
+        "logit: read at masked or next residues; tuned: through translators; copy: at visible residues; of a structure "
+        "head, logit: structures that were not shown, copy: those that were",
+    ),
     vocab=_VOCAB,
     quantity=(_cat, "see plm_depth.metrics.lens"),
     **_SUMS,
@@ -179,7 +183,7 @@ LENS_SEQ = _schema(
 PROFILE = _schema(
     "corpus value of one quantity at one layer, with its cluster-bootstrap interval",
     **COMMON,
-    table=(_cat, "contributions or lens"),
+    table=(_cat, "contributions or lens; tuned_lens, structure_heads: of these sections"),
     quantity=(_cat, "as in that table"),
     pos_class=(_cat, "as in contributions; lens name for lens rows"),
     vocab=(_cat, "aa20, full, or none"),
@@ -676,6 +680,14 @@ LENS_KEYS = _schema(
     position=(_i32, "0-based position of the residue that is predicted"),
     true_aa=(_i16, "index of the true residue in AMINO_ACIDS"),
     is_masked=(_bool, "whether the residue was hidden from the model (always true for autoregressive models)"),
+)
+STRUCTURE_KEYS = _schema(
+    "read-out of the structure head of every layer at one residue, reduced to what metrics.lens makes of logits",
+    **VIEW_KEYS,
+    position=(_i32, "0-based position of the residue whose structure is read"),
+    true_class=(_i16, "class of its structure, -1 where it is not known"),
+    is_masked=(_bool, "whether the residue itself was hidden from the model"),
+    is_shown=(_bool, "whether its structure was shown to the model: what is read is a copy"),
 )
 STREAM_KEYS = _schema(
     "residual stream at one anchor residue, or its mean over the residues of the protein",

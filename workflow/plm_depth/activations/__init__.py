@@ -21,3 +21,6 @@ ATTRIBUTION_VERSION = 1
 
 # The same for what ``activations.tuned_lens`` writes.
 TUNED_LENS_VERSION = 1
+
+# The same for the table that ``activations.structure_heads`` writes.
+STRUCTURE_HEADS_VERSION = 1

@@ -319,6 +319,26 @@ def measure(adapter: Adapter, items: Sequence[Item]) -> Measured:
     return measured
 
 
+@torch.no_grad()
+def states_at(adapter: Adapter, tokens: Sequence[Tokens], reads: Sequence[np.ndarray]) -> Tensor:
+    """Return the states of every layer at some tokens of proteins, (n_blocks + 1, n_reads, d_model), on the device.
+
+    Args:
+        reads: of each protein, indices of its tokens.
+    """
+    batch = adapter.collate(tokens, adapter.device)
+    n_columns = batch.ids.shape[1]
+    at = torch.from_numpy(np.concatenate([row * n_columns + some for row, some in enumerate(reads)])).to(adapter.device)
+    with adapter.precision():
+        stream, context = adapter.embed(batch)
+        stream = stream.to(torch.promote_types(stream.dtype, torch.float32))
+        kept = [stream.flatten(0, 1)[at]]
+        for block in range(1, adapter.n_blocks + 1):
+            stream = adapter.add(stream, widened(adapter.updates(block, stream, context), stream.dtype))
+            kept.append(stream.flatten(0, 1)[at])
+    return torch.stack(kept)
+
+
 def pooling_of(
     items: Sequence[Item], anchors: list[np.ndarray], n_columns: int, device: torch.device
 ) -> tuple[Tensor, ...]:

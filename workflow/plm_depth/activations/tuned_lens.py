@@ -42,7 +42,7 @@ from plm_depth.activations.door import (
     running,
     views_for,
 )
-from plm_depth.activations.extract import Item, constants_of, item_of, lens_keys, widened
+from plm_depth.activations.extract import Item, constants_of, item_of, lens_keys, states_at
 from plm_depth.activations.gradients import frozen
 from plm_depth.activations.nulls import Null, applied, as_seen, parse_nulls
 from plm_depth.activations.settings import SettingsError, check_counts, read_settings
@@ -142,23 +142,8 @@ class Translators:
 @torch.no_grad()
 def states_of(adapter: Adapter, items: Sequence[Item]) -> Tensor:
     """Return the states of every layer at the read positions of a batch, (n_blocks + 1, n_reads, d_model)."""
-    batch = adapter.collate([item.tokens for item in items], adapter.device)
-    n_columns = batch.ids.shape[1]
-    reads = np.concatenate(
-        [
-            row * n_columns + item.tokens.residue_tokens[item.reads] + adapter.read_offset
-            for row, item in enumerate(items)
-        ]
-    )
-    at = torch.from_numpy(reads).to(adapter.device)
-    with adapter.precision():
-        stream, context = adapter.embed(batch)
-        stream = stream.to(torch.promote_types(stream.dtype, torch.float32))
-        kept = [stream.flatten(0, 1)[at]]
-        for block in range(1, adapter.n_blocks + 1):
-            stream = adapter.add(stream, widened(adapter.updates(block, stream, context), stream.dtype))
-            kept.append(stream.flatten(0, 1)[at])
-    return torch.stack(kept)
+    reads = [item.tokens.residue_tokens[item.reads] + adapter.read_offset for item in items]
+    return states_at(adapter, [item.tokens for item in items], reads)
 
 
 def batches_of(

@@ -85,6 +85,21 @@ class Structure:
         """Return the structure without all but these parts."""
         return replace(self, **{one.name: None for one in fields(self) if one.name not in parts})
 
+    def known(self, parts: Sequence[str], n_residues: int) -> np.ndarray:
+        """Return of which residues any of these parts is known, (n_residues,) bool."""
+        found = np.zeros(n_residues, bool)
+        for part in parts:
+            value = getattr(self, part)
+            if value is None:
+                continue
+            if part == "three_di":
+                found |= np.array([state != "#" for state in value])
+            elif part == "codes":
+                found |= np.asarray(value) >= 0
+            else:
+                found |= np.isfinite(value).any((1, 2))
+        return found
+
     def code_tokens(self, hidden: np.ndarray, *, n_codes: int, mask: int, first: int = 0) -> np.ndarray:
         """Return the tokens of the residues in a track of structure codes, (n_residues,) int64.
 
@@ -208,6 +223,8 @@ class Adapter(ABC):
             alone). Families with more than "seq" take ``structure``, ``condition`` and ``struct_at_mask`` ("keep" or
             "hide" what a hidden residue's structure is; None: as ``showing`` says) in ``encode``.
         reads_structure: the parts of ``Structure`` any of which is enough for the conditions with structure.
+        structure_classes: names of what the structure head tells apart, in the order of ``read_out_structure``; () where
+            there is no such head.
         layouts: names of the on-disk layouts that the family is published in.
         has_attention_maps: whether ``attention_maps`` exists.
         fast_blocks: key of ``fast.MAKERS`` of blocks that the adapter walks as its library does, or None.
@@ -243,6 +260,7 @@ class Adapter(ABC):
     directions: tuple[str, ...] = ("none",)
     conditions: tuple[str, ...] = ("seq",)
     reads_structure: tuple[str, ...] = ()
+    structure_classes: tuple[str, ...] = ()
     layouts: tuple[str, ...] = ()
     can_branch: bool = False
     has_attention_maps: bool = False
@@ -322,6 +340,42 @@ class Adapter(ABC):
     def other_logits(self, stream: Tensor) -> dict[str, Tensor]:
         """Return the logits of the heads beside the one of ``read_out``, by the name of their track."""
         return {}
+
+    def read_out_structure(self, stream: Tensor) -> Tensor:
+        """Return the logits of the structure head, (..., len(structure_classes)), of a stream (..., d_model).
+
+        Raises:
+            NotImplementedError: this family has no structure head (``structure_classes``).
+        """
+        raise NotImplementedError(f"{self.family} has no structure head")
+
+    def structure_reads(self, tokens: Tokens) -> np.ndarray:
+        """Return the token at which the structure of each residue is read out, (n_residues,) int64."""
+        return tokens.residue_tokens if tokens.structure_tokens is None else tokens.structure_tokens
+
+    def true_structure(self, structure: Structure, n_residues: int) -> np.ndarray:
+        """Return the class of each residue's structure, (n_residues,) int64, -1 where it is not known.
+
+        Raises:
+            SequenceError: a code that does not exist.
+        """
+        nothing_hidden = np.zeros(n_residues, bool)
+        return structure.code_tokens(nothing_hidden, n_codes=len(self.structure_classes), mask=-1)
+
+    def shows_structure(
+        self, sequence: str, *, masked: np.ndarray | None, structure: Structure | None, condition: str
+    ) -> np.ndarray:
+        """Return which residues' structure ``encode`` shows to the model, by any part, (n_residues,) bool.
+
+        Raises:
+            SequenceError: as ``check_shown``.
+        """
+        if condition == "seq":
+            return np.zeros(len(sequence), bool)
+        _, hidden = self.check_shown(
+            sequence, masked=masked, structure=structure, condition=condition, struct_at_mask=None
+        )
+        return structure.known(self.reads_structure, len(sequence)) & ~hidden
 
     def native_logits(self, stream: Tensor) -> Tensor:
         """Return the logits as the family's own code gives them; ``read_out`` unless that merges or drops tokens."""

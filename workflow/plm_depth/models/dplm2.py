@@ -1,4 +1,4 @@
-"""DPLM-2: DPLM over two tracks of equal length, structure codes then residues; read out at the residues.
+"""DPLM-2: DPLM over two tracks of equal length, structure codes then residues, each read out in its own.
 
 The family's own wrapper embeds the tokens and hands tokens and embeddings to the network, which embeds again: token
 dropout acts twice. When both tracks are there, each is rotated with the positions 0, 1, ... of its own.
@@ -35,6 +35,7 @@ class Dplm2(Esm):
     objective = "diffusion"
     conditions = ("seq", "seq_struct", "struct")
     reads_structure = ("codes",)
+    structure_classes = TOKENS[FIRST_CODE : FIRST_CODE + N_CODES]
     alphabet: ClassVar[Alphabet] = Alphabet(TOKENS, ESM_RESIDUES)
     frame = ("<cls_aa>", "<eos_aa>")
     mask_token = "<mask_aa>"
@@ -126,10 +127,29 @@ class Dplm2(Esm):
 
     def read_out(self, stream: Tensor) -> Tensor:
         """Return the logits of the 33 tokens of the residues' track; those of the other would cost a block."""
+        return self._logits_of(stream, slice(len(SEQUENCE_TOKENS)))
+
+    def read_out_structure(self, stream: Tensor) -> Tensor:
+        """Return the logits of the 8192 codes; to be read at the tokens of the structure's track."""
+        return self._logits_of(stream, slice(FIRST_CODE, FIRST_CODE + N_CODES))
+
+    def _logits_of(self, stream: Tensor, tokens: slice) -> Tensor:
         head = self.module.lm_head
         features = head.layer_norm(_gelu(head.dense(self.final_norm(stream))))
-        n = len(SEQUENCE_TOKENS)
-        return torch.nn.functional.linear(features, head.decoder.weight[:n]) + head.bias[:n]
+        return torch.nn.functional.linear(features, head.decoder.weight[tokens]) + head.bias[tokens]
+
+    def structure_reads(self, tokens: Tokens) -> np.ndarray:
+        """Return the tokens of the structure's track.
+
+        Raises:
+            SequenceError: there is no such track.
+        """
+        if tokens.structure_tokens is None:
+            raise SequenceError(
+                "the structure of a residue is read in a track of its own, and this protein was encoded without it: "
+                "ask for frame 'joint'"
+            )
+        return tokens.structure_tokens
 
     def library_logits(self, batch: Batch) -> Tensor:
         logits = self.module(

@@ -28,12 +28,13 @@ STRUCTURE_ENCODER = "esm3_structure_encoder_v0.pth"  # beside the trunk; not nee
 
 
 class Esm3(Adapter):
-    """ESM3-open: the official flat ``.pth``; read out by its sequence head."""
+    """ESM3-open: the official flat ``.pth``; read out by its sequence head, and by its structure head."""
 
     family = "esm3"
     objective = "mlm"
     conditions = ("seq", "seq_struct", "struct")
     reads_structure = ("codes", "coordinates")
+    structure_classes = tuple(f"{code:04d}" for code in range(network.N_STRUCTURE_CODES))
     layouts = ("pth",)
     max_residues = 2046
     head = "output_heads"
@@ -156,6 +157,9 @@ class Esm3(Adapter):
 
     def read_out(self, stream: Tensor) -> Tensor:
         return self.module.output_heads["sequence_head"](self.final_norm(stream))
+
+    def read_out_structure(self, stream: Tensor) -> Tensor:
+        return self.module.output_heads["structure_head"](self.final_norm(stream))
 
     def other_logits(self, stream: Tensor) -> dict[str, Tensor]:
         final = self.final_norm(stream)

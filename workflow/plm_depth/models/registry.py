@@ -31,6 +31,7 @@ class Entry(NamedTuple):
 
     ``reads_structure``: the parts of ``base.Structure`` any of which is enough to show it a structure; () if none is.
     ``can_branch``, ``tokens_are_residues``: as the class has them.
+    ``structure_classes``: how many classes its structure head tells apart; 0 without one.
     ``as_x``, ``refused``: of the letters beside the 20 amino acids (``letters.ODD``), those that it reads as an unknown
     residue and those that it does not read; each other one has a token of its own.
     ``files``: by layout, what to fetch of a repository, in the order of preference; () for one that is an archive.
@@ -44,6 +45,7 @@ class Entry(NamedTuple):
     tokens_are_residues: bool = True
     as_x: str = ""
     refused: str = "J"
+    structure_classes: int = 0
     files: Mapping[str, tuple[str, ...]] = MappingProxyType({"hub": HUB})
 
 
@@ -55,12 +57,14 @@ FAMILIES = {  # every value is an Entry
     "saprot": Entry(
         *("plm_depth.models.saprot:SaProt", "mlm", "SaProt", ("three_di",)),
         as_x="BOUZ",
+        structure_classes=20,
         files={"hub": HUB, "fair_esm": FAIR_ESM},
     ),
-    "dplm2": Entry("plm_depth.models.dplm2:Dplm2", "diffusion", "DPLM-2", ("codes",)),
+    "dplm2": Entry("plm_depth.models.dplm2:Dplm2", "diffusion", "DPLM-2", ("codes",), structure_classes=8192),
     "esmc": Entry("plm_depth.models.esmc:EsmC", "mlm", "ESM C", files={"native": HUB, "pth": ("*.pth",)}),
     "esm3": Entry(
         *("plm_depth.models.esm3:Esm3", "mlm", "ESM3", ("codes", "coordinates")),
+        structure_classes=4096,
         files={"pth": ("*esm3_sm_open_v1.pth", "*esm3_structure_encoder_v0.pth")},
     ),
     "protbert": Entry("plm_depth.models.protbert:ProtBert", "mlm", "ProtBERT", as_x="BOUZ"),

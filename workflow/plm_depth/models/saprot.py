@@ -4,6 +4,10 @@ A residue is one token: its amino acid and the 3Di state of its structure, "#" w
 this adapter sums the probability of an amino acid over its 21 tokens, as the family scores: the column of ``A#`` holds
 the log-sum-exp over ``A`` with any state, so a softmax over ``vocabulary`` gives the family's probabilities of amino
 acids. ``native_logits`` are the 446 joint ones.
+
+The structure head is the other marginal: the probability of a state, summed over all letters, "#" among them. "#" as a
+state says that nobody knows the structure, which no residue's structure is: it is no class, and the probabilities of the
+20 states are those given that the state is known.
 """
 
 from collections.abc import Mapping
@@ -35,6 +39,7 @@ class SaProt(Esm):
     layouts = ("hub", "fair_esm")
     conditions = ("seq", "seq_struct", "struct")
     reads_structure = ("three_di",)
+    structure_classes = tuple(STATES[:-1])
     alphabet: ClassVar[Alphabet] = Alphabet(TOKENS, ESM_RESIDUES + "#", read_as=STATELESS)
     weights_name = "pytorch_model.bin"
     stores_tied_decoder = True
@@ -100,6 +105,14 @@ class SaProt(Esm):
 
     def read_out(self, stream: Tensor) -> Tensor:
         return merged(self.native_logits(stream))
+
+    def read_out_structure(self, stream: Tensor) -> Tensor:
+        joint = self.native_logits(stream)[..., len(SPECIALS) :].unflatten(-1, (len(LETTERS), len(STATES)))
+        return joint[..., : len(self.structure_classes)].logsumexp(-2)
+
+    def true_structure(self, structure: Structure, n_residues: int) -> np.ndarray:
+        states = "#" * n_residues if structure.three_di is None else structure.three_di
+        return np.array([self.structure_classes.index(state) if state != "#" else -1 for state in states])
 
     def library_logits(self, batch: Batch) -> Tensor:
         return merged(super().library_logits(batch))
