@@ -119,6 +119,7 @@ def study_of(path: Path) -> Study:
         figures=config.get("figures", []),
         root=ROOT,
         reads_structure={name: entry.reads_structure for name, entry in registry.FAMILIES.items()},
+        structure_classes={name: entry.structure_classes for name, entry in registry.FAMILIES.items()},
     )
 
 

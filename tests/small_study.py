@@ -64,6 +64,7 @@ def resolved(config: dict, root: Path = ROOT) -> Study:
         config.get("figures", []),
         root,
         reads_structure={name: entry.reads_structure for name, entry in FAMILIES.items()},
+        structure_classes={name: entry.structure_classes for name, entry in FAMILIES.items()},
     )
 
 

@@ -173,6 +173,13 @@ TUNED_LENS_DEFAULTS: dict[str, object] = {
     "null_seeds": 1,
     "inputs": {"ar": {"directions": ["n2c"]}, "mlm": {"clean": False}, "diffusion": {"clean": False}},
 }
+STRUCTURE_HEAD_DEFAULTS: dict[str, object] = {
+    "size": 128,
+    "shard_size": 64,
+    "null_models": ["randinit"],
+    "null_seeds": 1,
+    "inputs": {},
+}
 DATASET_DEFAULTS = {"part": "all", "reserve": 16384, "min_length": 50, "max_length": 512}
 TRAINING_DEFAULTS = {"min_length": 30, "max_length": 400, "held_out": 0.3, "structures": False}
 
@@ -422,6 +429,7 @@ class Study:
         root: str | Path = ".",
         *,
         reads_structure: Mapping[str, Iterable[str]] | None = None,
+        structure_classes: Mapping[str, int] | None = None,
     ):
         """Check the whole config.
 
@@ -431,6 +439,7 @@ class Study:
             figures: names of the figures there are.
             root: folder that relative paths of the config are relative to.
             reads_structure: family name -> the parts of a structure any of which it can be shown; none by default.
+            structure_classes: family name -> classes that its structure head tells apart; 0, by default, without one.
         Raises:
             ConfigError: with one line for everything that is wrong.
         """
@@ -457,7 +466,11 @@ class Study:
             self.config["ablation"] = ablation
         if "fitness" in config:
             self.config["fitness"] = {**FITNESS_DEFAULTS, **config["fitness"]}
-        for section, defaults in (("attribution", ATTRIBUTION_DEFAULTS), ("tuned_lens", TUNED_LENS_DEFAULTS)):
+        for section, defaults in (
+            ("attribution", ATTRIBUTION_DEFAULTS),
+            ("tuned_lens", TUNED_LENS_DEFAULTS),
+            ("structure_heads", STRUCTURE_HEAD_DEFAULTS),
+        ):
             if section in config:
                 own = config[section]
                 inputs = {**defaults["inputs"], **own.get("inputs", {})}
@@ -478,6 +491,7 @@ class Study:
         self.structures: list[Entry] = []
         self.left_out: list[str] = []
         self._reads = {name: tuple(parts) for name, parts in (reads_structure or {}).items()}
+        self._classes = dict(structure_classes or {})
         self._check_sources()
         for line in self._check(families, figures):
             lines.append(line)
@@ -635,6 +649,8 @@ class Study:
             if section in self.config:
                 largest = max((self.section_size(section, name) for name in self.datasets), default=0)
                 lines += _uncut(section, self.config[section]["shard_size"], largest, window)
+        if "structure_heads" in self.config and not found:
+            lines += self._check_structure_heads()
         seen = set()
         for null in self.config["nulls"]:
             key = (null["null_model"], null["seed"])
@@ -727,6 +743,37 @@ class Study:
                 f"{section}.size: {own['size']} proteins, but the largest data set has {largest}; expected at most as "
                 "many"
             )
+        return lines
+
+    def _check_structure_heads(self) -> list[str]:
+        """Return what is wrong with the section ``structure_heads``; note the models that are left out of it."""
+        section = "structure_heads"
+        if lines := self._check_section(section, [], has_size=False):
+            return lines
+        have = [family for family, n in self._classes.items() if n]
+        for name in self.config[section].get("models", []):
+            if not self._classes.get(self.models[name]["family"]):
+                lines.append(
+                    f"{section}.models: {name} has no structure head; families that have one: {_list(have) or 'none'}"
+                )
+        if not set(self.config["inputs"]["conditions"]) - {"seq"}:
+            lines.append(
+                f"{section}: needs a condition with structure, and inputs.conditions is "
+                f"{_list(self.config['inputs']['conditions'])}: add seq_struct or struct"
+            )
+        if lines:
+            return lines
+        measured = {name for dataset in self.datasets for name in self.models_in(section, dataset)}
+        if not measured:
+            lines.append(
+                f"{section}: no model with a structure head is shown structures in any data set; expected one of "
+                f"{_list(have) or 'none'} in a data set with source {FROM_STRUCTURES!r}"
+            )
+        self.left_out += [
+            f"model {name}: left out of {section}, it has no structure head or no data set shows it structures"
+            for name in self.config[section].get("models", [])
+            if name not in measured
+        ]
         return lines
 
     def _check_probes(self) -> list[str]:
@@ -932,7 +979,17 @@ class Study:
         if self.config.get(section) is None:
             return []
         chosen = self.config[section].get("models", self.models)
+        if section == "structure_heads":
+            chosen = [name for name in chosen if self._has_structure_head(dataset, name)]
         return [model for model in self.models_of(dataset) if model in chosen]
+
+    def structure_classes_of(self, model: str) -> int:
+        """Return how many classes the structure head of a model tells apart, 0 without one."""
+        return self._classes.get(self.models[model]["family"], 0)
+
+    def _has_structure_head(self, dataset: str, model: str) -> bool:
+        """Return whether a model has a structure head, and a data set shows it structures."""
+        return self.structure_classes_of(model) > 0 and self.conditions_of(dataset, model) != ["seq"]
 
     def geometry_pairs(self, dataset: str) -> list[tuple[str, str]]:
         """Return the (shallow, deep) models of a data set between which maps are fitted; none without the section."""

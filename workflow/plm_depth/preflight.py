@@ -477,6 +477,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             # Which figures there are is known to the workflow; they cost nothing.
             figures=config.get("figures", []) if isinstance(config, dict) else [],
             reads_structure={name: entry.reads_structure for name, entry in FAMILIES.items()},
+            structure_classes={name: entry.structure_classes for name, entry in FAMILIES.items()},
         )
         at_start(study, None, is_local=not options.elsewhere, say=print, offline=options.offline)
     except (PreflightError, ConfigError) as error:

@@ -10,6 +10,7 @@ Operations are those of ``plm_depth.activations.cost``. Bytes of tables are meas
 protein is taken to have the mean of its data set's shortest and longest length.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -30,6 +31,8 @@ LOADING = 1.5  # memory while weights are read, over the weights: fused matrices
 DRAWN_BYTES = 4  # of a parameter of an untrained network as its library draws it
 VOCABULARY = 33  # real tokens of a read-out; families have 26 to 34
 MOMENT_NUMBERS = 15
+STRUCTURE_NUMBERS = 10  # of a read-out of a structure head
+LOGITS_AT_ONCE = 2**22  # of a structure head, as in plm_depth.activations.structure_heads
 ASSUMED_BLOCKS = 24  # where only the number of parameters is known
 NEAREST_PAIR = 6  # as in plm_depth.tables, which loads more than a dry run needs
 HEAD_WIDTH = 64  # of the attention heads of published models; their number decides the size of attention maps
@@ -750,3 +753,43 @@ def tuned_lens(study: Study) -> Iterator[Price]:
                 + 4 * weights
                 + 4.0 * section["batch"] * length * size.n_blocks * size.d_model,
             )
+
+
+@priced("read_structure_head")
+def structure_heads(study: Study) -> Iterator[Price]:
+    """Price the passes under every condition and view, and a head of many classes at every layer."""
+    section = study.config.get("structure_heads")
+    if section is None:
+        return
+    networks = ["trained", *_networks_in(study, "structure_heads")]
+    for dataset in study.datasets:
+        length = length_of(study, dataset)
+        for name in _priced(study, study.models_in("structure_heads", dataset)):
+            entry, size = study.models[name], size_of(study, name)
+            views = views_of(entry["objective"], study.inputs_in("structure_heads", entry["objective"]))
+            n_classes, layers = study.structure_classes_of(name), size.n_blocks + 1
+            cost, bytes_ = Cost(), 0.0
+            for condition, view in itertools.product(study.conditions_of(dataset, name), views):
+                reads = n_read(view, length)
+                if condition == "struct" and view.reads == "visible":  # nothing is visible
+                    continue
+                # As the head of the residues, but for its last matrix.
+                cost += forward_cost(size, length + 2, n_reads=reads, n_layers_read=layers)
+                cost += Cost(flops=2.0 * reads * layers * size.d_model * n_classes)
+                bytes_ += reads * (layers * STRUCTURE_NUMBERS * 4 + KEY_BYTES)
+            for shard in range(-(-study.size_in("structure_heads", dataset) // section["shard_size"])):
+                first, last = study.ranks_in("structure_heads", dataset, shard)
+                n = (last - first) * len(networks)
+                yield Price(
+                    "read_structure_head",
+                    f"{_results(study)}/structure_read_outs/{dataset}/{name}/{shard}.parquet",
+                    name,
+                    cost * n,
+                    itemsize(entry),
+                    disk_bytes=n * bytes_,
+                    memory_bytes=process_bytes(study, name, networks),
+                    # The states of all layers at the read positions, and a few arrays of logits in float64.
+                    device_bytes=device_bytes(study, name)
+                    + 4.0 * layers * size.d_model * study.config["compute"]["token_budget"]
+                    + 12 * 8 * LOGITS_AT_ONCE,
+                )

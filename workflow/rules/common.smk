@@ -18,6 +18,7 @@ from plm_depth.activations import (
     EFFECTS_VERSION,
     EMBED_VERSION,
     FITNESS_VERSION,
+    STRUCTURE_HEADS_VERSION,
     TUNED_LENS_VERSION,
 )
 from plm_depth.activations import VERSION as EXTRACTION
@@ -36,6 +37,9 @@ try:
         families={name: entry.objective for name, entry in FAMILIES.items()},
         reads_structure={
             name: entry.reads_structure for name, entry in FAMILIES.items()
+        },
+        structure_classes={
+            name: entry.structure_classes for name, entry in FAMILIES.items()
         },
         figures=sorted(
             p.stem
@@ -63,6 +67,7 @@ SUMMARIES = {
 }
 ATTRIBUTION = study.config.get("attribution")
 TUNED_LENS = study.config.get("tuned_lens")
+STRUCTURE_HEADS = study.config.get("structure_heads")
 PROBES = study.config.get("probes")
 # Figures that need a section of the config, and the tables that a figure reads beside profiles and summaries.
 SECTION_OF_FIGURE = {
@@ -84,6 +89,7 @@ SECTION_OF_FIGURE = {
     "attribution_map": "attribution",
     "erasure": "attribution",
     "tuned_lens": "tuned_lens",
+    "structure_heads": "structure_heads",
     "probes": "probes",
     "contacts": "probes",
 }
@@ -111,6 +117,7 @@ MORE_TABLES_OF_FIGURE = {
     "attribution_map": ["attribution_maps"],
     "erasure": ["attributions"],
     "tuned_lens": ["tuned_lenses"],
+    "structure_heads": ["structure_heads"],
 }
 # Figures that need a method of the section.
 METHOD_OF_FIGURE = {
@@ -663,6 +670,10 @@ def tables_of_figure(figure):
             "attribution/{dataset}/{model}.example.parquet",
         ),
         "tuned_lenses": ("tuned_lens", "tuned_lens/{dataset}/{model}.parquet"),
+        "structure_heads": (
+            "structure_heads",
+            "structure_heads/{dataset}/{model}.parquet",
+        ),
     }
     per_dataset = {
         "verdicts": "verdicts/{dataset}.parquet",
@@ -772,9 +783,10 @@ def figures_of_the_study():
             for model in study.models_in("attribution", dataset)
         ),
         *(
-            f"{RESULTS}/tuned_lens/{dataset}/{model}.parquet"
+            f"{RESULTS}/{section}/{dataset}/{model}.parquet"
+            for section in ("tuned_lens", "structure_heads")
             for dataset in study.datasets
-            for model in study.models_in("tuned_lens", dataset)
+            for model in study.models_in(section, dataset)
         ),
         *expand(
             f"{RESULTS}/structures/{{table}}.parquet",
@@ -794,6 +806,7 @@ def stage_versions():
         "fitness": FITNESS_VERSION,
         "attribution": ATTRIBUTION_VERSION,
         "tuned_lens": TUNED_LENS_VERSION,
+        "structure_heads": STRUCTURE_HEADS_VERSION,
     }
 
 

@@ -3,11 +3,11 @@
     python -m plm_depth.activations.structure_heads --card P --sequences P --first R --last R --nulls JSON --inputs JSON
         --conditions JSON --backbone P [--codes P] --seed N --output P
 
-Proteins, masks, conditions and read positions are those of the logit lens (``activations.extract``); what is read there
-is the structure of the residue instead of its amino acid (``Adapter.read_out_structure``), at the token where the family
-has it. A head tells up to 8192 classes apart, too many to keep their logits: they are reduced on the device, in float64,
-to the quantities of ``metrics.lens``, over all classes. Where the class of a residue is not known, the quantities that
-compare with it are NaN.
+Proteins, masks, conditions and read positions are those of the logit lens (``activations.extract``); what is read is
+the structure of the residue instead of its amino acid (``Adapter.read_out_structure``), at the token where the family
+has it. A head tells up to 8192 classes apart, too many to keep their logits: they are reduced on the device, in
+float64, to the quantities of ``metrics.lens``, over all classes. Where the class of a residue is not known, the
+quantities that compare with it are NaN.
 
 A structure that was shown to the model is only copied by its read-out. Every row says so (``is_shown``); under "seq" no
 structure is shown, also at visible residues.
@@ -297,9 +297,11 @@ def structure_heads(
                         progress.advance(len(reads))
                         # A clean view of the structure alone, or a short protein of which nothing is hidden.
                         reads = [read for read in reads if len(read.true)]
-                        for part, values in run_halving(
-                            reads, lambda some: measure(adapter, some), log=log, name=_name_of
-                        ) if reads else ():
+                        for part, values in (
+                            run_halving(reads, lambda some: measure(adapter, some), log=log, name=_name_of)
+                            if reads
+                            else ()
+                        ):
                             writer.append(structure_keys(part, null, view, condition), values)
                             counts["shown"] += sum(int(read.is_shown.sum()) for read in part)
                             counts["unknown"] += sum(int((read.true < 0).sum()) for read in part)

@@ -3,7 +3,7 @@
     python -m plm_depth.figures.<figure> --profiles P... --summaries P... --losses P... --skips P... --verdicts P...
         --geometries P... --pairs P... --ablations P... --fitness P... --fitness_summaries P... --probes P...
         --depths P... --taus P...
-        --attributions P... --attribution_maps P... --tuned_lenses P...
+        --attributions P... --attribution_maps P... --tuned_lenses P... --structure_heads P...
         --models JSON --svg P --csv P --html P
 
 Every figure takes all options and reads only what it needs.
@@ -66,7 +66,10 @@ TABLES = {
     "attributions": ATTRIBUTION,
     "attribution_maps": ATTRIBUTION_MAP,
     "tuned_lenses": PROFILE,
+    "structure_heads": PROFILE,
 }
+# Of these tables figures show the rows of the structure head, of all others the other rows.
+OF_STRUCTURES = ("structure_heads",)
 # Inputs follow from the scorer (``figures.fitness`` chooses rows), or are clean ones (``figures.probed``).
 AT_OWN_INPUTS = ("fitness", "fitness_summaries", "probes")
 
@@ -151,7 +154,8 @@ def read_study(models: Path, tables: Mapping[str, Sequence[Path]], *, is_by_cond
         if not paths:
             raise FigureError(f"--{name} is empty, but this figure is drawn from them; give all tables of the study")
         is_primary = name not in AT_OWN_INPUTS and not is_by_condition
-        read[name] = pl.concat([_read(path, TABLES[name], listed, is_primary=is_primary) for path in paths])
+        about = {"is_primary": is_primary, "of_structures": name in OF_STRUCTURES}
+        read[name] = pl.concat([_read(path, TABLES[name], listed, **about) for path in paths])
     with_sizes = [table for table in read.values() if "n_blocks" in table.columns]
     study = Study(models=with_depths(listed, with_sizes), **read)
     return by_condition(study, list(read)) if is_by_condition else study
@@ -172,7 +176,8 @@ def by_condition(study: Study, tables: Sequence[str]) -> Study:
         measured = table.select("model_id", "condition").unique()
         several = measured.group_by("model_id").len().filter(pl.col("len") > 1)["model_id"].to_list()
         for condition in CONDITIONS:
-            rows = primary_rows(table.filter(pl.col("model_id").is_in(several)), condition)
+            kept = table.filter(pl.col("model_id").is_in(several))
+            rows = primary_rows(kept, condition, of_structures=name in OF_STRUCTURES)
             found[name].append(rows.with_columns(model_id=pl.col("model_id") + f" {condition}"))
             for model in study.models:
                 if f"{model.model} {condition}" in found[name][-1]["model_id"]:
@@ -206,11 +211,14 @@ def of_residues(study: Study, log: logging.Logger) -> Study:
     return replace(study, models=kept, **tables)
 
 
-def _read(path: Path, schema: pa.Schema, models: Sequence[Model], *, is_primary: bool = True) -> pl.DataFrame:
+def _read(
+    path: Path, schema: pa.Schema, models: Sequence[Model], *, is_primary: bool = True, of_structures: bool = False
+) -> pl.DataFrame:
     """Return one table with plain strings; of tables with inputs and null models, only the rows that figures show.
 
     Args:
         is_primary: whether the primary inputs of ``select`` are the ones of this table, too.
+        of_structures: whether its rows are those of the structure head.
     """
     table = pl.from_arrow(read_table(path, schema).select(schema.names))
     table = table.with_columns(pl.col(pl.Categorical).cast(pl.String))
@@ -223,7 +231,7 @@ def _read(path: Path, schema: pa.Schema, models: Sequence[Model], *, is_primary:
     if schema is GEOM:
         return clean_rows(table)
     has_other_inputs = is_primary and "null_model" in table.columns and schema is not DEPTHS
-    return primary_rows(table) if has_other_inputs else table
+    return primary_rows(table, of_structures=of_structures) if has_other_inputs else table
 
 
 def log_counts(numbers: pl.DataFrame, models: Sequence[Model], log: logging.Logger) -> None:

@@ -141,6 +141,7 @@ class Study:
         attributions: ATTRIBUTION rows at primary inputs.
         attribution_maps: ATTRIBUTION_MAP rows at primary inputs.
         tuned_lenses: PROFILE rows of the tuned lens and of the logit lens beside it, at primary inputs.
+        structure_heads: PROFILE rows of structure heads, at primary inputs.
     """
 
     models: Sequence[Model]
@@ -160,6 +161,7 @@ class Study:
     attributions: pl.DataFrame = field(default_factory=pl.DataFrame)
     attribution_maps: pl.DataFrame = field(default_factory=pl.DataFrame)
     tuned_lenses: pl.DataFrame = field(default_factory=pl.DataFrame)
+    structure_heads: pl.DataFrame = field(default_factory=pl.DataFrame)
 
 
 def models_of(rows: object) -> list[Model]:
@@ -228,11 +230,12 @@ def with_depths(models: Sequence[Model], tables: Sequence[pl.DataFrame]) -> list
     return found
 
 
-def primary_rows(table: pl.DataFrame, condition: str = "seq") -> pl.DataFrame:
+def primary_rows(table: pl.DataFrame, condition: str = "seq", *, of_structures: bool = False) -> pl.DataFrame:
     """Return the rows of PROFILE, SUMMARY or SKIP at primary inputs, of trained and untrained networks, in their order.
 
     Args:
         condition: what the models are shown.
+        of_structures: the rows of the structure head instead of all others.
 
     Rows of the table ``contributions`` are kept for all residues, those of ``lens`` for the aa20 read-out at hidden or
     next residues; both only where the table has these columns.
@@ -254,7 +257,7 @@ def primary_rows(table: pl.DataFrame, condition: str = "seq") -> pl.DataFrame:
     kept = table.join(chosen, on="model_id", how="left", maintain_order="left").filter(
         pl.col("null_model").is_in([TRAINED, UNTRAINED])
         & (pl.col("condition") == condition)
-        & (pl.col("readout") != "struct")
+        & ((pl.col("readout") == "struct") == of_structures)
         & (
             ((pl.col("objective") == "ar") & (pl.col("direction") == "n2c"))
             | ((pl.col("objective") == "mlm") & (pl.col("noise_t") == pl.col("primary_noise")))
@@ -266,6 +269,7 @@ def primary_rows(table: pl.DataFrame, condition: str = "seq") -> pl.DataFrame:
             ((pl.col("table") == "contributions") & (pl.col("pos_class") == "residue"))
             | ((pl.col("table") == "lens") & (pl.col("pos_class") == "logit") & (pl.col("vocab") == "aa20"))
             | ((pl.col("table") == "tuned_lens") & (pl.col("vocab") == "aa20"))
+            | (pl.col("table") == "structure_heads")
         )
     return kept.drop("primary_noise")
 
@@ -707,6 +711,43 @@ def tuned_lens_numbers(study: Study, *, quantity: str) -> pl.DataFrame:
         layer=pl.when(layer >= 0).then(pl.col("layer").cast(pl.Int64)),
     )
     return _tidy(rows, study.models, [quantity, "kl_bg"], ["tuned lens", "logit lens"])
+
+
+def structure_head_numbers(study: Study, *, quantities: Sequence[str]) -> pl.DataFrame:
+    """Return lens quantities of the residues and of the structures of every measured model (``NUMBERS``).
+
+    ``quantity`` is "quantity: residue", "quantity: structure" (structures that the model was not shown) or "quantity:
+    structure shown" (those that it was). Not there: quantities that are undefined throughout, because no true structure
+    is known, and, beside structures that were shown, the few that nobody knows.
+
+    Raises:
+        FigureError: no model was measured, a model lacks a quantity or one of its layers, or a row stands twice.
+    """
+    models = measured_models(study.models, study.structure_heads)
+    if not models:
+        raise FigureError("structure_heads: no rows at primary inputs; measure at least one model (structure_heads)")
+    of_residues = profile_numbers(replace(study, models=models), table="lens", quantities=quantities)
+    parts = []
+    for model in models:
+        rows = _rows_of(study.structure_heads, model, what="structure_heads").filter(pl.col("aggregate") == "mean")
+        has_copies = (rows["pos_class"] == "copy").any()
+        for lens, what in (("logit", "structure"), ("copy", "structure shown")):
+            own = rows.filter((pl.col("pos_class") == lens) & (pl.col("layer") >= 0))
+            of_truth = own.filter((pl.col("quantity") == "nll") & (pl.col("null_model") == TRAINED))
+            if own.is_empty() or (lens == "logit" and has_copies and of_truth["value"].is_nan().all()):
+                continue
+            for quantity in quantities:
+                one = own.filter(pl.col("quantity") == quantity)
+                if one.height and one["value"].is_nan().all():
+                    continue
+                _check_profile(one, model, f"{quantity} of the structure head ({lens})", range(model.n_blocks + 1))
+                parts.append(one.with_columns(quantity=pl.lit(statistic_name(quantity, what))))
+    rows = pl.concat(parts).with_columns(
+        parameter=pl.lit(math.nan), relative_depth=pl.col("layer").cast(pl.Float64) / pl.col("n_blocks")
+    )
+    names = [statistic_name(quantity, what) for quantity in quantities for what in ("structure", "structure shown")]
+    of_residues = of_residues.with_columns(quantity=pl.col("quantity") + ": residue")
+    return pl.concat([of_residues, _tidy(rows, study.models, names, ["mean"])])
 
 
 def statistic_name(stat: str, profile: str) -> str:

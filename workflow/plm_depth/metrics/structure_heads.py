@@ -1,8 +1,8 @@
-"""Structure heads (C1-C4): how far the structure that each layer reads out is from the last layer's, and from the truth.
+"""Structure heads (C1-C4): how far each layer's read-out of structures is from the last layer's, and from the truth.
 
 The quantities are those of ``plm_depth.metrics.lens``, over all classes of the head (``vocab`` full), in rows whose
-``readout`` is struct. ``lens`` says whether the structure was hidden from the model (logit: what is read is a prediction)
-or shown to it (copy); the two are never summed together. Quantities that compare with the true class count the residues
+``readout`` is struct. ``lens`` says whether the structure was hidden from the model (logit: a prediction is read) or
+shown to it (copy); the two are never summed together. Quantities that compare with the true class count the residues
 whose class is not known as undefined (``n_nan``). In the table of corpus values rows say ``structure_heads``, and
 ``pos_class`` is the lens.
 """
@@ -46,9 +46,9 @@ NEEDED = tuple(name for name in QUANTITIES if name not in ("p_true", "rank_true"
 
 @dataclass(frozen=True)
 class _State:
-    """One shard: its rows by (group, lens, position), where a protein's rows of a lens begin, and of which cell they are.
+    """One shard: its rows by (group, lens, position), and where which cell begins.
 
-    A cell is ``group * len(LENSES) + lens``.
+    A cell holds the rows of a protein and view of one lens: it is ``group * len(LENSES) + lens``.
     """
 
     shard: Shard
@@ -61,8 +61,8 @@ class _State:
 def per_protein(paths: Sequence[str | Path], output: str | Path) -> int:
     """Write the LENS_SEQ table of one model from the read-outs of all shards; return its number of rows.
 
-    Rows stand by layer, from the last to the first, then the settling rows (layer -1). A lens that a network has under a
-    condition stands there for every protein and view, also for those without such a residue (n 0).
+    Rows stand by layer, from the last to the first, then the settling rows (layer -1). A lens that a network has under
+    a condition stands there for every protein and view, also for those without such a residue (n 0).
 
     Raises:
         TableError: shards that overlap, differ or are damaged, other quantities, numbers that are not defined.

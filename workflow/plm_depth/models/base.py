@@ -223,8 +223,8 @@ class Adapter(ABC):
             alone). Families with more than "seq" take ``structure``, ``condition`` and ``struct_at_mask`` ("keep" or
             "hide" what a hidden residue's structure is; None: as ``showing`` says) in ``encode``.
         reads_structure: the parts of ``Structure`` any of which is enough for the conditions with structure.
-        structure_classes: names of what the structure head tells apart, in the order of ``read_out_structure``; () where
-            there is no such head.
+        structure_classes: names of what the structure head tells apart, in the order of ``read_out_structure``; ()
+            where there is no such head.
         layouts: names of the on-disk layouts that the family is published in.
         has_attention_maps: whether ``attention_maps`` exists.
         fast_blocks: key of ``fast.MAKERS`` of blocks that the adapter walks as its library does, or None.

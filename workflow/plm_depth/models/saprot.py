@@ -5,9 +5,9 @@ this adapter sums the probability of an amino acid over its 21 tokens, as the fa
 the log-sum-exp over ``A`` with any state, so a softmax over ``vocabulary`` gives the family's probabilities of amino
 acids. ``native_logits`` are the 446 joint ones.
 
-The structure head is the other marginal: the probability of a state, summed over all letters, "#" among them. "#" as a
-state says that nobody knows the structure, which no residue's structure is: it is no class, and the probabilities of the
-20 states are those given that the state is known.
+The structure head is the other marginal: the probability of a state, summed over all letters, "#" among them. As a
+state "#" says that nobody knows the structure, which no residue's structure is: it is no class, and the probabilities
+of the 20 states are those given that the state is known.
 """
 
 from collections.abc import Mapping
