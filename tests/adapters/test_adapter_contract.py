@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from plm_depth.models import dplm2, gptj, progen3, registry, verify
-from plm_depth.models.base import Adapter, Batch, SequenceError
+from plm_depth.models.base import Adapter, Batch, SequenceError, Showing, Structure, Tokens
 from plm_depth.tables import AMINO_ACIDS
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -854,3 +854,163 @@ def test_a_layout_that_the_family_does_not_have_is_refused(family):
 def test_an_unknown_family_names_the_known_ones():
     with pytest.raises(ValueError, match=r"unknown family 'esm-2'; did you mean 'esm2'\? known: .*progen2"):
         registry.adapter_class("esm-2")
+
+
+# ----------------------------------------------------------------------------------------------- structure heads
+
+WITH_STRUCTURE_HEAD = pytest.mark.parametrize("family", [name for name, row in registry.FAMILIES.items()
+                                                         if row.structure_classes])  # fmt: skip
+STATES = "dvpnlcqs"
+UNKNOWN_STRUCTURE = (3, 11)  # residues of PROTEIN whose structure nobody knows
+
+
+def some_structure(seed: int = 0) -> Structure:
+    """A structure of PROTEIN, every part of it; two residues are unknown."""
+    random = np.random.default_rng(seed)
+    unknown = np.isin(np.arange(len(PROTEIN)), UNKNOWN_STRUCTURE)
+    three_di = "".join("#" if u else s for u, s in zip(unknown, random.choice(list(STATES), len(PROTEIN)), strict=True))
+    codes = np.where(unknown, -1, random.integers(0, 4096, len(PROTEIN)))
+    coordinates = np.cumsum(random.normal(size=(len(PROTEIN), 3, 3)), axis=0).astype(np.float32) * 3
+    coordinates[unknown] = np.nan
+    return Structure(three_di=three_di, codes=codes, coordinates=coordinates)
+
+
+def reference_of(family: str) -> Adapter:
+    return loaded(family, next(iter(FAMILIES[family].checkpoints)))
+
+
+def both_tracks(family: str) -> tuple[Adapter, Tokens, Batch]:
+    adapter = reference_of(family)
+    tokens = adapter.encode(PROTEIN, masked=some_mask(adapter, PROTEIN), structure=some_structure(),
+                            condition="seq_struct")  # fmt: skip
+    return adapter, tokens, adapter.collate([tokens])
+
+
+def own_structure_logits(family: str, adapter: Adapter, batch: Batch) -> torch.Tensor:
+    """What the family's own forward pass says of structures, as probabilities of the classes."""
+    if family == "esm3":
+        return adapter.module(batch.ids, batch.valid, batch.extra)["structure"].double().softmax(-1)
+    if family == "dplm2":
+        logits = adapter.module(inputs_embeds=adapter.embedded(batch), attention_mask=batch.valid.long(),
+                                position_ids=batch.positions).logits  # fmt: skip
+        return logits[..., dplm2.FIRST_CODE : dplm2.FIRST_CODE + dplm2.N_CODES].double().softmax(-1)
+    joint = adapter.module(input_ids=batch.ids, attention_mask=batch.valid.long()).logits.double().softmax(-1)
+    of_state = [[i for i, text in enumerate(adapter.alphabet.tokens) if len(text) == 2 and text[1] == state]
+                for state in adapter.structure_classes]  # fmt: skip
+    summed = torch.stack([joint[..., columns].sum(-1) for columns in of_state], -1)
+    return summed / summed.sum(-1, keepdim=True)
+
+
+@WITH_STRUCTURE_HEAD
+def test_the_structure_head_at_the_last_layer_is_the_familys_own(family):
+    adapter, _, batch = both_tracks(family)
+    with torch.inference_mode():
+        expected = own_structure_logits(family, adapter, batch)
+        found = adapter.read_out_structure(verify.walk(adapter, batch)["x"][-1])
+    assert found.shape[-1] == len(adapter.structure_classes) == len(set(adapter.structure_classes))
+    p = found.double().softmax(-1)
+    torch.testing.assert_close(p, expected, rtol=1e-4, atol=1e-9)
+    torch.testing.assert_close(p.sum(-1), torch.ones_like(p[..., 0]))
+
+
+def test_the_structure_heads_of_the_references_are_those_that_their_own_code_gave():
+    adapter, (about, tensors) = reference_of("dplm2"), expected("dplm2", "hub")
+    given = {key.split("/", 1)[1]: value for key, value in tensors.items() if key.startswith("joint/")}
+    stream = verify.walk(adapter, adapter.batch_of(given))["x"][-1]
+    columns = given["logit_columns"].long()
+    codes = (columns >= dplm2.FIRST_CODE) & (columns < dplm2.FIRST_CODE + dplm2.N_CODES)
+    assert codes.sum() > 20
+    found = adapter.read_out_structure(stream)[..., columns[codes] - dplm2.FIRST_CODE]
+    keep = given["valid"].bool()
+    tolerance = about["cases"]["joint"]["tolerance"]["logits"]
+    torch.testing.assert_close(found[keep], given["logits"][..., codes][keep], rtol=0, atol=tolerance)
+
+    adapter, (about, tensors) = reference_of("esm3"), expected("esm3", "pth")
+    compared = {d.tensor for d in verify.compare(adapter, about, tensors)}
+    assert "logits_structure" in compared
+    stream = verify.walk(adapter, batch_of(adapter, [PROTEIN]))["x"][-1]
+    assert torch.equal(adapter.read_out_structure(stream), adapter.other_logits(stream)["structure"])
+
+
+def test_both_heads_of_joint_tokens_are_marginals_of_one_distribution():
+    adapter, _, batch = both_tracks("saprot")
+    stream = verify.walk(adapter, batch)["x"][-1]
+    joint = adapter.native_logits(stream).double().softmax(-1)
+    tokens = adapter.alphabet.tokens
+    p_a = adapter.read_out(stream).double().softmax(-1)
+    for token, letter in adapter.vocabulary.items():
+        if len(letter) == 1:
+            mine = [i for i, text in enumerate(tokens) if len(text) == 2 and text[0] == letter]
+            torch.testing.assert_close(p_a[..., token], joint[..., mine].sum(-1), rtol=1e-4, atol=1e-9)
+    p_z = adapter.read_out_structure(stream).double().softmax(-1)
+    of_state = {state: [i for i, text in enumerate(tokens) if len(text) == 2 and text[1] == state] for state in "#dv"}
+    known = joint[..., [i for i, t in enumerate(tokens) if len(t) == 2 and t[1] != "#"]].sum(-1)
+    for state in "dv":
+        at = adapter.structure_classes.index(state)
+        torch.testing.assert_close(p_z[..., at] * known, joint[..., of_state[state]].sum(-1), rtol=1e-4, atol=1e-9)
+    assert "#" not in adapter.structure_classes and (joint[..., of_state["#"]].sum(-1) > 0).all()
+
+
+@WITH_STRUCTURE_HEAD
+@pytest.mark.parametrize("struct_at_mask", ["keep", "hide"])
+@pytest.mark.parametrize("condition", ["seq", "seq_struct", "struct"])
+def test_a_structure_counts_as_shown_exactly_where_the_tokens_depend_on_it(
+    family, condition, struct_at_mask, monkeypatch
+):
+    adapter = tiny(family)
+    monkeypatch.setattr(adapter, "showing", Showing(struct_at_mask, is_compared=True))
+    masked = some_mask(adapter, PROTEIN)
+    one, other = some_structure(0), some_structure(1)
+    shown = adapter.shows_structure(PROTEIN, masked=masked, structure=one, condition=condition)
+    assert not shown[list(UNKNOWN_STRUCTURE)].any()
+
+    def inputs(structure):
+        tokens = adapter.encode(PROTEIN, masked=masked, structure=structure, condition=condition)
+        values = [tokens.ids, *(tokens.extra[name] for name in sorted(tokens.extra))]
+        return tokens, np.concatenate([np.nan_to_num(v).reshape(tokens.n_tokens, -1) for v in values], 1)
+
+    tokens, before = inputs(one)
+    for position in np.setdiff1d(np.arange(len(PROTEIN)), UNKNOWN_STRUCTURE):
+        here = np.arange(len(PROTEIN)) == position
+        state = STATES[(STATES.index(one.three_di[position]) + 1) % len(STATES)]
+        changed = Structure(
+            three_di=one.three_di[:position] + state + one.three_di[position + 1 :],
+            codes=np.where(here, (one.codes + 1) % 4096, one.codes),
+            coordinates=np.where(here[:, None, None], other.coordinates, one.coordinates),
+        )
+        at = np.flatnonzero((inputs(changed)[1] != before).any(1)).tolist()
+        assert at == ([adapter.structure_reads(tokens)[position]] if shown[position] else []), position
+    expected = {"seq": np.zeros(len(PROTEIN), bool), "struct": np.ones(len(PROTEIN), bool)}
+    expected["seq_struct"] = np.ones(len(PROTEIN), bool) if struct_at_mask == "keep" else ~masked
+    known = ~np.isin(np.arange(len(PROTEIN)), UNKNOWN_STRUCTURE)
+    assert (shown == (expected[condition] & known)).all()
+
+
+@WITH_STRUCTURE_HEAD
+def test_the_true_class_of_a_structure_is_what_the_head_calls_it(family):
+    adapter, structure = tiny(family), some_structure()
+    true = adapter.true_structure(structure, len(PROTEIN))
+    assert true[list(UNKNOWN_STRUCTURE)].tolist() == [-1, -1] and (np.delete(true, UNKNOWN_STRUCTURE) >= 0).all()
+    names = [adapter.structure_classes[i] for i in np.delete(true, UNKNOWN_STRUCTURE)]
+    codes = [f"{code:04d}" for code in np.delete(structure.codes, UNKNOWN_STRUCTURE)]
+    assert names == (list(structure.three_di.replace("#", "")) if family == "saprot" else codes)
+    assert adapter.true_structure(Structure(), 4).tolist() == [-1] * 4
+    if family != "saprot":
+        with pytest.raises(SequenceError, match=f"0 to {len(adapter.structure_classes) - 1}"):
+            adapter.true_structure(Structure(codes=np.array([len(adapter.structure_classes)])), 1)
+
+
+def test_families_without_a_structure_head_say_so():
+    adapter = tiny("esm2")
+    assert adapter.structure_classes == ()
+    with pytest.raises(NotImplementedError, match="esm2 has no structure head"):
+        adapter.read_out_structure(torch.zeros(1, 32))
+
+
+def test_a_track_of_structures_is_not_read_where_there_is_none():
+    adapter = tiny("dplm2")
+    with pytest.raises(SequenceError, match="frame 'joint'"):
+        adapter.structure_reads(adapter.encode(PROTEIN, frame="single"))
+    tokens = adapter.encode(PROTEIN, frame="joint")
+    mask = adapter.alphabet.id_of["<mask_struct>"]
+    assert (tokens.ids[adapter.structure_reads(tokens)] == mask).all()

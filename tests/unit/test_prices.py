@@ -57,6 +57,7 @@ def test_what_the_registry_tells_for_prices_is_what_the_class_has(family):
     there = adapter_class(family)
     assert FAMILIES[family].can_branch == there.can_branch
     assert FAMILIES[family].tokens_are_residues == there.tokens_are_residues
+    assert FAMILIES[family].structure_classes == len(there.structure_classes)
 
 
 @pytest.mark.parametrize("family, noise", [("esm2", 0.15), ("esm2", 0.0), ("progen2", float("nan"))])
