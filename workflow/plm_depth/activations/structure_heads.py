@@ -163,7 +163,7 @@ def layer_quantities(at: ReadOut, final: ReadOut, true: Tensor) -> Tensor:
         "kl_fl": -(final.p * difference).sum(-1),
         "js": -(mean * mean.log()).sum(-1) - (at.entropy + final.entropy) / 2,
         "ov1": at.first == final.first,
-        "ov5": (at.top5[:, :, None] == final.top5[:, None, :]).sum((1, 2)) / at.top5.shape[-1],
+        "ov5": (at.top5[:, :, None] == final.top5[:, None, :]).sum((1, 2)).to(kind) / at.top5.shape[-1],
         "entropy": at.entropy,
         "p_true": log_p.exp(),
         "rank_true": rank,

@@ -733,7 +733,7 @@ def structure_head_numbers(study: Study, *, quantities: Sequence[str]) -> pl.Dat
         has_copies = (rows["pos_class"] == "copy").any()
         for lens, what in (("logit", "structure"), ("copy", "structure shown")):
             own = rows.filter((pl.col("pos_class") == lens) & (pl.col("layer") >= 0))
-            of_truth = own.filter((pl.col("quantity") == "nll") & (pl.col("null_model") == TRAINED))
+            of_truth = own.filter((pl.col("quantity") == "acc1") & (pl.col("null_model") == TRAINED))
             if own.is_empty() or (lens == "logit" and has_copies and of_truth["value"].is_nan().all()):
                 continue
             for quantity in quantities:

@@ -11,18 +11,18 @@ from plm_depth.figures.select import Model, Study, structure_head_numbers
 
 TITLE = "Both heads read out at every layer: residues, structures that are hidden, and structures that are shown"
 ROWS = (
-    Row("kl_lf: residue", "residue:\nKL(layer || last)", limits=(0.0, 0.0)),
-    Row("kl_lf: structure", "hidden structure:\nKL(layer || last)", limits=(0.0, 0.0)),
-    Row("kl_lf: structure shown", "shown structure\n(a copy): KL", limits=(0.0, 0.0)),
-    Row("nll: residue", "residue:\nnats paid for it"),
-    Row("nll: structure", "hidden structure:\nnats paid for it"),
-    Row("nll: structure shown", "shown structure\n(a copy): nats"),
+    Row("kl_lf: residue", "residue:\nKL(layer || last), nats", limits=(0.0, 0.0)),
+    Row("kl_lf: structure", "hidden structure:\nKL, nats", limits=(0.0, 0.0)),
+    Row("kl_lf: structure shown", "shown structure\n(a copy): KL, nats", limits=(0.0, 0.0)),
+    Row("acc1: residue", "residue:\nshare right", limits=(0.0, 0.1)),
+    Row("acc1: structure", "hidden structure:\nshare right", limits=(0.0, 0.1)),
+    Row("acc1: structure shown", "shown structure\n(a copy): share right", limits=(0.0, 0.1)),
 )
 
 
 def numbers(study: Study) -> pl.DataFrame:
-    """Return lens KL and likelihood of both heads per model and condition ("model condition") and layer."""
-    return structure_head_numbers(study, quantities=["kl_lf", "nll"])
+    """Return lens KL and accuracy of both heads per model and condition ("model condition") and layer."""
+    return structure_head_numbers(study, quantities=["kl_lf", "acc1"])
 
 
 def draw(numbers: pl.DataFrame, models: Sequence[Model]) -> Figure:
