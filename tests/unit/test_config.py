@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 FAMILIES = {"esm2": "mlm", "progen2": "ar", "dplm": "diffusion"}
 OBJECTIVES = {name: entry.objective for name, entry in FAMILIES_THERE_ARE.items()}
 READS = {name: entry.reads_structure for name, entry in FAMILIES_THERE_ARE.items()}
+CLASSES = {name: entry.structure_classes for name, entry in FAMILIES_THERE_ARE.items()}
 FIGURES = ["contributions", "lens_kl"]
 
 
@@ -34,7 +35,7 @@ def good() -> dict:
     for section in ("ablation", "attribution", "fitness", "probes"):
         del config[section]["models"]
     del config["choices"][0]["models"]  # tests change the models
-    del config["tuned_lens"]["models"]
+    del config["tuned_lens"]["models"], config["structure_heads"]
     return config
 
 
@@ -49,7 +50,7 @@ def complaint(config: dict, root: Path = ROOT) -> str:
 
 
 def test_the_shipped_mini_config_is_accepted_and_resolved():
-    resolved = Study(mini(), OBJECTIVES, FIGURES, ROOT, reads_structure=READS)
+    resolved = Study(mini(), OBJECTIVES, FIGURES, ROOT, reads_structure=READS, structure_classes=CLASSES)
     assert {m["family"] for m in resolved.models.values()} == set(OBJECTIVES)
     assert {m["objective"] for m in resolved.models.values()} == {"ar", "mlm", "diffusion"}
     assert resolved.n_shards("mini") == 1
@@ -200,7 +201,7 @@ def test_the_shipped_study_of_structures_is_accepted_over_the_paper_config():
     base = paper()
     for key, value in over.items():  # as Snakemake lays one config over another
         base[key] = {**base.get(key, {}), **value} if isinstance(value, dict) else value
-    resolved = Study(base, OBJECTIVES, FIGURES, ROOT, reads_structure=READS)
+    resolved = Study(base, OBJECTIVES, FIGURES, ROOT, reads_structure=READS, structure_classes=CLASSES)
     assert len({entry.structure_id for entry in resolved.structures}) == len(resolved.structures) > 90
     assert resolved.conditions_of("folds", "saprot_650m") == ["seq", "seq_struct", "struct"]
     assert "esm3_open" not in resolved.models, "its licence is accepted by the user, not by us"
@@ -208,11 +209,11 @@ def test_the_shipped_study_of_structures_is_accepted_over_the_paper_config():
 
 def test_codes_make_a_family_that_reads_them_able_to_be_shown_structures(good):
     good["structures"]["codes"] = {"dplm2": "resources/mini/structures/codes.tsv"}
-    resolved = Study(good, OBJECTIVES, FIGURES, ROOT, reads_structure=READS)
+    resolved = Study(good, OBJECTIVES, FIGURES, ROOT, reads_structure=READS, structure_classes=CLASSES)
     assert resolved.can_be_shown("dplm2") and resolved.can_be_shown("saprot") and not resolved.can_be_shown("esm2")
     good["structures"]["codes"] = {"saprot": "nowhere.tsv"}
     with pytest.raises(ConfigError) as caught:
-        Study(good, OBJECTIVES, FIGURES, ROOT, reads_structure=READS)
+        Study(good, OBJECTIVES, FIGURES, ROOT, reads_structure=READS, structure_classes=CLASSES)
     assert "structures.codes.saprot: no family that reads codes; they are: dplm2, esm3" in str(caught.value)
     assert "structures.codes.saprot: no file nowhere.tsv" in str(caught.value)
 
@@ -353,9 +354,6 @@ CASES = [
 ]
 
 
-READS = {name: entry.reads_structure for name, entry in FAMILIES_THERE_ARE.items()}
-
-
 @pytest.fixture
 def structured(good, tmp_path) -> dict:
     """A study of two models with and one without structure, on a data set from structures and another."""
@@ -367,7 +365,7 @@ def structured(good, tmp_path) -> dict:
 
 
 def resolved_of(config: dict) -> Study:
-    return Study(config, OBJECTIVES, FIGURES, ROOT, reads_structure=READS)
+    return Study(config, OBJECTIVES, FIGURES, ROOT, reads_structure=READS, structure_classes=CLASSES)
 
 
 def test_conditions_are_those_that_the_data_set_and_the_family_have_and_the_rest_is_said(structured):
@@ -409,6 +407,48 @@ def test_without_conditions_every_model_is_shown_the_sequence_and_nothing_is_lef
     ],
 )
 def test_conditions_without_structures_to_show_are_named(structured, path, value, said):
+    with pytest.raises(ConfigError) as caught:
+        resolved_of(edit(structured, path, value))
+    assert said in str(caught.value)
+
+
+def test_structure_heads_are_read_where_a_family_has_one_and_is_shown_structures(structured):
+    structured["structure_heads"] = {"size": 100, "inputs": {"mlm": {"draws": 1}}}
+    resolved = resolved_of(structured)
+    found = {(d, m) for d in resolved.datasets for m in resolved.models_in("structure_heads", d)}
+    assert found == {("folds", "saprot_x")}, "no codes for dplm2_x, no head of esm2_x, no structures of mini"
+    assert resolved.size_in("structure_heads", "folds") == 4 and resolved.structure_classes_of("saprot_x") == 20
+    assert resolved.nulls_in("structure_heads") == [{"null_model": "randinit", "seed": 0}]
+    assert resolved.inputs_in("structure_heads", "mlm") == {"mlm": {"noise": [0.15], "draws": 1, "clean": True}}
+    assert not any("structure_heads" in line for line in resolved.left_out)
+    structured["structure_heads"]["models"] = ["saprot_x", "dplm2_x"]
+    (said,) = [line for line in resolved_of(structured).left_out if "structure_heads" in line]
+    assert said.startswith("model dplm2_x: left out of structure_heads")
+    del structured["structure_heads"]
+    assert resolved_of(structured).models_in("structure_heads", "folds") == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (
+            "structure_heads.models",
+            ["esm2_x"],
+            "esm2_x has no structure head; families that have one: saprot, dplm2, esm3",
+        ),
+        ("structure_heads.models", ["saprot"], "no model 'saprot' in this study; did you mean 'saprot_x'"),
+        ("structure_heads.models", ["dplm2_x"], "no model with a structure head is shown structures in any data set"),
+        ("structure_heads.size", 0, "structure_heads.size: 0; expected at least 1"),
+        ("structure_heads.inputs", {"ar": {}}, "structure_heads.inputs.ar: unknown key"),
+        (
+            "inputs.conditions",
+            ["seq"],
+            "structure_heads: needs a condition with structure, and inputs.conditions is seq",
+        ),
+    ],
+)
+def test_structure_heads_that_cannot_be_read_are_named(structured, path, value, said):
+    structured["structure_heads"] = {}
     with pytest.raises(ConfigError) as caught:
         resolved_of(edit(structured, path, value))
     assert said in str(caught.value)

@@ -10,12 +10,14 @@ import yaml
 from snakemake.utils import update_config
 
 from plm_depth import tables
-from plm_depth.activations.cost import Cost
+from plm_depth.activations.cost import Cost, forward_cost
 from plm_depth.config import Study
 from plm_depth.models.registry import FAMILIES, adapter_class
 from plm_depth.prices import (
+    LOGITS_AT_ONCE,
     NEAREST_PAIR,
     PRICES,
+    STRUCTURE_NUMBERS,
     Price,
     priced,
     prices,
@@ -97,7 +99,10 @@ def test_what_a_data_set_leaves_out_or_shows_in_more_ways_changes_the_price_of_e
     update_config(config, yaml.safe_load((ROOT / "config" / "structure.yaml").read_text()))
     # Residues are masked one at a time under the sequence alone.
     config |= {"models": ["saprot_650m", "esm2_650m"], "ablation": {**config["ablation"], "pseudo_perplexity": 0}}
-    three, alone = resolved(config), resolved({**config, "inputs": {"conditions": ["seq"]}})
+    three = resolved(config)
+    assert flops(three, "read_structure_head", "saprot_650m") > 0 == flops(three, "read_structure_head", "esm2_650m")
+    del config["structure_heads"]
+    alone = resolved({**config, "inputs": {"conditions": ["seq"]}})
     for rule in ("extract_activations", "measure_effects", "ablate_depth"):
         assert flops(three, rule, "saprot_650m") == pytest.approx(3 * flops(alone, rule, "saprot_650m"))
         assert flops(three, rule, "esm2_650m") == pytest.approx(flops(alone, rule, "esm2_650m")), "reads no structure"
@@ -114,6 +119,27 @@ def test_a_section_that_asks_for_more_proteins_than_there_are_is_priced_for_thos
     assert flops(resolved(more), "measure_effects") == pytest.approx(flops(resolved(tiny()), "measure_effects"))
     shards = [p.output for p in prices(resolved(more)) if p.rule == "measure_effects" and "/trained/" in p.output]
     assert sorted(path.split("/")[-2] for path in shards) == ["0", "0", "1", "1"], "six proteins, two models"
+
+
+def test_structure_heads_cost_their_passes_and_a_matrix_as_wide_as_their_classes():
+    config = yaml.safe_load((ROOT / "config" / "mini.yaml").read_text())
+    config["structure_heads"]["inputs"] = {"mlm": {"draws": 1, "clean": False}}
+    study = resolved(config)
+    size, length = size_of(study, "saprot_toy_4"), 150
+    per_view = forward_cost(size, length + 2, n_reads=22, n_layers_read=5).flops + 2 * 22 * 5 * 48 * 20
+    proteins_networks_conditions = 4 * 2 * 3
+    assert flops(study, "read_structure_head", "saprot_toy_4") == pytest.approx(per_view * proteins_networks_conditions)
+    by_codes = flops(study, "read_structure_head", "dplm2_toy_4")
+    reads = round(2.5 * length) + length  # five levels, and a clean view that reads nothing of a structure alone
+    assert by_codes > 2.0 * 4 * 2 * (2 * reads + round(2.5 * length)) * 5 * 48 * 8192
+    config["structure_heads"] |= {"size": 7, "null_models": []}
+    assert flops(resolved(config), "read_structure_head", "dplm2_toy_4") == pytest.approx(by_codes * 7 / 8)
+
+
+def test_the_logits_that_a_structure_head_reduces_together_are_those_that_are_priced():
+    from plm_depth.activations.structure_heads import NUMBERS_AT_ONCE, QUANTITIES
+
+    assert (NUMBERS_AT_ONCE, len(QUANTITIES)) == (LOGITS_AT_ONCE, STRUCTURE_NUMBERS)
 
 
 def test_a_source_that_nothing_reads_is_neither_fetched_nor_priced():

@@ -18,6 +18,7 @@ RUNS_A_MODEL = {
     "ablate_depth",
     "measure_attribution",
     "fit_tuned_lens",
+    "read_structure_head",
     "embed_annotated",
     "score_variants",
     "embed_user_proteins",
@@ -79,3 +80,25 @@ def test_a_setting_of_one_section_reruns_that_section_alone(done):
     jobs = planned(done, configfile=config_of(done, "changed.yaml", change))
     assert {job.split()[0] for job in on_models(jobs)} == {"fit_tuned_lens"}
     assert {"reduce_tuned_lens", "summarise_depth", "draw_tuned_lens"} <= {job.split()[0] for job in jobs}
+
+
+def test_the_structure_heads_of_more_proteins_are_read_in_new_shards_of_the_models_that_have_one(done):
+    def more(config):
+        config["structure_heads"]["size"] = 7
+        config["structure_heads"]["shard_size"] = 4
+
+    jobs = planned(done, configfile=config_of(done, "more.yaml", more))
+    with_a_head = ("dplm2_toy_4", "esm3_toy_4", "saprot_toy_4")
+    assert on_models(jobs) == [f"read_structure_head dataset=structures model={name} shard=1" for name in with_a_head]
+    others = sorted(job for job in jobs if job not in on_models(jobs))
+    assert others == [
+        "draw_structure_heads dataset=structures",
+        *(f"reduce_structure_head dataset=structures model={name}" for name in with_a_head),
+    ]
+
+
+def test_without_their_section_no_structure_head_is_read(done):
+    def without(config):
+        del config["structure_heads"]
+
+    assert planned(done, configfile=config_of(done, "without.yaml", without)) == []
