@@ -438,6 +438,11 @@ def test_structure_heads_are_read_where_a_family_has_one_and_is_shown_structures
         ),
         ("structure_heads.models", ["saprot"], "no model 'saprot' in this study; did you mean 'saprot_x'"),
         ("structure_heads.models", ["dplm2_x"], "no model with a structure head is shown structures in any data set"),
+        (
+            "structure_heads.shard_size",
+            3,
+            "structure_heads.shard_size: 3 of 4 proteins; expected a multiple of compute",
+        ),
         ("structure_heads.size", 0, "structure_heads.size: 0; expected at least 1"),
         ("structure_heads.inputs", {"ar": {}}, "structure_heads.inputs.ar: unknown key"),
         (

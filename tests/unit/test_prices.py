@@ -133,6 +133,7 @@ def test_structure_heads_cost_their_passes_and_a_matrix_as_wide_as_their_classes
     reads = round(2.5 * length) + length  # five levels, and a clean view that reads nothing of a structure alone
     assert by_codes > 2.0 * 4 * 2 * (2 * reads + round(2.5 * length)) * 5 * 48 * 8192
     config["structure_heads"] |= {"size": 7, "null_models": []}
+    config["compute"]["batch_window"] = 4
     assert flops(resolved(config), "read_structure_head", "dplm2_toy_4") == pytest.approx(by_codes * 7 / 8)
 
 

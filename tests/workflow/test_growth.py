@@ -85,7 +85,7 @@ def test_a_setting_of_one_section_reruns_that_section_alone(done):
 def test_the_structure_heads_of_more_proteins_are_read_in_new_shards_of_the_models_that_have_one(done):
     def more(config):
         config["structure_heads"]["size"] = 7
-        config["structure_heads"]["shard_size"] = 4
+        config["compute"]["batch_window"] = 4  # the least that a shard may hold
 
     jobs = planned(done, configfile=config_of(done, "more.yaml", more))
     with_a_head = ("dplm2_toy_4", "esm3_toy_4", "saprot_toy_4")

@@ -650,7 +650,7 @@ class Study:
                 largest = max((self.section_size(section, name) for name in self.datasets), default=0)
                 lines += _uncut(section, self.config[section]["shard_size"], largest, window)
         if "structure_heads" in self.config and not found:
-            lines += self._check_structure_heads()
+            lines += self._check_structure_heads(window)
         seen = set()
         for null in self.config["nulls"]:
             key = (null["null_model"], null["seed"])
@@ -745,8 +745,12 @@ class Study:
             )
         return lines
 
-    def _check_structure_heads(self) -> list[str]:
-        """Return what is wrong with the section ``structure_heads``; note the models that are left out of it."""
+    def _check_structure_heads(self, window: int) -> list[str]:
+        """Return what is wrong with the section ``structure_heads``; note the models that are left out of it.
+
+        Args:
+            window: proteins that may share a batch.
+        """
         section = "structure_heads"
         if lines := self._check_section(section, [], has_size=False):
             return lines
@@ -769,6 +773,9 @@ class Study:
                 f"{section}: no model with a structure head is shown structures in any data set; expected one of "
                 f"{_list(have) or 'none'} in a data set with source {FROM_STRUCTURES!r}"
             )
+        read = [name for name in self.datasets if self.models_in(section, name)]
+        largest = max((self.section_size(section, name) for name in read), default=0)
+        lines += _uncut(section, self.config[section]["shard_size"], largest, window)
         self.left_out += [
             f"model {name}: left out of {section}, it has no structure head or no data set shows it structures"
             for name in self.config[section].get("models", [])

@@ -34,6 +34,7 @@ rule read_structure_head:
         runtime=minutes_for(STRUCTURE_READ_OUTS),
         device=COMPUTE["device"],
         token_budget=COMPUTE["token_budget"],
+        batch_window=COMPUTE["batch_window"],
     params:
         ranks=lambda wc: study.ranks_in("structure_heads", wc.dataset, int(wc.shard)),
         nulls=as_json(
@@ -49,6 +50,7 @@ rule read_structure_head:
         "python -m plm_depth.activations.structure_heads --card {input.card:q} --sequences {input.candidates:q}"
         " --first {params.ranks[0]} --last {params.ranks[1]} --nulls {params.nulls:q} --inputs {params.inputs:q}"
         " {params.conditions:q} --seed {params.seed} --token-budget {resources.token_budget}"
+        " --batch-window {resources.batch_window}"
         " --device {resources.device} --threads {threads} --output {output:q} > {log:q} 2>&1"
 
 

@@ -31,6 +31,7 @@ from plm_depth.activations.door import (
     ExtractionError,
     add_model_options,
     add_structure_options,
+    add_window_option,
     check_sequences,
     loaded,
     read_shard,
@@ -244,6 +245,7 @@ def structure_heads(
     conditions: Sequence[str],
     structures: Mapping[str, Structure],
     token_budget: int = 4096,
+    window: int = WINDOW,
     log: logging.Logger,
 ) -> int:
     """Read out every (sequence_id, sequence) under every null model, condition and view; return the rows written.
@@ -254,6 +256,7 @@ def structure_heads(
         conditions: which of the adapter's.
         structures: by sequence_id, of every protein.
         token_budget: largest rows x padded length of a batch; changes speed and memory only.
+        window: proteins, in their order, that may share a batch.
     Raises:
         ExtractionError, SequenceError, BatchError, TableError: nothing stands under the final name.
     """
@@ -270,7 +273,7 @@ def structure_heads(
             ).tokens.n_tokens
             for pair in sequences
         ]
-        plans[condition] = plan(n_tokens, token_budget=token_budget, window=WINDOW, log=log)
+        plans[condition] = plan(n_tokens, token_budget=token_budget, window=window, log=log)
     about = keys.of_model(adapter, model_id) | {
         "readout": "struct",
         "n_classes": len(adapter.structure_classes),
@@ -339,6 +342,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--nulls", required=True, help="JSON list of {null_model, seed}")
     parser.add_argument("--inputs", required=True, help="JSON: the inputs section of the config")
     add_structure_options(parser)
+    add_window_option(parser)
     parser.add_argument("--seed", type=int, required=True, help="of the masks")
     parser.add_argument("--output", type=Path, required=True, help="vector table: quantities of every layer")
     options = parser.parse_args(argv)
@@ -365,6 +369,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             conditions=conditions,
             structures=structures,
             token_budget=options.token_budget,
+            window=options.batch_window,
             log=log,
         )
 
