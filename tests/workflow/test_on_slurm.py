@@ -177,8 +177,8 @@ def cluster() -> Iterator[Cluster]:
     }
     found = Cluster(folder, variables)
     try:
-        # More than the machine has: half of a small job is waiting, and a group that asks for four must not be alone.
-        found.script("start", "--accounting", "--cpus", "6", "--gpus", "2", "--mem-mb", "64000")
+        # More than the machine has: half of a small job is waiting, and groups that ask for four must not wait for each other.
+        found.script("start", "--accounting", "--cpus", "8", "--gpus", "2", "--mem-mb", "64000")
         yield found
     finally:
         subprocess.run(["bash", str(SCRIPT), "stop", str(folder)], check=False, capture_output=True)
