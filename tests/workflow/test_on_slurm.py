@@ -177,7 +177,7 @@ def cluster() -> Iterator[Cluster]:
     }
     found = Cluster(folder, variables)
     try:
-        # More than the machine has: half of a small job is waiting, and groups that ask for four must not wait for each other.
+        # More than the machine has: half of a small job is waiting, and groups of four must not wait for each other.
         found.script("start", "--accounting", "--cpus", "8", "--gpus", "2", "--mem-mb", "64000")
         yield found
     finally:
