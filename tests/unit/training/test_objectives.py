@@ -7,6 +7,7 @@ import pytest
 
 from plm_depth.models import registry
 from plm_depth.models.base import Structure
+from plm_depth.models.structures import hidden_at, in_order
 from plm_depth.randomness import generator
 from plm_depth.tables import AMINO_ACIDS
 from plm_depth.training.objectives import (
@@ -234,9 +235,21 @@ def structure_of(n_residues):
 
 
 def is_shown(adapter, example):
-    plain = adapter.encode(SEQUENCE, masked=example.tokens.masked)
-    same = np.array_equal(plain.ids, example.tokens.ids) and set(plain.extra) == set(example.tokens.extra)
-    return not same
+    """Return whether anything of the structure is in the input."""
+    nothing = hidden_at(structure_of(len(SEQUENCE)), np.ones(len(SEQUENCE), bool))
+    masked = example.tokens.masked
+    without = [
+        adapter.encode(SEQUENCE, masked=masked),
+        adapter.encode(SEQUENCE, masked=masked, structure=nothing, condition="seq_struct"),
+    ]
+    return not any(
+        np.array_equal(plain.ids, example.tokens.ids)
+        and plain.extra.keys() == example.tokens.extra.keys()
+        and all(
+            np.array_equal(plain.extra[name], value, equal_nan=True) for name, value in example.tokens.extra.items()
+        )
+        for plain in without
+    )
 
 
 def test_a_protein_with_a_structure_is_shown_with_it_in_half_of_the_epochs(shown_structures):
@@ -246,6 +259,64 @@ def test_a_protein_with_a_structure_is_shown_with_it_in_half_of_the_epochs(shown
     ]
     assert 18 <= sum(shown) <= 42
     assert not any(is_shown(adapter, drawn(adapter, epoch, objective="diffusion")) for epoch in range(5))
+
+
+def of_the_structure(adapter, structure, **options):
+    """Return the examples of 80 epochs, by what they ask of the structure: nothing, all of it, or some residues."""
+    found = {"nothing": [], "all": [], "some": []}
+    for epoch in range(80):
+        example = drawn(adapter, epoch, structure=structure, **options)
+        n = len(example.structure_reads)
+        found["all" if n == len(SEQUENCE) else "some" if n else "nothing"].append(example)
+    return found
+
+
+@pytest.mark.parametrize("objective", ["mlm", "diffusion"])
+def test_in_half_of_the_epochs_the_structure_is_asked_for_where_it_is_hidden(shown_structures, objective):
+    adapter, structure = shown_structures, structure_of(len(SEQUENCE))
+    true = adapter.true_structure(structure, len(SEQUENCE))
+    found = of_the_structure(adapter, structure, objective=objective)
+    assert 10 <= len(found["all"]) <= 30 and 10 <= len(found["some"]) <= 30 and 25 <= len(found["nothing"]) <= 55
+    for example in found["all"] + found["some"]:
+        tokens = adapter.structure_reads(example.tokens)
+        asked = np.flatnonzero(np.isin(tokens, example.structure_reads))
+        np.testing.assert_array_equal(example.structure_reads, tokens[asked])
+        np.testing.assert_array_equal(example.structure_targets, true[asked])
+        if len(asked) < len(SEQUENCE):
+            np.testing.assert_array_equal(asked, np.flatnonzero(example.tokens.masked))
+
+
+def test_a_structure_that_is_asked_for_is_not_shown(shown_structures):
+    """Another structure at the residues that are asked for gives the same input."""
+    adapter, one = shown_structures, structure_of(len(SEQUENCE))
+    turned = np.roll(np.arange(len(SEQUENCE)), 7)
+    other = in_order(one, turned)
+    for epoch in range(40):
+        example = drawn(adapter, epoch, structure=one, objective="mlm")
+        if not len(example.structure_reads):
+            continue
+        asked = np.isin(adapter.structure_reads(example.tokens), example.structure_reads)
+        mixed = Structure(
+            three_di="".join(b if there else a for a, b, there in zip(one.three_di, other.three_di, asked)),
+            codes=np.where(asked, other.codes, one.codes),
+            coordinates=np.where(asked[:, None, None], other.coordinates, one.coordinates),
+        )
+        again = drawn(adapter, epoch, structure=mixed, objective="mlm")
+        np.testing.assert_array_equal(again.tokens.ids, example.tokens.ids)
+        assert again.tokens.extra.keys() == example.tokens.extra.keys()
+        for name, value in example.tokens.extra.items():
+            np.testing.assert_array_equal(again.tokens.extra[name], value)
+        assert not np.array_equal(again.structure_targets, example.structure_targets)
+
+
+def test_a_structure_that_is_not_known_is_not_asked_for(shown_structures):
+    adapter, known = shown_structures, structure_of(len(SEQUENCE))
+    gone = np.arange(len(SEQUENCE)) % 3 == 0
+    found = of_the_structure(adapter, hidden_at(known, gone), objective="mlm")
+    assert not found["all"] and found["some"]
+    for example in found["some"]:
+        at = np.isin(adapter.structure_reads(example.tokens), example.structure_reads)
+        assert at.any() and not (at & gone).any()
 
 
 def test_the_residues_that_are_scored_do_not_depend_on_what_is_shown(shown_structures):

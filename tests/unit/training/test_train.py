@@ -3,18 +3,19 @@
 import functools
 import json
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from plm_depth.models import registry
-from plm_depth.models.base import SequenceError
+from plm_depth.models.base import SequenceError, Structure
 from plm_depth.randomness import generator
 from plm_depth.tables import AMINO_ACIDS, LOSS, read_table
 from plm_depth.training import train as stage
 from plm_depth.training.corpus import CorpusError, Protein, background
-from plm_depth.training.objectives import Scored, scored, validation_example, validation_views
+from plm_depth.training.objectives import Scored, scored, structure_example, validation_example, validation_views
 from plm_depth.training.recipe import RecipeError, parse_recipe
 
 FAMILIES = ("esm2", "dplm", "progen2")
@@ -182,6 +183,66 @@ def test_a_periodic_corpus_is_learnt_far_below_its_composition(family, ceiling):
     last = learnt(family)[0].last("valid")
     assert last.reference == pytest.approx(np.log(8), abs=0.2)
     assert last.nats < ceiling
+
+
+def with_states(proteins):
+    """Return proteins whose structure is told by their residues: the place of each in the alphabet."""
+    states = {letter: "acdefghiklmnpqrstvwy"[i] for i, letter in enumerate(AMINO_ACIDS)}
+    return [
+        replace(
+            p,
+            structure=Structure(
+                three_di="".join(states[letter] for letter in p.sequence),
+                codes=np.array([AMINO_ACIDS.index(letter) for letter in p.sequence]),
+            ),
+        )
+        for p in proteins
+    ]
+
+
+@pytest.mark.parametrize("family", ["saprot", "esm3", "dplm2"])
+def test_a_structure_that_the_sequence_tells_is_learnt_below_its_composition(family, caplog):
+    def repeats(prefix, n, odd):  # the length marks the side, so that no protein is on both
+        return with_states([Protein(f"{prefix}{i}", "ACDE"[i % 4] * (20 + 2 * i + odd)) for i in range(n)])
+
+    train, valid = repeats("t", 20, 0), repeats("v", 8, 1)
+    sizes = {"d_model": 64, "n_heads": 1} if family == "esm3" else {}
+    given = recipe(family, steps=80, validate_every=80, tokens_per_batch=800, learning_rate=5e-3, warmup=10, **sizes)
+    with caplog.at_level(logging.INFO):
+        found = stage.train(given, train, valid).with_structure
+    assert found["n_proteins"] == 8
+    assert found["structure"] < found["structure_reference"] - 0.5, found
+    assert "their structures: " in caplog.text
+
+
+def test_structures_of_which_no_class_is_known_have_no_loss():
+    codeless = [replace(p, structure=Structure(coordinates=np.zeros((len(p.sequence), 3, 3), np.float32)))
+                for p in random_proteins("v", 2)]  # fmt: skip
+    adapter = stage.untrained(recipe("esm3", d_model=64, n_heads=1))
+    assert stage.structure_loss(adapter, codeless, codeless, 100) == {}
+
+
+def test_the_loss_of_structures_is_that_of_a_model_asked_for_one_after_the_other():
+    adapter = registry.build("dplm2", {"n_blocks": 2, "d_model": 32, "n_heads": 4})
+    proteins = with_states(random_proteins("v", 3))
+    examples = [structure_example(adapter, p.sequence, p.structure) for p in proteins]
+    with torch.inference_mode():
+        together = stage.structure_nats(adapter, examples)
+        alone = torch.cat([stage.structure_nats(adapter, [one]) for one in examples])
+        logits = adapter.native_logits(stream_of(adapter, examples[0].tokens))[0, examples[0].structure_reads]
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    first = next(token for token, text in enumerate(adapter.alphabet.tokens) if text == "0000")
+    codes = logits[:, first : first + 8192].log_softmax(-1)
+    expected = -codes[torch.arange(len(codes)), torch.from_numpy(proteins[0].structure.codes)]
+    torch.testing.assert_close(alone[: len(expected)], expected, rtol=1e-4, atol=1e-5)
+
+
+def stream_of(adapter, tokens):
+    batch = adapter.collate([tokens])
+    stream, context = adapter.embed(batch)
+    for block in range(1, adapter.n_blocks + 1):
+        stream = adapter.add(stream, adapter.updates(block, stream, context))
+    return stream
 
 
 @pytest.mark.parametrize("direction", ["n2c", "c2n"])

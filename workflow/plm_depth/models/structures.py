@@ -115,6 +115,19 @@ def structure_of(rows: pa.Table, sequence: str, *, where: str) -> Structure:
     )
 
 
+def hidden_at(structure: Structure, hidden: np.ndarray) -> Structure:
+    """Return the structure with nothing known of some residues, ``hidden`` (n_residues,) bool."""
+    states, codes, coordinates = structure.three_di, structure.codes, structure.coordinates
+    return replace(
+        structure,
+        three_di=None
+        if states is None
+        else "".join("#" if gone else z for z, gone in zip(states, hidden, strict=True)),
+        codes=None if codes is None else np.where(hidden, -1, codes),
+        coordinates=None if coordinates is None else np.where(hidden[:, None, None], np.float32(np.nan), coordinates),
+    )
+
+
 def in_order(structure: Structure, order: np.ndarray) -> Structure:
     """Return the structure whose residue ``i`` is what residue ``order[i]`` was."""
     return replace(

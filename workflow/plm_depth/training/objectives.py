@@ -6,11 +6,12 @@ objectives; validation shows fixed views, keyed by the protein alone, so that th
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from plm_depth.models.base import Adapter, Structure, Tokens
+from plm_depth.models.structures import hidden_at
 from plm_depth.randomness import generator
 from plm_depth.tables import AMINO_ACIDS
 from plm_depth.training.corpus import indices_of
@@ -34,6 +35,8 @@ class Example:
         true_aa: (n_reads,) index of the target in AMINO_ACIDS, -1 for terminals and other letters (not reported).
         held: (n_reads, 20) how many of each amino acid the target token holds, for models whose tokens hold several
             residues (true_aa is -1 there); None for the others.
+        structure_reads: (n_structure_reads,) tokens whose structure is read out by the head of that track.
+        structure_targets: (n_structure_reads,) its class there (``Adapter.structure_classes``).
     """
 
     tokens: Tokens
@@ -42,6 +45,8 @@ class Example:
     weights: np.ndarray
     true_aa: np.ndarray
     held: np.ndarray | None = None
+    structure_reads: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    structure_targets: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 def training_example(
@@ -57,8 +62,10 @@ def training_example(
 ) -> Example:
     """Return the example of a protein in one epoch, drawn from a generator keyed by (seed, epoch, sequence_id).
 
-    A protein with a structure is shown with it in half of the epochs (its own draw), hidden residues included; what is
-    scored is its residues alone.
+    A protein with a structure is shown, by a draw of its own, in a quarter of the epochs without it, as the others are;
+    in a quarter with nothing of it known, and its structure is scored, too, at all residues where it is known; in a
+    quarter with all of it, hidden residues included; and in a quarter without that of the hidden residues, which is
+    scored. What is scored of its residues does not depend on that.
 
     The objective is the adapter's own, or "mlm" in the first stage of a diffusion model:
 
@@ -72,20 +79,28 @@ def training_example(
     if objective == "ar":
         direction = adapter.directions[rng.integers(len(adapter.directions))]
         return _next_tokens(adapter, sequence, direction)
-    if structure is not None and generator(seed, "condition", epoch, sequence_id).random() < 0.5:
+    asked = np.zeros(len(sequence), bool)  # of which residues the structure is hidden and scored
+    quarter = int(4 * generator(seed, "condition", epoch, sequence_id).random())
+    if quarter == 0:
         structure = None
+    elif quarter == 1:
+        asked[:] = True
     n_residues = len(sequence)
     if objective == "diffusion":
         level = int(rng.integers(1, NOISE_LEVELS + 1))
         masked = rng.random(n_residues) < level / NOISE_LEVELS
-        return _hidden(adapter, sequence, masked, structure=structure, weight=diffusion_weight(level))
+        asked |= masked & (quarter == 3)
+        return _hidden(adapter, sequence, masked, structure=structure, asked=asked, weight=diffusion_weight(level))
     hidden, replaced, left = select_residues(n_residues, mask_rate, rng)
     masked = np.zeros(n_residues, bool)
     masked[hidden] = True
     selected = np.sort(np.concatenate([hidden, replaced, left]))
     letters = np.array(list(sequence))
     letters[replaced] = np.array(list(AMINO_ACIDS))[rng.integers(20, size=len(replaced))]
-    return _hidden(adapter, sequence, masked, shown="".join(letters), structure=structure, selected=selected)
+    asked |= masked & (quarter == 3)
+    return _hidden(
+        adapter, sequence, masked, shown="".join(letters), structure=structure, asked=asked, selected=selected
+    )
 
 
 def select_residues(
@@ -135,12 +150,27 @@ def _hidden(
     *,
     shown: str | None = None,
     structure: Structure | None = None,
+    asked: np.ndarray | None = None,
     selected: np.ndarray | None = None,
     weight: float = 1.0,
 ) -> Example:
-    """Return the example of a protein shown as ``shown`` (itself by default) with some residues hidden."""
-    condition = {} if structure is None else {"structure": structure, "condition": "seq_struct"}
+    """Return the example of a protein shown as ``shown`` (itself by default) with some residues hidden.
+
+    Args:
+        asked: (n_residues,) bool, of which residues the structure is hidden and scored where it is known.
+    """
+    condition, of_structure = {}, {}
+    if structure is not None:
+        asked = np.zeros(len(sequence), bool) if asked is None else asked
+        condition = {"structure": hidden_at(structure, asked), "condition": "seq_struct"}
     tokens = adapter.encode(sequence if shown is None else shown, masked=masked, **condition)
+    if structure is not None and adapter.structure_classes:
+        true = adapter.true_structure(structure, len(sequence))
+        scored_there = np.flatnonzero(asked & (true >= 0))
+        of_structure = {
+            "structure_reads": adapter.structure_reads(tokens)[scored_there],
+            "structure_targets": true[scored_there],
+        }
     clean = adapter.encode(sequence)
     positions = np.flatnonzero(masked) if selected is None else selected
     at = clean.residue_tokens[positions]
@@ -150,7 +180,14 @@ def _hidden(
         targets=clean.ids[at],
         weights=np.full(len(positions), weight, np.float32),
         true_aa=indices_of(sequence)[positions],
+        **of_structure,
     )
+
+
+def structure_example(adapter: Adapter, sequence: str, structure: Structure) -> Example:
+    """Return the example that asks a model for the whole structure of a protein whose sequence it is shown."""
+    nothing = np.zeros(len(sequence), bool)
+    return _hidden(adapter, sequence, nothing, structure=structure, asked=~nothing)
 
 
 def _next_tokens(adapter: Adapter, sequence: str, direction: str) -> Example:

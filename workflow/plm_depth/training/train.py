@@ -45,6 +45,7 @@ from plm_depth.training.objectives import (
     Example,
     Scored,
     scored,
+    structure_example,
     training_example,
     validation_example,
     validation_views,
@@ -90,7 +91,9 @@ class Trained:
         adapter: the model, in evaluation mode.
         curve: points in order of steps; the first is the untrained model on the validation proteins.
         with_structure: of the validation proteins with a structure: how many, and their nats per residue when shown
-            alone ("seq") and with it ("seq_struct"); None where there are none.
+            alone ("seq") and with it ("seq_struct"); and of models with a structure head the nats per residue of their
+            structure, shown the sequence alone ("structure"), and what the composition of the structures of the
+            training proteins pays, one added to every class ("structure_reference"). None where there are none.
     """
 
     adapter: Adapter
@@ -145,6 +148,26 @@ def training_loss(logits: torch.Tensor, at: Scored) -> torch.Tensor:
     weights = torch.from_numpy(at.weights).to(logits.device)
     nats = functional.cross_entropy(logits.float(), targets, reduction="none")
     return (nats * weights).sum() / max(1, len(at.targets))
+
+
+def structure_nats(adapter: Adapter, examples: Sequence[Example]) -> torch.Tensor:
+    """Return minus the log probability of every structure that examples ask for, (n_structure_reads,), in their order.
+
+    Read from a walk over the blocks of those alone that ask for some: few proteins of a corpus have a structure.
+    """
+    asking = [example for example in examples if len(example.structure_reads)]
+    if not asking:
+        return torch.zeros(0, device=adapter.device)
+    batch = adapter.collate([example.tokens for example in asking], adapter.device)
+    stream, context = adapter.embed(batch)
+    for block in range(1, adapter.n_blocks + 1):
+        stream = adapter.add(stream, adapter.updates(block, stream, context))
+    rows = np.repeat(np.arange(len(asking)), [len(example.structure_reads) for example in asking])
+    reads = np.concatenate([example.structure_reads for example in asking])
+    flat = torch.from_numpy(rows * batch.ids.shape[1] + reads).to(adapter.device)
+    logits = adapter.read_out_structure(stream.flatten(0, 1).index_select(0, flat))
+    targets = torch.from_numpy(np.concatenate([example.structure_targets for example in asking])).to(adapter.device)
+    return functional.cross_entropy(logits.float(), targets, reduction="none")
 
 
 def _read_logits(adapter: Adapter, batch: Batch, at: Scored) -> torch.Tensor:
@@ -271,7 +294,10 @@ def _train(
             group["lr"] = recipe.learning_rate_at(step)
         with _products(recipe, device):
             logits = _read_logits(adapter, batch, at)
+            nats = structure_nats(adapter, examples)
         loss = training_loss(logits, at)
+        if len(nats):
+            loss = loss + nats.mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
@@ -304,7 +330,42 @@ def _train(
             f"held-out proteins with a structure (n = {len(structured)}): {alone.nats:.4f} nats per residue from the "
             f"sequence alone, {both.nats:.4f} with the structure"
         )
+        if adapter.structure_classes and (found := structure_loss(adapter, proteins, structured, longest)):
+            result.with_structure |= found
+            log.info(
+                "their structures: {structure:.4f} nats per residue from the sequence, composition alone "
+                "{structure_reference:.4f}".format(**found)
+            )
     return result
+
+
+@torch.inference_mode()
+def structure_loss(
+    adapter: Adapter, proteins: Sequence[Protein], structured: Sequence[Protein], longest: int
+) -> dict[str, float]:
+    """Return the nats per residue of the structures of held-out proteins, and what the training composition pays.
+
+    Nothing where the class of no residue is known (coordinates alone, of a model that reads codes out).
+
+    Args:
+        proteins: of the training, some with a structure.
+        structured: held-out ones, all with a structure.
+        longest: longer proteins are read in one fixed piece of this many residues.
+    """
+    adapter.module.eval()
+    pieces = [crop_of(p, longest, VALIDATION_SEED) for p in structured]
+    examples = [structure_example(adapter, piece.sequence, piece.structure) for piece in pieces]
+    asked = np.concatenate([example.structure_targets for example in examples])
+    if not len(asked):
+        return {}
+    nats = torch.cat([structure_nats(adapter, [example]) for example in examples]).double()
+    counts = np.ones(len(adapter.structure_classes))
+    for protein in proteins:
+        if protein.structure is not None:
+            true = adapter.true_structure(protein.structure, len(protein.sequence))
+            counts += np.bincount(true[true >= 0], minlength=len(counts))
+    reference = -np.log(counts / counts.sum())[asked]
+    return {"structure": float(nats.mean()), "structure_reference": float(reference.mean())}
 
 
 @torch.inference_mode()
