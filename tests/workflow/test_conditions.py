@@ -23,6 +23,8 @@ def config(**changes: object) -> str:
     study["datasets"] = [{"name": "folds", "source": "structures", "size": 3, "shard_size": 2, "min_length": 40}]
     study["models"] = [{"model": name, "family": name.split("_")[0], "path": f"mine/{name}"} for name in MODELS]
     study["inputs"]["conditions"] = ["seq", "seq_struct", "struct"]
+    if "inputs" not in changes:  # where there are structures to be read
+        study["structure_heads"] = {"size": 3, "shard_size": 3}
     return yaml.safe_dump({**study, **changes})
 
 
@@ -38,7 +40,7 @@ def test_conditions_go_from_the_structures_to_the_summary_side_by_side(tmp_path)
         registry.save(adapter, folder / "mine" / model)
     (folder / "tiny.yaml").write_text(config(), encoding="utf-8")
     targets = [path.format(model=model) for path in CHOSEN for model in MODELS]
-    figures = [f"results/tiny/figures/folds/{name}.svg" for name in ("lens_kl", "verdicts")]
+    figures = [f"results/tiny/figures/folds/{name}.svg" for name in ("lens_kl", "verdicts", "structure_heads")]
     result = snakemake(folder, "--cores", "2", *targets, *figures)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
     assert "model esm2_tiny: measured under condition seq only, its family reads no structure" in result.stderr
@@ -60,6 +62,15 @@ def test_conditions_go_from_the_structures_to_the_summary_side_by_side(tmp_path)
     assert counts[0] == counts[1] == counts[2] == [round(0.15 * n) for n in (70, 51, 58)]
     sums = [rows.filter(condition=condition)["sum"].to_list() for condition in ("seq", "seq_struct", "struct")]
     assert sums[0] != sums[1] != sums[2]
+
+    heads = table(folder, "structure_heads/folds/saprot_tiny.lens_seq.parquet", LENS_SEQ)
+    read = heads.filter(quantity="kl_lf", layer=0).filter(pl.col("noise_t") > 0, pl.col("null_model") == "trained")
+    by_condition = read.group_by("condition", "sequence_id").agg(pl.col("n").sum()).sort("condition", "sequence_id")
+    assert by_condition["n"].to_list() == [n for condition in counts for n in condition], (
+        "the residues that the lens reads"
+    )
+    shown = dict(read.group_by("condition").agg((pl.col("lens") == "copy").any()).rows())
+    assert shown == {"seq": False, "seq_struct": True, "struct": True} and set(heads["readout"]) == {"struct"}
 
     verdicts = table(folder, "verdicts/folds.parquet", VERDICT).filter(claim="K5")
     assert set(verdicts["scope"]) == {"saprot_tiny"} and set(verdicts["verdict"]) == {"inconclusive"}
