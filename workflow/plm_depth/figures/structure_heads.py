@@ -33,7 +33,7 @@ def draw(numbers: pl.DataFrame, models: Sequence[Model]) -> Figure:
         [model for model in models if model.model in drawn],
         title=TITLE,
         rows=[row for row in ROWS if row.quantity in quantities],
-        notes=["Structures that were shown to the model are copied, not predicted."],
+        notes=["A structure that was shown could be copied: no prediction."],
     )
 
 
