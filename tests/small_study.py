@@ -12,6 +12,8 @@ from plm_depth.config import Study
 from plm_depth.models.registry import FAMILIES
 
 ROOT = Path(__file__).parents[1]
+# What chooses the kernels of BLAS, and so the last bits of numbers that are to be the same.
+KERNELS = {name: value for name, value in os.environ.items() if name.startswith("OPENBLAS_")}
 # Seconds after which a run hangs, however busy its neighbours are.
 STUDY_S = 7200
 
@@ -88,7 +90,7 @@ def snakemake(
         variables: further ones of the environment.
     """
     environment = {"PATH": "/usr/bin:/bin", "HOME": os.environ.get("HOME", "/"), "LANG": "C.UTF-8"}
-    environment |= {"XDG_CACHE_HOME": str(folder / ".cache"), **(variables or {})}
+    environment |= {"XDG_CACHE_HOME": str(folder / ".cache"), **KERNELS, **(variables or {})}
     # Alone, not laid over the paper study: that has sections which these studies do without.
     command = [sys.executable, "-m", "snakemake", "--configfile", configfile, "--replace-workflow-config", *options]
     return subprocess.run(

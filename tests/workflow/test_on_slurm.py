@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from plm_depth.digest import digests
-from small_study import CONFIG, ROOT, STUDY_S, copy_repository, snakemake
+from small_study import CONFIG, KERNELS, ROOT, STUDY_S, copy_repository, snakemake
 
 SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 NEEDED = ("munged", "slurmctld", "slurmd", "slurmdbd", "mariadbd", "sbatch", "sacct")
@@ -200,7 +200,7 @@ def started(cluster) -> Iterator[list[subprocess.Popen]]:
 def start(started: list[subprocess.Popen], cluster: Cluster, folder: Path, *command: str, log: str) -> subprocess.Popen:
     """Start Python with a command in a folder as the one who talks to the cluster, in a session of its own."""
     environment = {"HOME": os.environ.get("HOME", "/"), "LANG": "C.UTF-8", "PYTHONPATH": str(folder / "workflow")}
-    environment |= {"XDG_CACHE_HOME": str(folder / ".cache"), **cluster.variables}
+    environment |= {"XDG_CACHE_HOME": str(folder / ".cache"), **KERNELS, **cluster.variables}
     with (folder / log).open("w") as output:
         process = subprocess.Popen(
             [sys.executable, *command],
