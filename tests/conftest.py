@@ -16,7 +16,8 @@ def pytest_collection_modifyitems(config, items):
         name = item.path.stem
         return LONGEST.index(name) if name in LONGEST else len(LONGEST), item.get_closest_marker("workflow") is None
 
-    if config.getoption("numprocesses", None):
+    # The workers collect, not the process that started them.
+    if hasattr(config, "workerinput"):
         items.sort(key=place)
 
 

@@ -162,8 +162,10 @@ def test_a_job_killed_while_it_writes_leaves_nothing_that_is_taken_for_whole(stu
 def test_two_runs_at_once_in_one_folder_do_not_mix(study, start, expected):
     make_due(study)
     first = start()
-    until("the job to write", lambda: writers(study, MOMENTS))
+    (job,) = until("the job to write", lambda: writers(study, MOMENTS))
+    os.kill(job, signal.SIGSTOP)  # so that the first run lasts as long as the second takes to start
     second = run_once(study)
+    os.kill(job, signal.SIGCONT)
     assert second.returncode == 1 and "lock" in second.stdout + second.stderr
     assert first.wait(timeout=WAIT_S) == 0
     ends_as_expected(study, expected)
