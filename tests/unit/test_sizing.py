@@ -75,9 +75,13 @@ MEASURED = [
     ("summary", "esm2_8m", None, 1.62, 0.3),
     ("profile", "esm2_15b", None, 1.67, 3.4),
     ("summary", "esm2_15b", None, 1.71, 1.8),
-    ("profile", "progen2_small", None, 1.06, 0.5),
-    ("profile", "dplm_150m", None, 3.36, 6.3),
-    ("summary", "dplm_150m", None, 3.43, 2.2),
+    ("profile", "progen2_small", None, 1.06, 0.6),
+    ("profile", "progen2_large", None, 1.11, 1.3),
+    ("summary", "progen2_large", None, 1.18, 0.6),
+    ("profile", "dplm_150m", None, 3.36, 6.5),
+    ("summary", "dplm_150m", None, 3.56, 2.7),
+    ("profile", "dplm_650m", None, 3.51, 6.7),
+    ("summary", "dplm_650m", None, 3.48, 3.4),
 ]
 
 
