@@ -10,7 +10,7 @@ Aggregates, each over positions, then mask draws, then proteins, then (diffusion
 
 import argparse
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -117,11 +117,8 @@ def profile(
     progress.finish()
     if not parts:
         raise TableError("the per-protein tables hold no rows; nothing to profile")
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    columns["mask_draw"] = np.full(len(columns["layer"]), -1)
-    columns = sorted_rows(columns, (*COMMON, "table", "quantity", "pos_class", "vocab", "layer", "aggregate"))
-    n_rows = write_table(columns, PROFILE, output, seed=seed, resamples=n_boot)
-    n_empty = int(np.isnan(columns["value"]).sum())
+    n_rows = write_profiles(parts, output, seed=seed, resamples=n_boot)
+    n_empty = sum(int(np.isnan(part["value"]).sum()) for part in parts)
     LOG.info(f"{n_rows} rows, {n_empty} without any defined value")
     return n_rows
 
@@ -131,6 +128,31 @@ def _with_noise_mean(part: Measurements, grid: Sequence[float]) -> Iterator[Meas
     stacked = over_noise(part, grid)
     if stacked is not None:
         yield stacked
+
+
+def write_profiles(
+    parts: Sequence[Mapping[str, np.ndarray]],
+    output: str | Path,
+    *,
+    table: str | None = None,
+    seed: int,
+    resamples: int,
+) -> int:
+    """Write ``profile_rows``, joined and sorted, as one PROFILE table; return its number of rows.
+
+    Args:
+        parts: none gives a table without rows, which is logged.
+        table: what the column of that name says, where another stage than the lens's own measured it.
+    """
+    if not parts:
+        LOG.warning("nothing was read out; the table is empty")
+        return write_table({name: np.empty(0) for name in PROFILE.names}, PROFILE, output)
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    columns["mask_draw"] = np.full(len(columns["layer"]), -1)
+    if table is not None:
+        columns["table"] = np.full(len(columns["layer"]), table)
+    columns = sorted_rows(columns, (*COMMON, "table", "quantity", "pos_class", "vocab", "layer", "aggregate"))
+    return write_table(columns, PROFILE, output, seed=seed, resamples=resamples)
 
 
 def sorted_rows(columns: dict[str, np.ndarray], by: Sequence[str]) -> dict[str, np.ndarray]:

@@ -21,16 +21,13 @@ from plm_depth.metrics.corpus import DIFFUSION_GRID, over_noise, parts_of, read_
 from plm_depth.metrics.groups import Groups, Shard, dictionary, read_groups
 from plm_depth.metrics.lens import LAYER_QUANTITIES, N_RANKS, SETTLE_QUANTITIES, SETTLED, Settling
 from plm_depth.metrics.options import add_resampling_options, resampling_of
-from plm_depth.metrics.profile import profile_rows, sorted_rows
+from plm_depth.metrics.profile import profile_rows, write_profiles
 from plm_depth.progress import Progress, stage_log
 from plm_depth.tables import (
-    COMMON,
     LENS_SEQ,
-    PROFILE,
     STRUCTURE_KEYS,
     TableError,
     TableWriter,
-    write_table,
 )
 
 LOG = logging.getLogger("metrics.structure_heads")
@@ -215,14 +212,7 @@ def structure_heads(
     parts = []
     for part in parts_of([sequences], table="lens", bootstrap=bootstrap):
         parts += [profile_rows(found, bootstrap) for found in (part, over_noise(part, grid)) if found is not None]
-    if not parts:
-        LOG.warning("nothing was read out; the table is empty")
-        return write_table({name: np.empty(0) for name in PROFILE.names}, PROFILE, output)
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    columns["mask_draw"] = np.full(len(columns["layer"]), -1)
-    columns["table"] = np.full(len(columns["layer"]), "structure_heads")
-    columns = sorted_rows(columns, (*COMMON, "table", "quantity", "pos_class", "vocab", "layer", "aggregate"))
-    n_rows = write_table(columns, PROFILE, output, seed=seed, resamples=n_boot)
+    n_rows = write_profiles(parts, output, table="structure_heads", seed=seed, resamples=n_boot)
     LOG.info(f"{n_rows} rows")
     return n_rows
 

@@ -11,15 +11,13 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from plm_depth.metrics.bootstrap import Bootstrap
 from plm_depth.metrics.corpus import DIFFUSION_GRID, over_noise, parts_of, read_clusters
 from plm_depth.metrics.lens import lens
 from plm_depth.metrics.options import add_resampling_options, resampling_of
-from plm_depth.metrics.profile import profile_rows, sorted_rows
+from plm_depth.metrics.profile import profile_rows, write_profiles
 from plm_depth.progress import stage_log
-from plm_depth.tables import COMMON, PROFILE, TableError, write_table
+from plm_depth.tables import TableError
 
 LOG = logging.getLogger("metrics.tuned_lens")
 
@@ -54,14 +52,7 @@ def tuned_lens(
             for part in parts_of([table], table="lens", bootstrap=bootstrap):
                 over = over_noise(part, grid)
                 parts += [profile_rows(found, bootstrap) for found in (part, over) if found is not None]
-    if not parts:
-        LOG.warning("nothing was read out; the table is empty")
-        return write_table({name: np.empty(0) for name in PROFILE.names}, PROFILE, output)
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    columns["mask_draw"] = np.full(len(columns["layer"]), -1)
-    columns["table"] = np.full(len(columns["layer"]), "tuned_lens")
-    columns = sorted_rows(columns, (*COMMON, "table", "quantity", "pos_class", "vocab", "layer", "aggregate"))
-    n_rows = write_table(columns, PROFILE, output, seed=seed, resamples=n_boot)
+    n_rows = write_profiles(parts, output, table="tuned_lens", seed=seed, resamples=n_boot)
     LOG.info(f"{n_rows} rows")
     return n_rows
 
